@@ -1,0 +1,150 @@
+"""Serial pieces of a blocked matrix product: panels, rows of tiles, and how work is cut.
+
+Work is cut by the problem's size and never by the number of threads, and the sum over k is
+never cut across tasks, so the bits of a product are the same for any number of threads.
+"""
+
+from ._compile import kernel
+from ._simd import lanes, load, load_first, store
+from ._tile import NARROW, TILE_ROWS, WIDE, multiply, transpose_block
+
+# Rows of a packed panel: 256 of them stay in the first-level cache.
+DEPTH_BLOCK = 256
+# A task is worth its start from about a million multiply-adds on.
+TASK_SIZE = 1 << 19
+MOST_TASKS = 32
+
+
+@kernel
+def task_grid(rows, columns, depth, width):
+    """Return (row tasks, column tasks) for an output of rows x columns.
+
+    Rows are cut first: then each task packs all panels for itself, which is little work where a
+    task has many rows. What is left is cut by columns.
+    """
+    tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
+    panels = max(1, (columns + width - 1) // width)
+    wanted = min(MOST_TASKS, rows * columns * depth // TASK_SIZE)
+    wanted = max(1, wanted // 4 * 4 if wanted > 4 else wanted)
+    row_tasks = max(1, min(wanted, tiles // 4))
+    column_tasks = min(panels, (wanted + row_tasks - 1) // row_tasks)
+    row_tasks = min(tiles, (wanted + column_tasks - 1) // column_tasks)
+    return row_tasks, column_tasks
+
+
+@kernel
+def task_part(task, row_tasks, column_tasks, rows, panels):
+    """Return the (first row, last row, first panel, last panel) of a task."""
+    row_task, column_task = task // column_tasks, task % column_tasks
+    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    first = tiles * row_task // row_tasks * TILE_ROWS
+    last = min(rows, tiles * (row_task + 1) // row_tasks * TILE_ROWS)
+    return (
+        first,
+        last,
+        panels * column_task // column_tasks,
+        panels * (column_task + 1) // column_tasks,
+    )
+
+
+@kernel
+def panel_width(columns, out):
+    """Return the width of the panel for so many columns: one register, or two."""
+    return NARROW * lanes(out) if columns <= NARROW * lanes(out) else WIDE * lanes(out)
+
+
+@kernel(inline=True)
+def pack_panel(b, b_start, b_step, depth, columns, panel, start):
+    """Copy `depth` rows of `columns` elements into a panel; columns beyond are 0.
+
+    Args:
+        b: 1-D; row k begins at b_start + k * b_step.    columns: 1 to WIDE registers' worth.
+        panel: 1-D, overwritten from `start` on.
+    """
+    width = panel_width(columns, panel)
+    if columns == width:
+        for k in range(depth):
+            for j in range(0, width, lanes(panel)):
+                store(panel, load(b, b_start + k * b_step + j), start + k * width + j)
+    else:
+        for k in range(depth):
+            for j in range(0, width, lanes(panel)):
+                row = load_first(b, columns - j, b_start + k * b_step + min(j, columns))
+                store(panel, row, start + k * width + j)
+
+
+@kernel(inline=True)
+def pack_panel_transposed(b, b_start, b_step, depth, columns, panel, start):
+    """Copy the transpose of `columns` rows of `depth` elements into a panel.
+
+    Args:
+        b: 1-D; row j begins at b_start + j * b_step.    columns: 1 to WIDE registers' worth.
+        panel: 1-D, overwritten from `start` on; columns beyond hold copies of the last one.
+    """
+    size = lanes(panel)
+    width = panel_width(columns, panel)
+    whole_depth = depth // size * size
+    for j in range(0, width, size):
+        row = b_start + j * b_step
+        for k in range(0, whole_depth, size):
+            transpose_block(b, row + k, b_step, columns - j, panel, start + k * width + j, width)
+    for j in range(width):
+        row = b_start + min(j, columns - 1) * b_step
+        for k in range(whole_depth, depth):
+            panel[start + k * width + j] = b[row + k]
+
+
+@kernel
+def multiply_rows(
+    first, last, columns, depth, a, a_start, a_row_step, a_k_step, panel, panel_start,
+    has_bias, bias, bias_start, has_addend, addend, out, out_start, out_step,
+):  # fmt: skip
+    """Multiply rows first to last of `a` by a panel; other arguments are those of `multiply`."""
+    multiply(
+        last - first, columns, depth, a, a_start + first * a_row_step, a_row_step, a_k_step,
+        panel, panel_start, has_bias, bias, bias_start, has_addend, addend, out,
+        out_start + first * out_step, out_step,
+    )  # fmt: skip
+
+
+@kernel(inline=True)
+def pack_panels(b, b_start, b_step, depth, columns, panels):
+    """Pack all panels of a matrix of `depth` rows and `columns` columns, one after the other."""
+    width = WIDE * lanes(panels)
+    for j in range(0, columns, width):
+        used = min(width, columns - j)
+        pack_panel(b, b_start + j, b_step, depth, used, panels, j * depth)
+
+
+@kernel
+def pack_panels_transposed(b, b_start, b_step, depth, columns, panels):
+    """Pack all panels of the transpose of a matrix of `columns` rows and `depth` columns."""
+    width = WIDE * lanes(panels)
+    for j in range(0, columns, width):
+        used = min(width, columns - j)
+        pack_panel_transposed(b, b_start + j * b_step, b_step, depth, used, panels, j * depth)
+
+
+@kernel(inline=True)
+def multiply_panels(
+    rows, first, last, depth, a, a_row_step, a_k_step, panels, panel_depth, panel_row,
+    accumulates, out, out_start, out_step, a_start,
+):  # fmt: skip
+    """Multiply `rows` rows of `a` by columns first to last of packed panels.
+
+    Args:
+        first: a multiple of the width of a wide panel; last: another, or the last column of all,
+            for the last panel may be narrow.    depth: steps of k.
+        panels: from `pack_panels`; each has `panel_depth` rows, of which those from `panel_row`
+            on are used.
+        accumulates: whether the product is added to out.
+        out: 1-D; column `first` of row i is at out_start + i * out_step.
+    """
+    width = WIDE * lanes(out)
+    for j in range(first, last, width):
+        used = min(width, last - j)
+        panel_start = j * panel_depth + panel_row * panel_width(used, out)
+        multiply_rows(
+            0, rows, used, depth, a, a_start, a_row_step, a_k_step, panels, panel_start,
+            False, out, 0, accumulates, out, out, out_start + j - first, out_step,
+        )  # fmt: skip

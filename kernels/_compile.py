@@ -1,0 +1,115 @@
+"""`@kernel`: the only place that calls `numba.njit`.
+
+It holds the options that every kernel shares, and the directory that compiled kernels are kept in.
+
+Build variants, chosen by the environment variable `FASTFORMER_BUILD` before the first import:
+    production: what users run.
+    checked: serial, with bounds checks, for tests. (Numba's bounds checks see nothing in `prange`.)
+"""
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+
+BUILDS = ("production", "checked")
+BUILD = os.environ.get("FASTFORMER_BUILD", "production")
+if BUILD not in BUILDS:
+    raise ValueError(f"FASTFORMER_BUILD must be one of {', '.join(BUILDS)}, got {BUILD!r}")
+
+# No nnan, no ninf: a NaN must stay visible, and isnan must stay true.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+# A parallel region starts in 2 us on OpenMP, and in 90 us on Numba's own work queue.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+
+def _source_digest() -> str:
+    """Hash all that decides what a compiled kernel is, but that Numba's own cache does not see.
+
+    Numba looks at the file of the kernel alone, not at the helpers that it calls (numba#1833).
+    """
+    digest = hashlib.sha256()
+    parts = (numba.__version__, BUILD, os.environ.get("FASTFORMER_VECTOR_BITS", ""))
+    digest.update("\0".join(parts).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _is_private(directory: Path) -> bool:
+    """Tell whether only its owner, who is us, can write to a directory.
+
+    Numba's cache files are pickles: whoever can write them can run code here.
+    """
+    if not hasattr(os, "getuid"):
+        return os.access(directory, os.W_OK)
+    status = directory.stat()
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.getuid() and not others_write and os.access(directory, os.W_OK)
+
+
+def _cache_directory() -> Path | None:
+    """Return the private directory of this build's compiled kernels, or None where none can be."""
+    chosen = os.environ.get("FASTFORMER_CACHE_DIR")
+    user = getattr(os, "getuid", lambda: "user")()
+    roots = (
+        [Path(chosen)]
+        if chosen
+        else [
+            Path(platformdirs.user_cache_dir("fastformer", appauthor=False)),
+            Path(tempfile.gettempdir()) / f"fastformer-{user}",
+        ]
+    )
+    for root in roots:
+        directory = root / f"kernels-{_source_digest()}"
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _is_private(directory):
+                return directory
+        except OSError:
+            continue
+    return None
+
+
+CACHE_DIRECTORY = _cache_directory()
+
+
+def kernel(
+    function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: bool = False
+) -> Any:
+    """Compile a function with the options that all kernels share.
+
+    Args:
+        function: the Python function; it may call other kernels of its own and other files.
+        parallel: True for the outermost function of an op, which has the one `prange`.
+            All that it calls are serial kernels.
+        inline: True for a serial kernel whose call would cost as much as its work: passing a
+            dozen arrays takes 100 ns.
+
+    Returns:
+        A Numba dispatcher, compiled on first call for each dtype and kept on disk.
+    """
+    if function is None:
+        return lambda function: kernel(function, parallel=parallel, inline=inline)
+    checked = BUILD == "checked"
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(CACHE_DIRECTORY or "")
+    try:
+        return numba.njit(
+            function,
+            parallel=parallel and not checked,
+            boundscheck=checked,
+            forceinline=inline,
+            fastmath=FASTMATH,
+            error_model="numpy",
+            cache=CACHE_DIRECTORY is not None,
+        )
+    finally:
+        numba.config.CACHE_DIR = previous

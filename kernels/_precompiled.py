@@ -1,0 +1,106 @@
+"""Machine code that is compiled once, kept on disk, and called by other kernels by its symbol."""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from llvmlite import binding
+
+from ._compile import CACHE_DIRECTORY
+
+DIGEST_SIZE = hashlib.sha256().digest_size
+_ENGINES: list[binding.ExecutionEngine] = []
+
+
+def _target_machine() -> binding.TargetMachine:
+    """Return a code generator for the CPU at hand, as Numba sets its own."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=binding.get_host_cpu_name(),
+        features=binding.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="static" if target.name.startswith("x86") else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+def _optimised(text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
+    """Parse, check and optimise LLVM code."""
+    module = binding.parse_assembly(text)
+    module.triple = binding.get_process_triple()
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+class Precompiled:
+    """A loaded library of machine code, whose functions are known to the linker by name."""
+
+    def __init__(self, name: str, text: Callable[[], str]) -> None:
+        """Load the machine code from the cache directory, or compile it."""
+        self._text = text
+        self._machine = _target_machine()
+        code = self._read(name)
+        if code is None:
+            module = _optimised(text(), self._machine)
+            code = self._machine.emit_object(module)
+            self._write(name, code)
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self._machine)
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        _ENGINES.append(engine)  # The code lives as long as its engine.
+        for function in binding.parse_assembly(text()).functions:
+            if not function.is_declaration:
+                address = engine.get_function_address(function.name)
+                binding.add_symbol(function.name, address)
+
+    def assembly(self) -> str:
+        """Return the assembly, for tests that look at it."""
+        return str(self._machine.emit_assembly(_optimised(self._text(), self._machine)))
+
+    def _path(self, name: str) -> Path | None:
+        """Return the file for this CPU; the directory's name stands for the sources."""
+        if CACHE_DIRECTORY is None:
+            return None
+        cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+        return CACHE_DIRECTORY / f"{name}-{hashlib.sha256(cpu.encode()).hexdigest()[:16]}.o"
+
+    def _read(self, name: str) -> bytes | None:
+        """Return the machine code on disk, or None where there is none, or it is damaged."""
+        path = self._path(name)
+        try:
+            content = path.read_bytes() if path else b""
+        except OSError:
+            return None
+        digest, code = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
+        return code if code and hashlib.sha256(code).digest() == digest else None
+
+    def _write(self, name: str, code: bytes) -> None:
+        """Keep the machine code; a disk that refuses costs the next start its time, no more."""
+        path = self._path(name)
+        if path is None:
+            return
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(temporary, path)
+        except OSError as error:
+            sys.stderr.write(f"fastformer: compiled kernels are not kept: {error}\n")
+
+
+def precompiled(name: str, text: Callable[[], str]) -> Precompiled:
+    """Compile LLVM code once, and make its functions callable by their symbols.
+
+    Args:
+        name: of the file in the cache directory.    text: gives the LLVM code.
+    """
+    return Precompiled(name, text)

@@ -1,0 +1,374 @@
+"""A register of the machine's vector unit as a Numba type, so that kernels read like mathematics.
+
+In a kernel, `x` is a C-contiguous array of float32 or float64 with any number of axes:
+
+    load(x, i, j)                the lanes(x) elements of row i that begin at column j
+    load_first(x, n, i, j)       the first n of them, where n may be more than there are lanes; the
+                                 other lanes are 0 and their memory is not touched: a row's tail
+    store(x, v, i, j), store_first(x, n, v, i, j)
+    splat(x, s)                  the scalar s in every lane, in the dtype of x
+    a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
+    fma(a, b, c)                 a * b + c with one rounding
+    select(mask, a, b), sqrt(a), exp(a), sigmoid(a)
+    log(a)                       of numbers > 0, to about one unit in the last place
+    maximum(a, b)                a where a > b, else b: of a number and NaN, b
+    keep_first(v, n, other)      lane k of v where k < n, the scalar `other` elsewhere
+    drop_first(v, n, other)      lane k of v where k >= n, the scalar `other` elsewhere
+    sum_lanes(v), max_lanes(v)   a scalar, combined in a fixed tree order
+
+`_meaning.py` says what each operation means, in NumPy; tests hold the compiled form to it. The
+width is that of the CPU at hand: 512 bits with AVX-512, 256 with AVX, else 128.
+`FASTFORMER_VECTOR_BITS` forces another (0 is a single lane).
+Nothing here is reassociated or contracted by the compiler: what is written is what is done, so
+the bits of a result do not depend on the code around it. (`EXACT` sees to that.)
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, Signature, infer_global, signature
+from numba.extending import lower_builtin, models, register_model
+from numba.np.arrayobj import make_array
+
+from ._compile import BUILD
+from ._llvm import (
+    EXACT,
+    INDEX,
+    call_ir,
+    element_lanes,
+    exp_ir,
+    first_lanes_ir,
+    load_ir,
+    log_ir,
+    masked_load_ir,
+    masked_store_ir,
+    maximum_ir,
+    sigmoid_ir,
+    splat_ir,
+    store_ir,
+    tree_ir,
+)
+from ._meaning import (
+    drop_first,
+    exp,
+    fma,
+    keep_first,
+    lanes,
+    load,
+    load_first,
+    log,
+    max_lanes,
+    maximum,
+    select,
+    sigmoid,
+    splat,
+    sqrt,
+    store,
+    store_first,
+    sum_lanes,
+)
+
+__all__ = [
+    "drop_first",
+    "exp",
+    "fma",
+    "keep_first",
+    "lanes",
+    "load",
+    "load_first",
+    "log",
+    "max_lanes",
+    "maximum",
+    "select",
+    "sigmoid",
+    "splat",
+    "sqrt",
+    "store",
+    "store_first",
+    "sum_lanes",
+]
+
+
+# ---- the types ----
+
+
+class Vector(types.Type):
+    """A register of elements of one dtype."""
+
+    def __init__(self, dtype: types.Float) -> None:
+        """Make the type for float32 or float64 elements."""
+        self.dtype = dtype
+        self.lanes = element_lanes(dtype.bitwidth // 8)
+        element = ir.FloatType() if dtype is types.float32 else ir.DoubleType()
+        self.ir = ir.VectorType(element, self.lanes)
+        super().__init__(name=f"vector({dtype}, {self.lanes})")
+
+
+class Mask(types.Type):
+    """One bit for each lane of a register."""
+
+    def __init__(self, lanes: int) -> None:
+        """Make the type for a number of lanes."""
+        self.lanes = lanes
+        self.ir = ir.VectorType(ir.IntType(1), lanes)
+        super().__init__(name=f"mask({lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Vector) -> None:
+        super().__init__(manager, fe_type, fe_type.ir)
+
+
+@register_model(Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Mask) -> None:
+        super().__init__(manager, fe_type, fe_type.ir)
+
+
+def check_extent_ir(
+    context: Any, builder: ir.IRBuilder, array: Any, start: ir.Value, stop: ir.Value
+) -> None:
+    """In the checked build, raise IndexError unless 0 <= start and stop <= the array's size."""
+    if BUILD != "checked":
+        return
+    below = builder.icmp_signed("<", start, INDEX(0))
+    above = builder.icmp_signed(">", stop, array.nitems)
+    empty = builder.icmp_signed("<=", stop, start)
+    outside = builder.and_(builder.not_(empty), builder.or_(below, above))
+    with builder.if_then(outside, likely=False):
+        context.call_conv.return_user_exc(builder, IndexError, ("vector access outside its array",))
+
+
+def _address(
+    context: Any,
+    builder: ir.IRBuilder,
+    kind: Any,
+    value: ir.Value,
+    index: list[ir.Value],
+    count: ir.Value,
+) -> ir.Value:
+    """Return the address of an element of a C-contiguous array, from which `count` are used."""
+    array = make_array(kind)(context, builder, value)
+    offset = INDEX(0)
+    for position, length in zip(index, cgutils.unpack_tuple(builder, array.shape), strict=True):
+        offset = builder.add(builder.mul(offset, length), position)
+    check_extent_ir(context, builder, array, offset, builder.add(offset, count))
+    return builder.gep(array.data, [offset])
+
+
+# ---- typing rules and code generation ----
+
+
+def _rule(function: Callable[..., Any], rule: Callable[..., Signature | None]) -> None:
+    """Tell Numba the type of a call of `function`: rule(*argument types) -> signature or None."""
+    body = {"key": function, "generic": lambda self, args, kws: rule(*args)}
+    infer_global(function, types.Function(type(function.__name__, (AbstractTemplate,), body)))
+
+
+def _is_array(kind: Any) -> bool:
+    floats = (types.float32, types.float64)
+    return isinstance(kind, types.Array) and kind.layout == "C" and kind.dtype in floats
+
+
+def _index_types(x: Any, index: tuple[Any, ...]) -> bool:
+    return len(index) == x.ndim and all(isinstance(i, types.Integer) for i in index)
+
+
+def _type_load(x: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and _index_types(x, index):
+        return signature(Vector(x.dtype), x, *[types.intp] * len(index))
+    return None
+
+
+def _type_load_first(x: Any, count: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and _index_types(x, index):
+        return signature(Vector(x.dtype), x, types.intp, *[types.intp] * len(index))
+    return None
+
+
+def _type_store(x: Any, v: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and v == Vector(x.dtype) and _index_types(x, index):
+        return signature(types.none, x, v, *[types.intp] * len(index))
+    return None
+
+
+def _type_store_first(x: Any, count: Any, v: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and v == Vector(x.dtype) and _index_types(x, index):
+        return signature(types.none, x, types.intp, v, *[types.intp] * len(index))
+    return None
+
+
+_rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
+_rule(load, _type_load)
+_rule(load_first, _type_load_first)
+_rule(store, _type_store)
+_rule(store_first, _type_store_first)
+_rule(splat, lambda x, s: signature(Vector(x.dtype), x, x.dtype) if _is_array(x) else None)
+
+
+@lower_builtin(lanes, types.Array)
+def _lanes(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    return INDEX(element_lanes(sig.args[0].dtype.bitwidth // 8))
+
+
+@lower_builtin(load, types.Array, types.VarArg(types.Integer))
+def _load(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, *index = args
+    count = INDEX(sig.return_type.lanes)
+    address = _address(context, builder, sig.args[0], x, index, count)
+    return load_ir(builder, address, sig.return_type.ir)
+
+
+@lower_builtin(load_first, types.Array, types.Integer, types.VarArg(types.Integer))
+def _load_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, count, *index = args
+    lanes = sig.return_type.lanes
+    used = _at_most(builder, count, lanes)
+    address = _address(context, builder, sig.args[0], x, index, used)
+    mask = first_lanes_ir(builder, count, lanes)
+    return masked_load_ir(builder, address, sig.return_type.ir, mask)
+
+
+@lower_builtin(store, types.Array, Vector, types.VarArg(types.Integer))
+def _store(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, v, *index = args
+    address = _address(context, builder, sig.args[0], x, index, INDEX(sig.args[1].lanes))
+    store_ir(builder, v, address)
+    return context.get_dummy_value()
+
+
+@lower_builtin(store_first, types.Array, types.Integer, Vector, types.VarArg(types.Integer))
+def _store_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, count, v, *index = args
+    lanes = sig.args[2].lanes
+    used = _at_most(builder, count, lanes)
+    address = _address(context, builder, sig.args[0], x, index, used)
+    masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+    return context.get_dummy_value()
+
+
+@lower_builtin(splat, types.Array, types.Float)
+def _splat(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    return splat_ir(builder, args[1], sig.return_type.lanes)
+
+
+def _at_most(builder: ir.IRBuilder, count: ir.Value, limit: int) -> ir.Value:
+    return builder.select(builder.icmp_signed("<", count, INDEX(limit)), count, INDEX(limit))
+
+
+def _vector_of(*kinds: Any) -> Any:
+    """Return the vector type among the operands if the others are it or scalars, else None."""
+    vectors = {kind for kind in kinds if isinstance(kind, Vector)}
+    scalars = all(isinstance(k, Vector | types.Float | types.Integer) for k in kinds)
+    return vectors.pop() if len(vectors) == 1 and scalars else None
+
+
+def _operands(context: Any, builder: Any, kind: Vector, sig: Signature, args: Any) -> list[Any]:
+    """Return the operands as vectors: a scalar goes into every lane, in the vector's dtype."""
+    return [
+        value
+        if isinstance(given, Vector)
+        else splat_ir(builder, context.cast(builder, value, given, kind.dtype), kind.lanes)
+        for given, value in zip(sig.args, args, strict=True)
+    ]
+
+
+def _define(
+    function: Callable[..., Any],
+    operands: int,
+    emit: Callable[[ir.IRBuilder, ir.VectorType, list[ir.Value]], ir.Value],
+    result: Callable[[Vector], Any] = lambda kind: kind,
+) -> None:
+    """Define an operation on vectors, or on vectors and scalars, by the code that it emits."""
+
+    def rule(*kinds: Any) -> Signature | None:
+        kind = _vector_of(*kinds) if len(kinds) == operands else None
+        return signature(result(kind), *map(types.unliteral, kinds)) if kind else None
+
+    def lower(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        kind = _vector_of(*sig.args)
+        return emit(builder, kind.ir, _operands(context, builder, kind, sig, args))
+
+    _rule(function, rule)
+    scalars = (Vector, types.Float, types.Integer)
+    for kinds in np.ndindex(*[len(scalars)] * operands):
+        if 0 in kinds:
+            lower_builtin(function, *[scalars[k] for k in kinds])(lower)
+
+
+def _mask_of(kind: Vector) -> Mask:
+    return Mask(kind.lanes)
+
+
+_define(operator.add, 2, lambda builder, kind, v: builder.fadd(*v, flags=EXACT))
+_define(operator.sub, 2, lambda builder, kind, v: builder.fsub(*v, flags=EXACT))
+_define(operator.mul, 2, lambda builder, kind, v: builder.fmul(*v, flags=EXACT))
+_define(operator.truediv, 2, lambda builder, kind, v: builder.fdiv(*v, flags=EXACT))
+_define(
+    operator.gt, 2, lambda builder, kind, v: builder.fcmp_ordered(">", *v, flags=EXACT), _mask_of
+)
+_define(
+    operator.lt, 2, lambda builder, kind, v: builder.fcmp_ordered("<", *v, flags=EXACT), _mask_of
+)
+_define(fma, 3, lambda builder, kind, v: call_ir(builder, "llvm.fma", kind, *v))
+_define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v))
+_define(maximum, 2, maximum_ir)
+_define(exp, 1, exp_ir)
+_define(log, 1, log_ir)
+_define(sigmoid, 1, sigmoid_ir)
+_define(
+    sum_lanes,
+    1,
+    tree_ir(lambda builder, kind, v: builder.fadd(*v, flags=EXACT)),
+    lambda kind: kind.dtype,
+)
+_define(max_lanes, 1, tree_ir(maximum_ir), lambda kind: kind.dtype)
+
+
+def _type_select(mask: Any, a: Any, b: Any) -> Signature | None:
+    kind = _vector_of(a, b)
+    if kind and mask == Mask(kind.lanes):
+        return signature(kind, mask, types.unliteral(a), types.unliteral(b))
+    return None
+
+
+def _lower_select(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    values = signature(sig.return_type, *sig.args[1:])
+    return builder.select(args[0], *_operands(context, builder, sig.return_type, values, args[1:]))
+
+
+_rule(select, _type_select)
+lower_builtin(select, Mask, Vector, Vector)(_lower_select)
+for _scalar in (types.Float, types.Integer):
+    lower_builtin(select, Mask, Vector, _scalar)(_lower_select)
+    lower_builtin(select, Mask, _scalar, Vector)(_lower_select)
+
+
+def _type_edge(v: Any, count: Any, other: Any) -> Signature | None:
+    return signature(v, v, types.intp, v.dtype) if isinstance(v, Vector) else None
+
+
+_rule(keep_first, _type_edge)
+_rule(drop_first, _type_edge)
+
+
+@lower_builtin(keep_first, Vector, types.Integer, types.Float)
+def _keep_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    v, count, other = args
+    lanes = sig.args[0].lanes
+    mask = first_lanes_ir(builder, count, lanes)
+    return builder.select(mask, v, splat_ir(builder, other, lanes))
+
+
+@lower_builtin(drop_first, Vector, types.Integer, types.Float)
+def _drop_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    v, count, other = args
+    lanes = sig.args[0].lanes
+    mask = first_lanes_ir(builder, count, lanes)
+    return builder.select(mask, splat_ir(builder, other, lanes), v)

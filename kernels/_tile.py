@@ -1,0 +1,393 @@
+"""The register-blocked product that every matrix product here is made of, as LLVM code.
+
+    out[i, j] = sum over k of a[i, k] * b[k, j]  (+ bias[j])  (+ addend[i, j])
+
+for up to TILE_ROWS rows i and the columns j of one packed panel of b, which is one or two registers
+wide. All partial sums stay in registers: each step of k loads one row of the panel, and each
+element of `a` once, straight from memory. An element of `out` is a single chain of fused
+multiply-adds in the order of k, whatever the tile is, so tiles do not change bits.
+
+Source: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import Signature, signature
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from ._compile import BUILD
+from ._llvm import (
+    EXACT,
+    INDEX,
+    INT32,
+    VECTOR_REGISTERS,
+    call_ir,
+    constant_ir,
+    element_lanes,
+    first_lanes_ir,
+    load_ir,
+    masked_load_ir,
+    masked_store_ir,
+    splat_ir,
+    store_ir,
+)
+from ._precompiled import precompiled
+from ._simd import check_extent_ir
+
+# Two columns of accumulators, two registers for a row of the panel, the rest for safety.
+WIDE, NARROW = 2, 1
+TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
+# Heights that there is code for; the rows that are left over are cut into these.
+TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
+
+
+class _Operand:
+    """An array argument of the tile: its data pointer, its Numba struct for checks, its start."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, array: Any, start: Any):
+        self.struct = make_array(kind)(context, builder, array)
+        self.start = start
+        self.pointer = builder.gep(self.struct.data, [start])
+
+    def check(self, context: Any, builder: ir.IRBuilder, rows: Any, step: Any, count: Any) -> None:
+        """In the checked build, refuse a walk of `rows` steps and then `count` elements."""
+        last = builder.add(self.start, builder.mul(builder.sub(rows, INDEX(1)), step))
+        stop = builder.add(last, count)
+        check_extent_ir(context, builder, self.struct, self.start, stop)
+
+
+def _sums_ir(
+    builder: ir.IRBuilder,
+    kind: ir.VectorType,
+    rows: int,
+    vectors: int,
+    depth: ir.Value,
+    a: tuple[ir.Value, ir.Value, ir.Value],
+    panel: ir.Value,
+) -> list[list[ir.Value]]:
+    """Emit the loop over k for a fixed number of rows, and return the finished sums."""
+    a_pointer, a_row_step, a_k_step = a
+    # Rows share a base pointer in fours, so that few address registers are needed.
+    offsets = [builder.mul(a_row_step, INDEX(row)) for row in range(min(rows, 4))]
+    bases = [
+        builder.gep(a_pointer, [builder.mul(a_row_step, INDEX(first))])
+        for first in range(0, rows, 4)
+    ]
+    entry = builder.block
+    body = builder.append_basic_block(f"multiply_{rows}_{vectors}")
+    done = builder.append_basic_block(f"multiplied_{rows}_{vectors}")
+    start = [[constant_ir(kind, 0.0)] * vectors for _ in range(rows)]
+    builder.cbranch(builder.icmp_signed(">", depth, INDEX(0)), body, done)
+
+    builder.position_at_end(body)
+    k = builder.phi(INDEX)
+    sums = [[builder.phi(kind) for _ in range(vectors)] for _ in range(rows)]
+    panel_row = builder.gep(panel, [builder.mul(k, INDEX(vectors * kind.count))])
+    columns = [
+        load_ir(builder, builder.gep(panel_row, [INDEX(v * kind.count)]), kind)
+        for v in range(vectors)
+    ]
+    a_column = builder.mul(k, a_k_step)
+    updated = []
+    for row in range(rows):
+        address = builder.gep(builder.gep(bases[row // 4], [a_column]), [offsets[row % 4]])
+        element = splat_ir(builder, builder.load(address), kind.count)
+        updated.append(
+            [
+                call_ir(builder, "llvm.fma", kind, element, columns[v], sums[row][v])
+                for v in range(vectors)
+            ]
+        )
+    k_next = builder.add(k, INDEX(1))
+    k.add_incoming(INDEX(0), entry)
+    k.add_incoming(k_next, body)
+    for row in range(rows):
+        for v in range(vectors):
+            sums[row][v].add_incoming(start[row][v], entry)
+            sums[row][v].add_incoming(updated[row][v], body)
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), body, done)
+
+    builder.position_at_end(done)
+    finished: list[list[ir.Value]] = []
+    for row in range(rows):
+        finished.append([])
+        for v in range(vectors):
+            value = builder.phi(kind)
+            value.add_incoming(start[row][v], entry)
+            value.add_incoming(updated[row][v], body)
+            finished[row].append(value)
+    return finished
+
+
+def _store_ir(
+    builder: ir.IRBuilder,
+    sums: list[list[ir.Value]],
+    columns: ir.Value,
+    bias: ir.Value,
+    addend: ir.Value,
+    out: ir.Value,
+    step: ir.Value,
+) -> None:
+    """Emit the addition of bias and addend where they are not null, and the stores."""
+    kind = sums[0][0].type
+    masks = [
+        first_lanes_ir(builder, columns, kind.count, skip=v * kind.count)
+        for v in range(len(sums[0]))
+    ]
+
+    def add(values: list[list[ir.Value]], pointer: ir.Value, step: ir.Value) -> Any:
+        before = builder.block
+        with builder.if_then(builder.not_(cgutils.is_null(builder, pointer))):
+            added: list[list[ir.Value]] = []
+            for row, line in enumerate(values):
+                start = builder.gep(pointer, [builder.mul(step, INDEX(row))])
+                added.append([])
+                for v, value in enumerate(line):
+                    address = builder.gep(start, [INDEX(v * kind.count)])
+                    other = masked_load_ir(builder, address, kind, masks[v])
+                    added[row].append(builder.fadd(value, other, flags=EXACT))
+            inside = builder.block
+        merged: list[list[ir.Value]] = []
+        for line, added_line in zip(values, added, strict=True):
+            merged.append([])
+            for value, added_value in zip(line, added_line, strict=True):
+                phi = builder.phi(kind)
+                phi.add_incoming(value, before)
+                phi.add_incoming(added_value, inside)
+                merged[-1].append(phi)
+        return merged
+
+    sums = add(sums, bias, INDEX(0))
+    sums = add(sums, addend, step)
+    whole = builder.icmp_signed(">=", columns, INDEX(len(masks) * kind.count))
+    for masked in (False, True):
+        with builder.if_then(builder.not_(whole) if masked else whole):
+            for row, line in enumerate(sums):
+                start = builder.gep(out, [builder.mul(step, INDEX(row))])
+                for v, value in enumerate(line):
+                    address = builder.gep(start, [INDEX(v * kind.count)])
+                    if masked:
+                        masked_store_ir(builder, value, address, masks[v])
+                    else:
+                        store_ir(builder, value, address)
+
+
+def _symbol(element: ir.Type, vectors: int) -> str:
+    return f"fastformer_multiply_{'wide' if vectors == WIDE else 'narrow'}_{element}"
+
+
+def _signature_ir(element: ir.Type) -> ir.FunctionType:
+    """Return the type: rows, columns, depth, a, its two steps, panel, bias, addend, out, step."""
+    pointer = element.as_pointer()
+    kinds = [INDEX, INDEX, INDEX, pointer, INDEX, INDEX, pointer, pointer, pointer, pointer, INDEX]
+    return ir.FunctionType(ir.VoidType(), kinds)
+
+
+def _define_multiply(module: ir.Module, element: ir.Type, vectors: int) -> None:
+    """Define the function that multiplies any number of rows by a panel, tile by tile."""
+    function = ir.Function(module, _signature_ir(element), _symbol(element, vectors))
+    rows, columns, depth, a, a_row_step, a_k_step, panel, bias, addend, out, step = function.args
+    kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    entry, head = builder.block, function.append_basic_block("head")
+    latch, end = function.append_basic_block("latch"), function.append_basic_block("end")
+    builder.branch(head)
+
+    builder.position_at_end(head)
+    row = builder.phi(INDEX, "row")
+    row.add_incoming(INDEX(0), entry)
+    left = builder.sub(rows, row)
+    a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
+    offset = builder.mul(row, step)
+    added = builder.select(cgutils.is_null(builder, addend), addend, builder.gep(addend, [offset]))
+    out_rows = builder.gep(out, [offset])
+    nothing_left = builder.icmp_signed("<=", left, INDEX(0))
+    choices = [function.append_basic_block(f"choose_{height}") for height in TILE_HEIGHTS]
+    builder.cbranch(nothing_left, end, choices[0])
+    heights = []
+    for index, height in enumerate(TILE_HEIGHTS):
+        tile = function.append_basic_block(f"tile_{height}")
+        builder.position_at_end(choices[index])
+        if height > 1:
+            fits = builder.icmp_signed(">=", left, INDEX(height))
+            builder.cbranch(fits, tile, choices[index + 1])
+        else:
+            builder.branch(tile)
+        builder.position_at_end(tile)
+        a_steps = (a_rows, a_row_step, a_k_step)
+        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel)
+        _store_ir(builder, sums, columns, bias, added, out_rows, step)
+        heights.append((builder.block, height))
+        builder.branch(latch)
+
+    builder.position_at_end(latch)
+    done = builder.phi(INDEX, "done")
+    for block, height in heights:
+        done.add_incoming(INDEX(height), block)
+    row.add_incoming(builder.add(row, done), latch)
+    builder.branch(head)
+    builder.position_at_end(end)
+    builder.ret_void()
+
+
+def _tile_module() -> str:
+    """Return the LLVM code of the tiles: two widths, two dtypes."""
+    module = ir.Module("fastformer_tiles")
+    for element in (ir.FloatType(), ir.DoubleType()):
+        for vectors in (WIDE, NARROW):
+            _define_multiply(module, element, vectors)
+    return str(module)
+
+
+# Compiled once and called by its symbol: as a part of each kernel that uses it, it would be
+# compiled again in each, and be most of what there is to compile.
+TILES = precompiled("tiles", _tile_module)
+
+
+@intrinsic
+def multiply(
+    typing_context: Any,
+    rows: Any,
+    columns: Any,
+    depth: Any,
+    a: Any,
+    a_start: Any,
+    a_row_step: Any,
+    a_k_step: Any,
+    panel: Any,
+    panel_start: Any,
+    has_bias: Any,
+    bias: Any,
+    bias_start: Any,
+    has_addend: Any,
+    addend: Any,
+    out: Any,
+    out_start: Any,
+    out_step: Any,
+) -> tuple[Signature, Any]:
+    """Multiply rows by a panel; see the head of this file.
+
+    Args:
+        rows: any number.    columns: 1 to the panel's width; others are not written.
+        depth: number of steps of k; 0 gives sums of 0.
+        a: 1-D; element (i, k) is at a_start + i * a_row_step + k * a_k_step.
+        panel: 1-D, packed: row k is at panel_start + k * width, and is a whole row of registers,
+            one where the columns fit into it, else two.
+        bias: 1-D, used from bias_start on where has_bias.
+        out: 1-D; element (i, j) is at out_start + i * out_step + j.
+        addend: has out's layout, and may be out; used where has_addend.
+    """
+    i, flag = types.intp, types.boolean
+    sig = signature(
+        types.void, i, i, i, a, i, i, i, panel, i, flag, bias, i, flag, addend, out, i, i
+    )
+    return sig, _call_multiply
+
+
+def _call_multiply(context: Any, builder: ir.IRBuilder, sig: Signature, args: Any) -> ir.Value:
+    """Emit the checks of the checked build, and the call."""
+    kinds = sig.args
+    rows, columns, depth = args[:3]
+    a_row_step, a_k_step = args[5:7]
+    has_bias, has_addend, out_step = args[9], args[12], args[16]
+    a = _Operand(context, builder, kinds[3], args[3], args[4])
+    panel = _Operand(context, builder, kinds[7], args[7], args[8])
+    bias = _Operand(context, builder, kinds[10], args[10], args[11])
+    addend = _Operand(context, builder, kinds[13], args[13], args[15])
+    out = _Operand(context, builder, kinds[14], args[14], args[15])
+    element = ir.FloatType() if kinds[14].dtype is types.float32 else ir.DoubleType()
+    lanes = element_lanes(kinds[14].dtype.bitwidth // 8)
+    narrow = builder.icmp_signed("<=", columns, INDEX(NARROW * lanes))
+    if BUILD == "checked":
+        width = builder.select(narrow, INDEX(NARROW * lanes), INDEX(WIDE * lanes))
+        a_span = builder.mul(builder.sub(depth, INDEX(1)), a_k_step)
+        a.check(context, builder, rows, a_row_step, builder.add(a_span, INDEX(1)))
+        panel.check(context, builder, depth, width, width)
+        out.check(context, builder, rows, out_step, columns)
+        with builder.if_then(has_bias):
+            bias.check(context, builder, INDEX(1), INDEX(0), columns)
+        with builder.if_then(has_addend):
+            addend.check(context, builder, rows, out_step, columns)
+    null = ir.Constant(element.as_pointer(), None)
+    functions = [
+        cgutils.get_or_insert_function(
+            builder.module, _signature_ir(element), _symbol(element, vectors)
+        )
+        for vectors in (NARROW, WIDE)
+    ]
+    arguments = [
+        rows,
+        columns,
+        depth,
+        a.pointer,
+        a_row_step,
+        a_k_step,
+        panel.pointer,
+        builder.select(has_bias, bias.pointer, null),
+        builder.select(has_addend, addend.pointer, null),
+        out.pointer,
+        out_step,
+    ]
+    builder.call(builder.select(narrow, *functions), arguments)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def transpose_block(
+    typing_context: Any,
+    source: Any,
+    source_start: Any,
+    source_step: Any,
+    count: Any,
+    out: Any,
+    out_start: Any,
+    out_step: Any,
+) -> tuple[Signature, Any]:
+    """Transpose a square block of lanes x lanes elements: out[j, i] = source[i, j].
+
+    Rows are `step` elements apart. Only `count` rows of the source are read, at least one; the
+    last of them stands for those that are missing. Each pass of the loop swaps one bit of the
+    row number with the same bit of the column number (Eklundh 1972).
+    """
+    i = types.intp
+    sig = signature(types.void, source, i, i, i, out, i, i)
+    lanes = element_lanes(out.dtype.bitwidth // 8)
+    element = ir.FloatType() if out.dtype is types.float32 else ir.DoubleType()
+    kind = ir.VectorType(element, lanes)
+
+    def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        source = _Operand(context, builder, sig.args[0], args[0], args[1])
+        source_step, count, out_step = args[2], args[3], args[6]
+        out = _Operand(context, builder, sig.args[4], args[4], args[5])
+        source.check(context, builder, count, source_step, INDEX(lanes))
+        out.check(context, builder, INDEX(lanes), out_step, INDEX(lanes))
+        last = builder.sub(count, INDEX(1))
+        rows = []
+        for r in range(lanes):
+            present = builder.icmp_signed("<", INDEX(r), count)
+            row = builder.select(present, INDEX(r), last)
+            address = builder.gep(source.pointer, [builder.mul(source_step, row)])
+            rows.append(load_ir(builder, address, kind))
+        bit = lanes // 2
+        while bit:
+            swapped = list(rows)
+            for r in range(lanes):
+                if r & bit:
+                    continue
+                pair = (rows[r], rows[r + bit])
+                low = [c if not c & bit else lanes + (c ^ bit) for c in range(lanes)]
+                high = [(c | bit) if not c & bit else lanes + c for c in range(lanes)]
+                for row, order in ((r, low), (r + bit, high)):
+                    index = ir.Constant(ir.VectorType(INT32, lanes), order)
+                    swapped[row] = builder.shuffle_vector(*pair, index)
+            rows = swapped
+            bit //= 2
+        for r, value in enumerate(rows):
+            store_ir(builder, value, builder.gep(out.pointer, [builder.mul(out_step, INDEX(r))]))
+        return context.get_dummy_value()
+
+    return sig, generate

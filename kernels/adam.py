@@ -1,0 +1,60 @@
+"""Adam and AdamW on flat arrays.
+
+    m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+    p = p - lr * weight_decay * p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2017, arXiv:1711.05101,
+algorithm 2, for the decay, which is not part of the gradient. Adam is weight_decay = 0.
+"""
+
+import numpy as np
+from numba import prange
+
+from ._compile import kernel
+from ._simd import fma, lanes, load_first, sqrt, store_first
+
+CHUNK = 8192
+
+
+def adam_step_reference(
+    parameters, gradients, exp_avg, exp_avg_sq, lr, beta1, beta2, epsilon, weight_decay, step
+):
+    """Compute `adam_step` in NumPy."""
+    real = parameters.dtype.type
+    exp_avg *= real(beta1)
+    exp_avg += real(1 - beta1) * gradients
+    exp_avg_sq *= real(beta2)
+    exp_avg_sq += real(1 - beta2) * gradients * gradients
+    corrected = exp_avg_sq * real(1 / (1 - beta2**step))
+    change = real(lr / (1 - beta1**step)) * exp_avg / (np.sqrt(corrected) + real(epsilon))
+    parameters *= real(1 - lr * weight_decay)
+    parameters -= change
+
+
+@kernel(parallel=True)
+def adam_step(
+    parameters, gradients, exp_avg, exp_avg_sq, lr, beta1, beta2, epsilon, weight_decay, step
+):
+    """Update parameters and moments by one step.
+
+    Args:
+        parameters, exp_avg, exp_avg_sq: (P,) float32|float64, updated in place.
+        gradients: (P,).    lr, epsilon: > 0.    beta1, beta2: in [0, 1).    weight_decay: >= 0.
+        step: the number of this step, from 1.
+    Threads: chunks of a fixed size; bit-identical for any thread count.
+    """
+    size = parameters.size
+    step_size = lr / (1 - beta1**step)
+    correction = 1 / (1 - beta2**step)
+    kept = 1 - lr * weight_decay
+    for task in prange((size + CHUNK - 1) // CHUNK):
+        stop = min(size, (task + 1) * CHUNK)
+        for i in range(task * CHUNK, stop, lanes(parameters)):
+            n = stop - i
+            g = load_first(gradients, n, i)
+            m = fma(load_first(exp_avg, n, i), beta1, g * (1 - beta1))
+            v = fma(load_first(exp_avg_sq, n, i), beta2, g * g * (1 - beta2))
+            store_first(exp_avg, n, m, i)
+            store_first(exp_avg_sq, n, v, i)
+            change = m * step_size / (sqrt(v * correction) + epsilon)
+            store_first(parameters, n, load_first(parameters, n, i) * kept - change, i)

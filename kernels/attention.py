@@ -1,0 +1,414 @@
+"""Scaled dot-product attention over packed sequences, all heads, forward and backward.
+
+    P = softmax(Q K^T * scale),   out = P V
+    dV = P^T dO,   dS = P * (dO V^T - rowsum(dO * out)),   dQ = dS K * scale,   dK = dS^T Q * scale
+
+A row of q, k, v holds the heads side by side. Sequence b's queries are the rows
+query_offsets[b] to query_offsets[b + 1] of q, its keys and values those of key_offsets in k and v.
+Where `causal`, the last query sees all keys, the one before it all but the last, and so on.
+No matrix of T x T is kept: scores are computed in blocks of BLOCK_KEYS keys and one or two
+registers of queries, those that no query sees never; forward saves the log of each row's sum of
+exponentials, and backward computes P again from it.
+Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; for the blocks and the form of dS:
+Dao et al. 2022, arXiv:2205.14135, section 3.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ._blocks import multiply_panels, multiply_rows, pack_panel_transposed, pack_panels, panel_width
+from ._compile import kernel
+from ._simd import (
+    drop_first,
+    exp,
+    fma,
+    lanes,
+    load,
+    load_first,
+    log,
+    maximum,
+    splat,
+    store,
+    store_first,
+    sum_lanes,
+)
+from ._tile import WIDE
+
+# Scores are kept with a row for each key and a lane for each query, so that a softmax is a loop
+# over rows without sums across lanes. A block of them stays in the first-level cache.
+BLOCK_KEYS = 128
+# Pairs of sequence and head are dealt out to tasks, which reuse their buffers. A task is worth its
+# start from so many multiply-adds on.
+MOST_TASKS = 64
+TASK_SIZE = 1 << 15
+
+
+def _sequence_heads(q, query_offsets, key_offsets, num_heads):
+    """Yield (rows of q, rows of k, columns of the head, head) for each sequence and head."""
+    D = q.shape[1] // num_heads
+    for b in range(query_offsets.size - 1):
+        queries = slice(query_offsets[b], query_offsets[b + 1])
+        keys = slice(key_offsets[b], key_offsets[b + 1])
+        for head in range(num_heads):
+            yield queries, keys, slice(head * D, (head + 1) * D), head
+
+
+def _scores(q, k, causal, scale):
+    """Return Q K^T * scale, with -inf where a query does not see a key."""
+    scores = q @ k.T * q.dtype.type(scale)
+    if causal:
+        seen = np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
+        scores[~seen] = -np.inf
+    return scores
+
+
+def attention_forward_reference(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+    """Compute `attention_forward` in NumPy."""
+    heads = logsumexp.shape[1]
+    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        largest = scores.max(axis=1, keepdims=True)
+        weights = np.exp(scores - largest)
+        total = weights.sum(axis=1, keepdims=True)
+        out[rows, part] = weights @ v[keys, part] / total
+        logsumexp[rows, head] = (largest + np.log(total))[:, 0]
+
+
+def attention_backward_reference(
+    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
+):
+    """Compute `attention_backward` in NumPy."""
+    heads = logsumexp.shape[1]
+    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        weights = np.exp(scores - logsumexp[rows, head][:, None])
+        delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
+        dscores = weights * (dout[rows, part] @ v[keys, part].T - delta) * q.dtype.type(scale)
+        dq[rows, part] = dscores @ k[keys, part]
+        dk[keys, part] = dscores.T @ q[rows, part]
+        dv[keys, part] = weights.T @ dout[rows, part]
+
+
+def attention_weights_reference(
+    q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights
+):
+    """Compute `attention_weights` in NumPy."""
+    weights[...] = 0
+    heads = logsumexp.shape[1]
+    sequence = -1
+    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+        sequence += head == 0
+        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        found = np.exp(scores - logsumexp[rows, head][:, None])
+        weights[sequence, head, : found.shape[0], : found.shape[1]] = found
+
+
+@kernel
+def _visible(i, last, T, causal):
+    """Return how many of T keys query i sees, where `last` is the end of the queries."""
+    return T - (last - 1 - i) if causal else T
+
+
+@kernel
+def _padded(count, x):
+    """Return the room that `count` columns take when they are packed in panels."""
+    width = WIDE * lanes(x)
+    return (count + width - 1) // width * width
+
+
+@kernel
+def _longest(offsets):
+    """Return the length of the longest sequence."""
+    longest = 0
+    for b in range(offsets.size - 1):
+        longest = max(longest, offsets[b + 1] - offsets[b])
+    return longest
+
+
+@kernel
+def _tasks(pairs, size):
+    """Return the number of tasks for so many pairs and multiply-adds."""
+    return max(1, min(pairs, MOST_TASKS, size // TASK_SIZE))
+
+
+@kernel(inline=True)
+def _scale_row(x, start, columns, factor):
+    """Multiply a row by a factor."""
+    for j in range(0, columns, lanes(x)):
+        row = load_first(x, columns - j, start + j)
+        store_first(x, columns - j, row * factor, start + j)
+
+
+@kernel(inline=True)
+def _block_scores(k, key, count, C, D, panel, width, out):
+    """Write rows key to key + count of k times a packed panel of queries to out (count, width)."""
+    multiply_rows(
+        0, count, width, D, k, key, C, 1, panel, 0, False, out, 0, False, out, out, 0, width
+    )
+
+
+@kernel(inline=True)
+def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor):
+    """Replace scores (count, width) by exp(scale * score - m), going on from earlier keys.
+
+    Args:
+        hidden: key j is hidden from the first j - hidden + 1 queries.
+        largest, total: of each query so far, updated: m, and the sum of exponentials.
+        factor: overwritten by what sums over earlier keys must be multiplied by.
+    """
+    for c in range(0, width, lanes(scores)):
+        before = load(largest, c)
+        m = before
+        for j in range(count):
+            row = load(scores, j * width + c) * scale
+            if j >= hidden:
+                row = drop_first(row, j - hidden + 1 - c, -math.inf)
+            store(scores, row, j * width + c)
+            m = maximum(row, m)
+        shrink = exp(before - m)
+        sums = load(total, c) * shrink
+        for j in range(count):
+            row = exp(load(scores, j * width + c) - m)
+            store(scores, row, j * width + c)
+            sums = sums + row
+        store(largest, m, c)
+        store(total, sums, c)
+        store(factor, shrink, c)
+
+
+@kernel(inline=True)
+def _finish_queries(rows, width, head, largest, total, factor, out, start, C, D, logsumexp, i):
+    """Divide the sums in out by the sums of exponentials, and write the latter's logs."""
+    for c in range(0, width, lanes(out)):
+        sums = load(total, c)
+        store(factor, splat(out, 1.0) / sums, c)
+        store(largest, load(largest, c) + log(sums), c)
+    for r in range(rows):
+        _scale_row(out, start + r * C, D, factor[r])
+        logsumexp[i + r, head] = largest[r]
+
+
+@kernel(inline=True)
+def _attention_forward_pair(
+    q, k, v, first, last, first_key, last_key, head, causal, scale, out, logsumexp,
+    queries, values, scores, largest, total, factor,
+):  # fmt: skip
+    """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
+    C = q.size // logsumexp.shape[0]
+    D, T = C // logsumexp.shape[1], last_key - first_key
+    column = head * D
+    pack_panels(v, first_key * C + column, C, T, D, values)
+    i = first
+    while i < last:
+        rows = min(WIDE * lanes(q), last - i)
+        width, start = panel_width(rows, q), i * C + column
+        pack_panel_transposed(q, start, C, D, rows, queries, 0)
+        for c in range(0, width, lanes(q)):
+            store(largest, splat(q, -math.inf), c)
+            store(total, splat(q, 0.0), c)
+        for key in range(0, _visible(i + rows - 1, last, T, causal), BLOCK_KEYS):
+            count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
+            place = (first_key + key) * C + column
+            _block_scores(k, place, count, C, D, queries, width, scores)
+            hidden = _visible(i, last, T, causal) - key if causal else count
+            _softmax_columns(scores, count, width, hidden, scale, largest, total, factor)
+            if key > 0:
+                for r in range(rows):
+                    _scale_row(out, start + r * C, D, factor[r])
+            multiply_panels(
+                rows, 0, D, count, scores, 1, width, values, T, key, key > 0, out, start, C, 0
+            )
+        _finish_queries(rows, width, head, largest, total, factor, out, start, C, D, logsumexp, i)
+        i += rows
+
+
+@kernel(parallel=True)
+def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+    """Attend from every query, in every head.
+
+    Args:
+        q: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
+        query_offsets, key_offsets: (B + 1,) int64, from 0 to Nq and to Nk, strictly rising.
+        causal: bool; then no sequence has more queries than keys.    scale: 1 / sqrt(C / H).
+        out: (Nq, C) overwritten.    logsumexp: (Nq, H) overwritten, for backward.
+    Threads: pairs of sequence and head; bit-identical for any thread count.
+    """
+    heads = logsumexp.shape[1]
+    pairs = (query_offsets.size - 1) * heads
+    tasks = _tasks(pairs, q.size * _longest(key_offsets))
+    T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
+    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
+    flat_out = out.reshape(out.size)
+    for task in prange(tasks):
+        queries = np.empty(width * D, q.dtype)
+        values = np.empty(T * _padded(D, q), q.dtype)
+        scores = np.empty(BLOCK_KEYS * width, q.dtype)
+        largest = np.empty(width, q.dtype)
+        total = np.empty(width, q.dtype)
+        factor = np.empty(width, q.dtype)
+        for pair in range(pairs * task // tasks, pairs * (task + 1) // tasks):
+            b = pair // heads
+            _attention_forward_pair(
+                flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
+                key_offsets[b + 1], pair % heads, causal, scale, flat_out, logsumexp,
+                queries, values, scores, largest, total, factor,
+            )  # fmt: skip
+
+
+@kernel(inline=True)
+def _score_gradients(scores, dscores, count, width, hidden, scale, logsumexp, delta):
+    """Turn a block's Q K^T into P, and its dO V^T into dS * scale; both (count, width).
+
+    Args:
+        hidden: key j is hidden from the first j - hidden + 1 queries.
+        logsumexp, delta: (width,), of each query: from forward, and the sum of dO * out.
+    """
+    for c in range(0, width, lanes(scores)):
+        lse, shift = load(logsumexp, c), load(delta, c)
+        for j in range(count):
+            weight = exp(load(scores, j * width + c) * scale - lse)
+            if j >= hidden:
+                weight = drop_first(weight, j - hidden + 1 - c, 0.0)
+            gradient = weight * (load(dscores, j * width + c) - shift) * scale
+            store(scores, weight, j * width + c)
+            store(dscores, gradient, j * width + c)
+
+
+@kernel(inline=True)
+def _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, delta):
+    """Write each query's logsumexp, and its sum of dO * out."""
+    for r in range(width):
+        place = start + min(r, rows - 1) * C
+        total = splat(out, 0.0)
+        for d in range(0, D, lanes(out)):
+            row = load_first(dout, D - d, place + d)
+            total = fma(row, load_first(out, D - d, place + d), total)
+        delta[r] = sum_lanes(total)
+        lse[r] = logsumexp[i + min(r, rows - 1), head]
+
+
+@kernel(inline=True)
+def _attention_backward_pair(
+    dout, q, k, v, out, logsumexp, first, last, first_key, last_key, head, causal, scale,
+    dq, dk, dv, keys, queries_transposed, douts_transposed, queries, douts, scores, dscores,
+    lse, delta,
+):  # fmt: skip
+    """Differentiate one sequence in one head; all matrices but logsumexp are flat."""
+    C = q.size // logsumexp.shape[0]
+    D, T = C // logsumexp.shape[1], last_key - first_key
+    column = head * D
+    pack_panels(k, first_key * C + column, C, T, D, keys)
+    # Keys before this one have a sum of gradients from earlier queries to go on with.
+    begun = 0
+    i = first
+    while i < last:
+        rows = min(WIDE * lanes(q), last - i)
+        width, start = panel_width(rows, q), i * C + column
+        pack_panel_transposed(q, start, C, D, rows, queries_transposed, 0)
+        pack_panel_transposed(dout, start, C, D, rows, douts_transposed, 0)
+        pack_panels(q, start, C, rows, D, queries)
+        pack_panels(dout, start, C, rows, D, douts)
+        _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, delta)
+        end = _visible(i + rows - 1, last, T, causal)
+        for key in range(0, end, BLOCK_KEYS):
+            count, place = min(BLOCK_KEYS, end - key), (first_key + key) * C + column
+            _block_scores(k, place, count, C, D, queries_transposed, width, scores)
+            _block_scores(v, place, count, C, D, douts_transposed, width, dscores)
+            hidden = _visible(i, last, T, causal) - key if causal else count
+            _score_gradients(scores, dscores, count, width, hidden, scale, lse, delta)
+            multiply_panels(
+                rows, 0, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C, 0
+            )
+            old = min(max(begun - key, 0), count)
+            for skip, size, adds in ((0, old, True), (old, count - old, False)):
+                row, to = skip * width, place + skip * C
+                multiply_panels(
+                    size, 0, D, rows, dscores, width, 1, queries, rows, 0, adds, dk, to, C, row
+                )
+                multiply_panels(
+                    size, 0, D, rows, scores, width, 1, douts, rows, 0, adds, dv, to, C, row
+                )
+        begun = end
+        i += rows
+
+
+@kernel(parallel=True)
+def attention_backward(
+    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
+):
+    """Differentiate `attention_forward`.
+
+    Args:
+        dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
+        logsumexp: (Nq, H) from forward.    query_offsets, key_offsets, causal, scale: as there.
+        dq: (Nq, C), dk, dv: (Nk, C), overwritten.
+    Threads: pairs of sequence and head, each with its own rows and columns of every output;
+    bit-identical for any thread count.
+    """
+    heads = logsumexp.shape[1]
+    pairs = (query_offsets.size - 1) * heads
+    tasks = _tasks(pairs, q.size * _longest(key_offsets))
+    T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
+    flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
+    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
+    flat_dq, flat_dk, flat_dv = dq.reshape(dq.size), dk.reshape(dk.size), dv.reshape(dv.size)
+    for task in prange(tasks):
+        keys = np.empty(T * _padded(D, q), q.dtype)
+        queries_transposed = np.empty(width * D, q.dtype)
+        douts_transposed = np.empty(width * D, q.dtype)
+        queries = np.empty(width * _padded(D, q), q.dtype)
+        douts = np.empty(width * _padded(D, q), q.dtype)
+        scores = np.empty(BLOCK_KEYS * width, q.dtype)
+        dscores = np.empty(BLOCK_KEYS * width, q.dtype)
+        lse = np.empty(width, q.dtype)
+        delta = np.empty(width, q.dtype)
+        for pair in range(pairs * task // tasks, pairs * (task + 1) // tasks):
+            b = pair // heads
+            _attention_backward_pair(
+                flat_dout, flat_q, flat_k, flat_v, flat_out, logsumexp, query_offsets[b],
+                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], pair % heads, causal,
+                scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed, douts_transposed,
+                queries, douts, scores, dscores, lse, delta,
+            )  # fmt: skip
+
+
+@kernel
+def _attention_weights_pair(
+    q, k, logsumexp, first, last, first_key, last_key, head, causal, scale, weights, b
+):
+    """Write the weights of one sequence in one head."""
+    D = q.shape[1] // logsumexp.shape[1]
+    T, column = last_key - first_key, head * D
+    for t in range(weights.shape[2]):
+        i = first + t
+        seen = _visible(i, last, T, causal) if i < last else 0
+        for j in range(weights.shape[3]):
+            weight = q.dtype.type(0)
+            if j < seen:
+                score = 0.0
+                for d in range(column, column + D):
+                    score += q[i, d] * k[first_key + j, d]
+                weight = math.exp(score * scale - logsumexp[i, head])
+            weights[b, head, t, j] = weight
+
+
+@kernel(parallel=True)
+def attention_weights(q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights):
+    """Compute P again, for pictures.
+
+    Args:
+        q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, C).    logsumexp: (Nq, H) from forward.
+        query_offsets, key_offsets, causal, scale: as in `attention_forward`.
+        weights: (B, H, Tq, Tk) overwritten, with room for the longest sequence; 0 beyond the
+            others and where a key is not seen.
+    Threads: pairs of sequence and head; bit-identical for any thread count.
+    """
+    heads = logsumexp.shape[1]
+    for pair in prange((query_offsets.size - 1) * heads):
+        b = pair // heads
+        _attention_weights_pair(
+            q, k, logsumexp, query_offsets[b], query_offsets[b + 1], key_offsets[b],
+            key_offsets[b + 1], pair % heads, causal, scale, weights, b,
+        )  # fmt: skip

@@ -1,0 +1,66 @@
+"""Rows of a table by token, plus rows of another by position, and the scatter back.
+
+    out[i] = table[tokens[i]] + position_table[positions[i]]
+    dtable[ids[i]] += dout[i]
+
+Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
+"""
+
+import numpy as np
+from numba import prange
+
+from ._compile import kernel
+from ._rows import row_tasks
+from ._simd import lanes, load_first, store_first
+
+
+def embedding_forward_reference(tokens, positions, table, position_table, out):
+    """Compute `embedding_forward` in NumPy."""
+    out[...] = table[tokens]
+    if position_table.size:
+        out += position_table[positions]
+
+
+def embedding_backward_reference(ids, dout, dtable):
+    """Compute `embedding_backward` in NumPy."""
+    np.add.at(dtable, ids, dout)
+
+
+@kernel(parallel=True)
+def embedding_forward(tokens, positions, table, position_table, out):
+    """Look up each token, and add its position's row.
+
+    Args:
+        tokens, positions: (N,) int64, in range: not checked here.
+        table: (V, C) float32|float64, C-contiguous.    position_table: (T, C), or (0, C) for none.
+        out: (N, C) overwritten.
+    Threads: rows; bit-identical for any thread count.
+    """
+    N, C = out.shape
+    tasks = row_tasks(N, C)
+    for task in prange(tasks):
+        for i in range(N * task // tasks, N * (task + 1) // tasks):
+            for j in range(0, C, lanes(out)):
+                row = load_first(table, C - j, tokens[i], j)
+                if position_table.size:
+                    row = row + load_first(position_table, C - j, positions[i], j)
+                store_first(out, C - j, row, i, j)
+
+
+@kernel(parallel=True)
+def embedding_backward(ids, dout, dtable):
+    """Add each row of dout to its id's row of dtable.
+
+    Args:
+        ids: (N,) int64, in range: not checked here.
+        dout: (N, C) float32|float64, C-contiguous.    dtable: (V, C) accumulated.
+    Threads: registers' worths of columns, each in the order of rows, so that no two threads meet
+    in an element and bits are the same for any thread count.
+    """
+    N, C = dout.shape
+    width = lanes(dout)
+    for task in prange((C + width - 1) // width):
+        j = task * width
+        for i in range(N):
+            row = load_first(dtable, C - j, ids[i], j) + load_first(dout, C - j, i, j)
+            store_first(dtable, C - j, row, ids[i], j)

@@ -1,0 +1,127 @@
+"""Layer normalisation over the last axis, forward and backward.
+
+    xhat = (x - mean) * rstd,   rstd = 1 / sqrt(variance + epsilon),   out = xhat * weight + bias
+    dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + residual,      g = dout * weight
+    dweight += sum over rows of dout * xhat,                           dbias += sum of dout
+
+The variance is the biased one. `residual` is the gradient that reaches x past the norm.
+Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, equation 4.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ._compile import kernel
+from ._rows import row_tasks
+from ._simd import fma, keep_first, lanes, load_first, splat, store_first, sum_lanes
+
+
+def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
+    """Compute `layernorm_forward` in NumPy."""
+    mean[...] = x.mean(axis=1)
+    centred = x - mean[:, None]
+    rstd[...] = 1 / np.sqrt((centred * centred).mean(axis=1) + x.dtype.type(epsilon))
+    out[...] = centred * rstd[:, None] * weight + bias
+
+
+def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dweight, dbias):
+    """Compute `layernorm_backward` in NumPy."""
+    xhat = (x - mean[:, None]) * rstd[:, None]
+    dweight += (dout * xhat).sum(axis=0)
+    dbias += dout.sum(axis=0)
+    g = dout * weight
+    g_mean = g.mean(axis=1, keepdims=True)
+    gradient = rstd[:, None] * (g - g_mean - xhat * (g * xhat).mean(axis=1, keepdims=True))
+    dx[...] = gradient + residual if residual.size else gradient
+
+
+@kernel
+def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
+    """Normalise row i."""
+    C = x.shape[1]
+    total = splat(x, 0.0)
+    for j in range(0, C, lanes(x)):
+        total = total + load_first(x, C - j, i, j)
+    row_mean = sum_lanes(total) / C
+    total = splat(x, 0.0)
+    for j in range(0, C, lanes(x)):
+        centred = keep_first(load_first(x, C - j, i, j) - row_mean, C - j, 0.0)
+        total = fma(centred, centred, total)
+    row_rstd = 1 / math.sqrt(sum_lanes(total) / C + epsilon)
+    mean[i] = row_mean
+    rstd[i] = row_rstd
+    for j in range(0, C, lanes(x)):
+        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
+        y = fma(xhat, load_first(weight, C - j, j), load_first(bias, C - j, j))
+        store_first(out, C - j, y, i, j)
+
+
+@kernel(parallel=True)
+def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
+    """Normalise each row.
+
+    Args:
+        x: (N, C) float32|float64, C-contiguous.    weight, bias: (C,).    epsilon: > 0.
+        out: (N, C) overwritten.    mean, rstd: (N,) overwritten, for backward.
+    Threads: rows; bit-identical for any thread count.
+    """
+    N, C = x.shape
+    tasks = row_tasks(N, C)
+    for task in prange(tasks):
+        for i in range(N * task // tasks, N * (task + 1) // tasks):
+            _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd)
+
+
+@kernel
+def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
+    """Differentiate row i, and add to the task's sums: of dout * xhat, and of dout."""
+    C = x.shape[1]
+    row_mean, row_rstd = mean[i], rstd[i]
+    total = splat(x, 0.0)
+    total_xhat = splat(x, 0.0)
+    for j in range(0, C, lanes(x)):
+        d = load_first(dout, C - j, i, j)
+        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
+        g = d * load_first(weight, C - j, j)
+        total = total + g
+        total_xhat = fma(g, xhat, total_xhat)
+        dweight = fma(d, xhat, load_first(sums, C - j, task, 0, j))
+        store_first(sums, C - j, dweight, task, 0, j)
+        store_first(sums, C - j, d + load_first(sums, C - j, task, 1, j), task, 1, j)
+    mean_g = sum_lanes(total) / C
+    mean_g_xhat = sum_lanes(total_xhat) / C
+    for j in range(0, C, lanes(x)):
+        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
+        g = load_first(dout, C - j, i, j) * load_first(weight, C - j, j)
+        y = (g - mean_g - xhat * mean_g_xhat) * row_rstd
+        if residual.size:
+            y = y + load_first(residual, C - j, i, j)
+        store_first(dx, C - j, y, i, j)
+
+
+@kernel(parallel=True)
+def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias):
+    """Differentiate the normalisation of each row.
+
+    Args:
+        dout, x: (N, C) float32|float64, C-contiguous.    weight: (C,).
+        mean, rstd: (N,) from forward.    residual: (N, C) added to dx, or (0, 0).
+        dx: (N, C) overwritten; may be dout or residual.    dweight, dbias: (C,) accumulated.
+    Threads: rows; the parameters' sums over a number of tasks that N and C fix, added in order:
+    bit-identical for any thread count.
+    """
+    N, C = x.shape
+    tasks = row_tasks(N, C)
+    sums = np.zeros((tasks, 2, C), x.dtype)
+    for task in prange(tasks):
+        for i in range(N * task // tasks, N * (task + 1) // tasks):
+            _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums)
+    for task in range(1, tasks):
+        for j in range(C):
+            sums[0, 0, j] += sums[task, 0, j]
+            sums[0, 1, j] += sums[task, 1, j]
+    for j in range(C):
+        dweight[j] += sums[0, 0, j]
+        dbias[j] += sums[0, 1, j]

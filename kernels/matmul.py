@@ -1,0 +1,236 @@
+"""Matrix products, plain and batched, with bias, residual sum and activation as epilogues.
+
+    matmul:     out[g] = activation(a[g] @ b[g] + bias[g] + addend[g])         a linear layer
+    matmul_nt:  out[g] = (a[g] @ b[g].T + addend[g]) * activation'(saved[g])   its input's gradient
+    matmul_tn:  out[g] += a[g].T @ b[g];  column_sums[g] += sum of b[g]'s rows  its weights'
+
+Matrices that have a row for each token are two-dimensional; their G groups are stacked. Weights,
+`b` of the first two and `out` of the third, have an axis for G. Where `a` has as many rows as one
+group, all groups share it; and where `out` of `matmul_nt` has, the groups' products are added up.
+An array that is not wanted is given with size 0.
+
+All three are one compiled kernel, for they differ only in what is a matrix's row and what a step.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+from numba import prange
+
+from ._blocks import (
+    DEPTH_BLOCK,
+    multiply_rows,
+    pack_panel,
+    pack_panel_transposed,
+    panel_width,
+    task_grid,
+    task_part,
+)
+from ._compile import kernel
+from ._simd import lanes, load, load_first, splat, store_first
+from ._tile import WIDE
+from .activation import (
+    NO_ACTIVATION,
+    activate_block,
+    activation_backward_reference,
+    activation_forward_reference,
+    differentiate_block,
+)
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
+NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
+
+# out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
+# (i, k) of a group of left is at i * left_row_step + k * left_k_step; right has rows of right_step.
+Plan = namedtuple(
+    "Plan",
+    "form groups parts rows columns depth "
+    "left_group left_row_step left_k_step right_group right_step",
+)
+
+
+def _stacked(a, groups, rows):
+    """Return a as (groups, rows, columns), or as (1, rows, columns) where all groups share it."""
+    return a.reshape(1 if a.shape[0] == rows else groups, rows, a.shape[1])
+
+
+def matmul_reference(a, b, bias, addend, activation, preactivation, out):
+    """Compute `matmul` in NumPy."""
+    groups, depth, columns = b.shape
+    product = np.matmul(_stacked(a, groups, out.shape[0] // groups), b)
+    if bias.size:
+        product += bias.reshape(groups, 1, columns)
+    if addend.size:
+        product += addend.reshape(product.shape)
+    out[...] = product.reshape(out.shape)
+    if activation != NO_ACTIVATION:
+        if preactivation.size:
+            preactivation[...] = out
+        activation_forward_reference(out, activation, out)
+
+
+def matmul_nt_reference(a, b, saved, addend, activation, out):
+    """Compute `matmul_nt` in NumPy."""
+    groups, columns, depth = b.shape
+    left = a.reshape(groups, a.shape[0] // groups, depth)
+    product = np.matmul(left, b.transpose(0, 2, 1))
+    summed = out.shape[0] != a.shape[0]
+    out[...] = product.sum(axis=0) if summed else product.reshape(out.shape)
+    if addend.size:
+        out += addend
+    if activation != NO_ACTIVATION:
+        activation_backward_reference(out, saved, activation, out)
+
+
+def matmul_tn_reference(a, b, column_sums, out):
+    """Compute `matmul_tn` in NumPy."""
+    groups, rows, columns = out.shape
+    right = b.reshape(groups, b.shape[0] // groups, columns)
+    out += np.matmul(_stacked(a, groups, right.shape[1]).transpose(0, 2, 1), right)
+    if column_sums.size:
+        column_sums += right.sum(axis=1).reshape(column_sums.shape)
+
+
+@kernel
+def _add_column_sums(panel, depth, columns, column_sums, start):
+    """Add the sums over a packed panel's rows to `columns` elements of column_sums."""
+    width = panel_width(columns, panel)
+    for j in range(0, columns, lanes(panel)):
+        total = splat(panel, 0.0)
+        for k in range(depth):
+            total = total + load(panel, k * width + j)
+        total = total + load_first(column_sums, columns - j, start + j)
+        store_first(column_sums, columns - j, total, start + j)
+
+
+@kernel
+def _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel):
+    """Compute rows first to last of one panel of columns, from column j of a group on."""
+    used = min(WIDE * lanes(out), plan.columns - j)
+    start = group * plan.rows * plan.columns + j
+    accumulates = plan.form == WEIGHT_GRADIENT
+    for part in range(plan.parts):
+        left_start = (group + part) * plan.left_group
+        right_start = (group + part) * plan.right_group
+        for k in range(0, max(plan.depth, 1), DEPTH_BLOCK):
+            depth = min(DEPTH_BLOCK, plan.depth - k)
+            if plan.form == INPUT_GRADIENT:
+                b_start = right_start + j * plan.right_step + k
+                pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
+            else:
+                b_start = right_start + k * plan.right_step + j
+                pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
+            begins = part == 0 and k == 0
+            added = addend if begins and not accumulates else out
+            multiply_rows(
+                first, last, used, depth, left, left_start + k * plan.left_k_step,
+                plan.left_row_step, plan.left_k_step, panel, 0,
+                begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
+                accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
+            )  # fmt: skip
+            if accumulates and first == 0 and bias.size:
+                _add_column_sums(panel, depth, used, bias, group * plan.columns + j)
+
+
+@kernel
+def _product_task(task, row_tasks, column_tasks, form, x_shape, weight_shape, y_shape, left, right,
+                  bias, addend, activation, saved, out):  # fmt: skip
+    """Compute the rows and panels of one task."""
+    plan = _plan(form, x_shape, weight_shape, y_shape)
+    width = WIDE * lanes(out)
+    panels = (plan.columns + width - 1) // width
+    first, last, first_panel, last_panel = task_part(
+        task, row_tasks, column_tasks, plan.rows, plan.groups * panels
+    )
+    panel = np.empty(min(plan.depth, DEPTH_BLOCK) * width, out.dtype)
+    for p in range(first_panel, last_panel):
+        group, j = p // panels, p % panels * width
+        _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel)
+        if activation != NO_ACTIVATION:
+            start = group * plan.rows * plan.columns + j
+            used = min(width, plan.columns - j)
+            if plan.form == FORWARD:
+                activate_block(activation, first, last, used, saved, out, start, plan.columns)
+            else:
+                differentiate_block(activation, first, last, used, saved, out, start, plan.columns)
+
+
+@kernel
+def _plan(form, x_shape, weight_shape, y_shape):
+    """Return the plan of a product between x (tokens, K), weight (G, K, N) and y (tokens, N)."""
+    groups, K, N = weight_shape
+    if form == FORWARD:
+        M = y_shape[0] // groups
+        shared = 0 if x_shape[0] == M else M * K
+        return Plan(form, groups, 1, M, N, K, shared, K, 1, K * N, N)
+    M = y_shape[0] // groups
+    if form == INPUT_GRADIENT:
+        parts = 1 if x_shape[0] == y_shape[0] else groups
+        return Plan(form, groups // parts, parts, M, K, N, M * N, N, 1, K * N, N)
+    shared = 0 if x_shape[0] == M else M * K
+    return Plan(form, groups, 1, K, N, M, shared, 1, K, M * N, N)
+
+
+@kernel(parallel=True)
+def _product(form, x, weight, y, bias, addend, activation, saved):
+    """Compute one of y, x (from y and weight) and weight (from x and y); see `matmul` and so on."""
+    plan = _plan(form, x.shape, weight.shape, y.shape)
+    flat_x, flat_weight, flat_y = (
+        x.reshape(x.size),
+        weight.reshape(weight.size),
+        y.reshape(y.size),
+    )
+    flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
+    left, right, out = flat_x, flat_weight, flat_y
+    if form == INPUT_GRADIENT:
+        left, out = flat_y, flat_x
+    elif form == WEIGHT_GRADIENT:
+        right, out = flat_y, flat_weight
+    row_tasks, column_tasks = task_grid(
+        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
+    )
+    for task in prange(row_tasks * column_tasks):
+        _product_task(
+            task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
+            bias, flat_addend, activation, flat_saved, out,
+        )  # fmt: skip
+
+
+def matmul(a, b, bias, addend, activation, preactivation, out):
+    """Multiply, add a bias and a residual, apply an activation; see the head of this file.
+
+    Args:
+        a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).
+        bias: (G N,) or (0,).    addend: (G M, N) or (0, 0); not out.
+        activation: NO_ACTIVATION, RELU or GELU.
+        preactivation: (G M, N), overwritten by what GELU is given; (0, 0) otherwise.
+        out: (G M, N), overwritten.
+    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    """
+    _product(FORWARD, a, b, out, bias, addend, activation, preactivation)
+
+
+def matmul_nt(a, b, saved, addend, activation, out):
+    """Multiply by a transpose, add, apply an activation's derivative; see the head of this file.
+
+    Args:
+        a: (G M, K) float32|float64, C-contiguous.    b: (G, N, K).
+        saved: (rows of out, N), ReLU's output or GELU's input; (0, 0) without an activation.
+        addend: the shape of out, or (0, 0); not out.    activation: NO_ACTIVATION, RELU or GELU.
+        out: (G M, N), or (M, N) for the sum over the groups; overwritten.
+    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    """
+    _product(INPUT_GRADIENT, out, b, a, NOTHING[a.dtype], addend, activation, saved)
+
+
+def matmul_tn(a, b, column_sums, out):
+    """Add the product of a transpose, and sums over rows; see the head of this file.
+
+    Args:
+        a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G M, N).
+        column_sums: (G N,) accumulated, or (0,).    out: (G, K, N) accumulated.
+    Threads: blocks of out's rows and columns whose number the sizes fix; bit-identical for any
+    thread count.
+    """
+    nothing = a[:0]
+    _product(WEIGHT_GRADIENT, a, out, b, column_sums, nothing, NO_ACTIVATION, nothing)

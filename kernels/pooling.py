@@ -1,0 +1,111 @@
+"""One row for each packed sequence: a chosen row, or the mean of all.
+
+gather_rows:   out[b] = x[rows[b]]                     scatter_rows:  dx[rows[b]] += dout[b]
+mean_forward:  out[b] = mean of x[offsets[b]:offsets[b + 1]]
+mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
+"""
+
+import numpy as np
+from numba import prange
+
+from ._compile import kernel
+from ._rows import row_tasks
+from ._simd import lanes, load_first, splat, store_first
+
+
+def gather_rows_reference(x, rows, out):
+    """Compute `gather_rows` in NumPy."""
+    out[...] = x[rows]
+
+
+def scatter_rows_reference(dout, rows, dx):
+    """Compute `scatter_rows` in NumPy."""
+    dx[rows] += dout
+
+
+def mean_forward_reference(x, offsets, out):
+    """Compute `mean_forward` in NumPy."""
+    for b in range(offsets.size - 1):
+        out[b] = x[offsets[b] : offsets[b + 1]].mean(axis=0)
+
+
+def mean_backward_reference(dout, offsets, dx):
+    """Compute `mean_backward` in NumPy."""
+    lengths = np.diff(offsets)
+    dx[...] = np.repeat(dout / lengths[:, None].astype(dout.dtype), lengths, axis=0)
+
+
+@kernel(parallel=True)
+def gather_rows(x, rows, out):
+    """Copy the chosen rows.
+
+    Args:
+        x: (N, C) float32|float64, C-contiguous.    rows: (B,) int64, in range.
+        out: (B, C) overwritten.
+    Threads: rows; bit-identical for any thread count.
+    """
+    B, C = out.shape
+    tasks = row_tasks(B, C)
+    for task in prange(tasks):
+        for b in range(B * task // tasks, B * (task + 1) // tasks):
+            for j in range(0, C, lanes(x)):
+                store_first(out, C - j, load_first(x, C - j, rows[b], j), b, j)
+
+
+@kernel(parallel=True)
+def scatter_rows(dout, rows, dx):
+    """Add each row to its place.
+
+    Args:
+        dout: (B, C) float32|float64, C-contiguous.    rows: (B,) int64, in range, all different.
+        dx: (N, C) accumulated.
+    Threads: rows; bit-identical for any thread count.
+    """
+    B, C = dout.shape
+    tasks = row_tasks(B, C)
+    for task in prange(tasks):
+        for b in range(B * task // tasks, B * (task + 1) // tasks):
+            for j in range(0, C, lanes(dx)):
+                row = load_first(dx, C - j, rows[b], j) + load_first(dout, C - j, b, j)
+                store_first(dx, C - j, row, rows[b], j)
+
+
+@kernel(parallel=True)
+def mean_forward(x, offsets, out):
+    """Write the mean of each sequence's rows.
+
+    Args:
+        x: (N, C) float32|float64, C-contiguous.    offsets: (B + 1,) int64, strictly rising.
+        out: (B, C) overwritten.
+    Threads: sequences; bit-identical for any thread count.
+    """
+    B, C = out.shape
+    tasks = row_tasks(B, C * max(1, x.shape[0] // max(1, B)))
+    for task in prange(tasks):
+        for b in range(B * task // tasks, B * (task + 1) // tasks):
+            length = offsets[b + 1] - offsets[b]
+            for j in range(0, C, lanes(x)):
+                total = splat(x, 0.0)
+                for i in range(offsets[b], offsets[b + 1]):
+                    total = total + load_first(x, C - j, i, j)
+                store_first(out, C - j, total / length, b, j)
+
+
+@kernel(parallel=True)
+def mean_backward(dout, offsets, dx):
+    """Give each row its share of the mean's gradient.
+
+    Args:
+        dout: (B, C) float32|float64, C-contiguous.    offsets: (B + 1,) int64, strictly rising.
+        dx: (N, C) overwritten.
+    Threads: sequences; bit-identical for any thread count.
+    """
+    B, C = dout.shape
+    tasks = row_tasks(B, C * max(1, dx.shape[0] // max(1, B)))
+    for task in prange(tasks):
+        for b in range(B * task // tasks, B * (task + 1) // tasks):
+            length = offsets[b + 1] - offsets[b]
+            for j in range(0, C, lanes(dx)):
+                share = load_first(dout, C - j, b, j) / length
+                for i in range(offsets[b], offsets[b + 1]):
+                    store_first(dx, C - j, share, i, j)

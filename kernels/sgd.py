@@ -1,0 +1,40 @@
+"""Stochastic gradient descent with momentum on flat arrays.
+
+    velocity = momentum * velocity + g,    p = p - lr * velocity
+
+Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning",
+in PyTorch's form, where the learning rate is not part of the velocity.
+"""
+
+from numba import prange
+
+from ._compile import kernel
+from ._simd import fma, lanes, load_first, store_first
+
+CHUNK = 8192
+
+
+def sgd_step_reference(parameters, gradients, velocity, lr, momentum):
+    """Compute `sgd_step` in NumPy."""
+    velocity *= velocity.dtype.type(momentum)
+    velocity += gradients
+    parameters -= parameters.dtype.type(lr) * velocity
+
+
+@kernel(parallel=True)
+def sgd_step(parameters, gradients, velocity, lr, momentum):
+    """Update parameters and velocity by one step.
+
+    Args:
+        parameters, velocity: (P,) float32|float64, updated in place.    gradients: (P,).
+        lr: > 0.    momentum: in [0, 1).
+    Threads: chunks of a fixed size; bit-identical for any thread count.
+    """
+    size = parameters.size
+    for task in prange((size + CHUNK - 1) // CHUNK):
+        stop = min(size, (task + 1) * CHUNK)
+        for i in range(task * CHUNK, stop, lanes(parameters)):
+            n = stop - i
+            moved = fma(load_first(velocity, n, i), momentum, load_first(gradients, n, i))
+            store_first(velocity, n, moved, i)
+            store_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
