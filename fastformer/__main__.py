@@ -1,0 +1,7 @@
+"""`python -m fastformer`: the same as the command `fastformer`."""
+
+import sys
+
+from fastformer.cli import main
+
+sys.exit(main())

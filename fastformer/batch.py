@@ -1,0 +1,182 @@
+"""Batches without padding: tokens end to end, and where each sequence starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastformer import checks
+from fastformer.errors import InvalidTypeError, InvalidValueError
+
+Ids = npt.NDArray[np.int64]
+
+
+class PackedBatch:
+    """Sequences of token ids, packed.
+
+    Its arrays are read-only, for kernels trust the ids that were checked here.
+
+    Attributes:
+        tokens: (N,) int64, all sequences end to end.
+        offsets: (B + 1,) int64, from 0 to N; sequence b is tokens[offsets[b]:offsets[b + 1]].
+        positions: (N,) int64, each token's position in its sequence, from 0.
+        num_sequences, num_tokens: B and N.
+        longest: the length of the longest sequence.
+        largest_id: the largest token id.
+    """
+
+    def __init__(self, tokens: npt.ArrayLike, offsets: npt.ArrayLike) -> None:
+        """Copy and check the arrays.
+
+        Raises:
+            TypeError: ids or offsets are not integers.
+            ValueError: no sequence, an empty one, a negative id, or offsets that do not rise
+                strictly from 0 to N.
+        """
+        self._tokens = checks.id_array("tokens", tokens)
+        self._offsets = checks.id_array("offsets", offsets)
+        lengths = np.diff(self._offsets)
+        if self._offsets.size < 2 or self._offsets[0] != 0:
+            checks.fail(
+                "offsets must begin with 0 and have one more element than there are sequences "
+                f"(at least one), got {self._offsets.tolist()[:8]}"
+            )
+        if (lengths <= 0).any():
+            index = int(np.argmax(lengths <= 0))
+            checks.fail(
+                f"offsets must rise strictly, so that no sequence is empty; sequence {index} "
+                f"has length {lengths[index]}"
+            )
+        if self._offsets[-1] != self._tokens.size:
+            checks.fail(
+                f"the last offset must be the number of tokens, {self._tokens.size}, "
+                f"got {self._offsets[-1]}"
+            )
+        starts = np.repeat(self._offsets[:-1], lengths)
+        self._positions = np.arange(self._tokens.size, dtype=np.int64) - starts
+        # Kernels are given the writable arrays: Numba would compile anew for read-only ones.
+        self.num_sequences = int(lengths.size)
+        self.num_tokens = int(self._tokens.size)
+        self.longest = int(lengths.max())
+        self.largest_id = int(self._tokens.max())
+        self._first_rows = self._offsets[:-1].copy()
+        self._last_rows = self._offsets[1:] - 1
+        self._one_row_offsets = np.arange(self.num_sequences + 1, dtype=np.int64)
+
+    @property
+    def tokens(self) -> Ids:
+        """The token ids, read-only."""
+        return _read_only(self._tokens)
+
+    @property
+    def offsets(self) -> Ids:
+        """Where each sequence starts, and N; read-only."""
+        return _read_only(self._offsets)
+
+    @property
+    def positions(self) -> Ids:
+        """Each token's position in its sequence; read-only."""
+        return _read_only(self._positions)
+
+    def select(self, sequences: Ids) -> "PackedBatch":
+        """Return a batch of some of the sequences, in the order that is given.
+
+        Args:
+            sequences: (any,) int64, each from 0 to num_sequences - 1, at least one.
+        """
+        starts = self._offsets[sequences]
+        lengths = self._offsets[sequences + 1] - starts
+        offsets = np.zeros(lengths.size + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return PackedBatch(self._tokens[rows], offsets)
+
+    def __repr__(self) -> str:
+        """Say how much is packed."""
+        return f"PackedBatch({self.num_sequences} sequences, {self.num_tokens} tokens)"
+
+
+def _read_only(array: Ids) -> Ids:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def pack(
+    sequences: Sequence[Sequence[int]] | npt.NDArray[Any],
+    lengths: Sequence[int] | npt.NDArray[Any] | None = None,
+) -> PackedBatch:
+    """Pack sequences of token ids into one batch without padding.
+
+    Args:
+        sequences: a list of lists of ids, each of its own length; or, with `lengths`, a padded
+            (B, T) array of integers, of which row b's first lengths[b] ids are used.
+        lengths: (B,) integers from 1 to T.
+
+    Returns:
+        The packed batch.
+
+    Raises:
+        TypeError: ids or lengths are not integers.
+        ValueError: no sequence, an empty one, a negative id, or a length outside 1 to T.
+    """
+    if lengths is not None:
+        return _pack_padded(sequences, lengths)
+    if isinstance(sequences, np.ndarray) and sequences.ndim != 2:
+        checks.fail(f"a padded array must be (B, T), got shape {sequences.shape}")
+    if isinstance(sequences, str) or not isinstance(sequences, Sequence | np.ndarray):
+        raise InvalidTypeError(
+            f"sequences must be a list of lists of token ids, got {type(sequences).__name__}"
+        )
+    if len(sequences) == 0:
+        checks.fail("a batch must have at least one sequence, got none")
+    parts = []
+    for index, sequence in enumerate(sequences):
+        if not _is_flat(sequence):
+            raise InvalidTypeError(
+                f"sequences must be a list of lists of token ids; sequence {index} is {sequence!r}"
+            )
+        if len(sequence) == 0:
+            checks.fail(f"sequence {index} is empty; each must have at least one token")
+        parts.append(checks.id_array(f"sequence {index}", sequence))
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([part.size for part in parts], out=offsets[1:])
+    return PackedBatch(np.concatenate(parts), offsets)
+
+
+def _is_flat(sequence: Any) -> bool:
+    """Tell whether a sequence has one axis, whatever its elements are."""
+    if isinstance(sequence, np.ndarray):
+        return sequence.ndim == 1
+    listed = isinstance(sequence, Sequence) and not isinstance(sequence, str)
+    return listed and all(np.ndim(element) == 0 for element in sequence)
+
+
+def _pack_padded(padded: Any, lengths: Any) -> PackedBatch:
+    """Pack the rows of a padded array."""
+    try:
+        ids = np.asarray(padded)
+    except ValueError:
+        raise InvalidTypeError(
+            "with lengths, sequences must be a padded (B, T) array of integers, got rows of "
+            "different lengths; leave lengths out to pack those"
+        ) from None
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise InvalidTypeError(
+            f"with lengths, sequences must be a padded (B, T) array of integers, got shape "
+            f"{ids.shape} {ids.dtype}"
+        )
+    counts = checks.id_array("lengths", lengths)
+    if counts.shape != (ids.shape[0],):
+        checks.fail(f"lengths must be ({ids.shape[0]},), one for each row, got {counts.shape}")
+    outside = (counts < 1) | (counts > ids.shape[1])
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InvalidValueError(
+            f"lengths must be from 1 to T = {ids.shape[1]}, got {counts[row]} for row {row}"
+        )
+    used = np.arange(ids.shape[1]) < counts[:, None]
+    offsets = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return PackedBatch(ids[used], offsets)

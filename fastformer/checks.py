@@ -1,0 +1,205 @@
+"""Checks of what a person gives: options here, arrays below. The only place that raises on arrays.
+
+Kernels do not check: an id out of range inside one is memory corruption. So every array and
+every id passes here, in Python, before it reaches a kernel.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastformer.errors import InvalidTypeError, InvalidValueError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def fail(message: str) -> NoReturn:
+    """Raise an `InvalidValueError`."""
+    raise InvalidValueError(message)
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise InvalidTypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` as an int in [minimum, maximum]."""
+    allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InvalidTypeError(f"{name} must be an integer {allowed}, got {value!r}")
+    if value < minimum or (maximum is not None and value > maximum):
+        raise InvalidValueError(f"{name} must be an integer {allowed}, got {value!r}")
+    return int(value)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return `value` as a finite float within the bounds that are given."""
+    bounds = [("> ", above), (">= ", at_least), ("< ", below), ("<= ", at_most)]
+    allowed = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds if bound is not None)
+    wanted = f"{name} must be a finite number {allowed}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise InvalidTypeError(f"{wanted}, got {value!r}")
+    if (
+        not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (below is not None and value >= below)
+        or (at_most is not None and value > at_most)
+    ):
+        raise InvalidValueError(f"{wanted}, got {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: object, allowed: Collection[str]) -> str:
+    """Return `value` if it is one of the allowed words; name the nearest one if it is not."""
+    if isinstance(value, str) and value in allowed:
+        return value
+    lowered = {word.lower(): word for word in allowed}
+    near = difflib.get_close_matches(str(value).lower(), list(lowered), n=1)
+    hint = f"; did you mean {lowered[near[0]]!r}?" if near else ""
+    words = ", ".join(repr(word) for word in allowed)
+    error = InvalidValueError if isinstance(value, str) else InvalidTypeError
+    raise error(f"{name} must be one of {words}, got {value!r}{hint}")
+
+
+def known_keys(owner: str, given: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Raise if a mapping has a key that is not allowed, naming the nearest one that is."""
+    for key in given:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), list(allowed), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(allowed))}"
+            raise InvalidValueError(f"{owner} has no setting {key!r}; {hint}")
+
+
+def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any]) -> ConfigT:
+    """Build a config dataclass from a mapping, for instance a table of `config.toml`.
+
+    Lists become tuples, for TOML has no tuples. Unknown keys are an error that names the
+    nearest known one.
+    """
+    fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    known_keys(config_class.__name__, settings, fields)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return config_class(**values)
+
+
+def id_array(name: str, ids: Any) -> npt.NDArray[np.int64]:
+    """Return ids as a new (N,) int64 array.
+
+    Raises:
+        TypeError: not integers, or not one-dimensional.
+        ValueError: a negative id; the message tells the first and its place.
+    """
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise InvalidTypeError(
+            f"{name} must be one-dimensional integers, got {ids!r:.60}"
+        ) from None
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise InvalidTypeError(
+            f"{name} must be one-dimensional integers, got shape {array.shape} {array.dtype}"
+        )
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InvalidValueError(f"{name} must fit into int64, got {array.max()}")
+    result = np.array(array, dtype=np.int64, order="C")
+    if result.size and result.min() < 0:
+        index = int(np.argmax(result < 0))
+        raise InvalidValueError(f"{name} must be >= 0, got {result[index]} at index {index}")
+    return result
+
+
+def matrix(owner: str, name: str, x: Any, rows: int | None, columns: int, dtype: Any) -> None:
+    """Raise unless x is a C-contiguous (rows, columns) array of the dtype."""
+    if (
+        type(x) is np.ndarray
+        and x.ndim == 2
+        and x.shape[1] == columns
+        and (rows is None or x.shape[0] == rows)
+        and x.dtype == dtype
+        and x.flags.c_contiguous
+        and x.flags.writeable
+    ):
+        return
+    wanted = f"({'N' if rows is None else rows}, {columns}) {np.dtype(dtype)}"
+    if not isinstance(x, np.ndarray):
+        raise InvalidTypeError(f"{owner}: {name} must be an array {wanted}, got {x!r:.60}")
+    given = f"{x.shape} {x.dtype}"
+    if x.dtype != dtype:
+        raise InvalidTypeError(
+            f"{owner}: {name} must be {wanted}, got {given}; convert it with "
+            f"{name}.astype(np.{np.dtype(dtype)}), or make the layer with dtype={str(x.dtype)!r}"
+        )
+    if x.ndim != 2 or x.shape[1] != columns or (rows is not None and x.shape[0] != rows):
+        raise InvalidValueError(f"{owner}: {name} must be {wanted}, got {given}")
+    raise InvalidValueError(
+        f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
+        f"use np.array({name}, order='C')"
+    )
+
+
+def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise unless x is a C-contiguous, writable array of a shape and dtype."""
+    wanted = f"{shape} {np.dtype(dtype)}"
+    if not isinstance(x, np.ndarray) or x.dtype != dtype:
+        given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise InvalidTypeError(f"{owner}: {name} must be {wanted}, got {given}")
+    if x.shape != shape:
+        raise InvalidValueError(f"{owner}: {name} must be {wanted}, got shape {x.shape}")
+    if not x.flags.c_contiguous or not x.flags.writeable:
+        raise InvalidValueError(
+            f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
+            f"use np.array({name}, order='C')"
+        )
+
+
+def chosen_rows(owner: str, rows: Any, offsets: npt.NDArray[np.int64]) -> None:
+    """Raise unless rows are (B,) int64, each a row of its own sequence."""
+    wanted = f"({offsets.size - 1},) int64, one row of each sequence"
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int64:
+        given = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise InvalidTypeError(f"{owner}: rows must be {wanted}, got {given}")
+    same_shape(owner, "rows", rows, (offsets.size - 1,), np.int64)
+    outside = (rows < offsets[:-1]) | (rows >= offsets[1:])
+    if outside.any():
+        b = int(np.argmax(outside))
+        raise InvalidValueError(
+            f"{owner}: rows must be {wanted}; sequence {b} has rows {offsets[b]} to "
+            f"{offsets[b + 1] - 1}, got {rows[b]}"
+        )
+
+
+def target_ids(owner: str, targets: Any, rows: int, classes: int, ignored: int) -> int:
+    """Raise unless targets are (rows,) ids below `classes`, or `ignored`; return how many count."""
+    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
+        given = targets.dtype if isinstance(targets, np.ndarray) else type(targets).__name__
+        raise InvalidTypeError(f"{owner}: targets must be an integer array ({rows},), got {given}")
+    if targets.shape != (rows,):
+        raise InvalidValueError(
+            f"{owner}: targets must be ({rows},), one for each row of logits, got {targets.shape}"
+        )
+    counted = targets != ignored
+    outside = counted & ((targets < 0) | (targets >= classes))
+    if outside.any():
+        index = int(np.argmax(outside))
+        raise InvalidValueError(
+            f"{owner}: targets must be from 0 to {classes - 1}, or {ignored} to be ignored, "
+            f"got {targets[index]} at index {index}"
+        )
+    return int(np.count_nonzero(counted))

@@ -1,0 +1,91 @@
+"""The 20 tokens of the digit task. Digit k has id k + 2."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.errors import InvalidTypeError
+
+DIGIT_TOKENS: Final[tuple[str, ...]] = (
+    "[PAD]",
+    "[EOS]",
+    *"0123456789",
+    "First",
+    "Second",
+    "Last",
+    "Max",
+    "Min",
+    "(",
+    ")",
+    ",",
+)
+"""The token of each id, in the order of the ids."""
+
+_IDS: Final[dict[str, int]] = {token: index for index, token in enumerate(DIGIT_TOKENS)}
+
+PAD: Final[int] = _IDS["[PAD]"]
+"""Id of the token that fills a padded sequence. Packed batches have none."""
+
+EOS: Final[int] = _IDS["[EOS]"]
+"""Id of the token that ends a generated sequence. The classifier never sees it."""
+
+
+def encode(tokens: Iterable[str]) -> list[int]:
+    """Turn tokens into their ids.
+
+    Args:
+        tokens: tokens of `DIGIT_TOKENS`, each spelt as it is there. A number of several digits is
+            several tokens; free text goes through `parse_expression` first.
+
+    Returns:
+        One id per token, each from 0 to 19.
+
+    Raises:
+        ValueError: a token that is not in the vocabulary; the message names the nearest one.
+        TypeError: a bare string, or an item that is not a string.
+    """
+    if isinstance(tokens, str):
+        raise InvalidTypeError(
+            f"tokens must be a list of tokens, got the string {tokens[:40]!r}; "
+            "use parse_expression(text).tokens() for free text"
+        )
+    return [_token_id(position, token) for position, token in enumerate(tokens)]
+
+
+def decode(ids: Iterable[int]) -> list[str]:
+    """Turn ids into their tokens.
+
+    Args:
+        ids: ids from 0 to 19, as Python or NumPy integers.
+
+    Returns:
+        One token per id.
+
+    Raises:
+        ValueError: an id that is not in the vocabulary.
+        TypeError: a single number, or an item that is not an integer.
+    """
+    if not isinstance(ids, Iterable) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
+        raise InvalidTypeError(f"ids must be a list or a 1-D array of ids, got {ids!r}")
+    last = len(DIGIT_TOKENS) - 1
+    return [
+        DIGIT_TOKENS[checks.integer(f"id at position {position}", value, 0, last)]
+        for position, value in enumerate(ids)
+    ]
+
+
+def _token_id(position: int, token: str) -> int:
+    """Return the id of the token at a position of the caller's list."""
+    if not isinstance(token, str):
+        raise InvalidTypeError(
+            f"token at position {position} must be a string, got {token!r}; "
+            "write a number as its decimal digits"
+        )
+    if token not in _IDS:
+        near = difflib.get_close_matches(token[:40].capitalize(), DIGIT_TOKENS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {' '.join(DIGIT_TOKENS)}"
+        checks.fail(f"unknown token {token[:40]!r} at position {position}; {hint}")
+    return _IDS[token]

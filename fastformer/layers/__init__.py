@@ -1,0 +1,1 @@
+"""Layers: thin classes that own parameters and buffers, and call kernels."""

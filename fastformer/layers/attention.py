@@ -1,0 +1,220 @@
+"""Multi-head self-attention over packed sequences."""
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import Ids, PackedBatch
+from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.kernels.activation import NO_ACTIVATION
+from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.dropout import Dropout, DropoutCounter
+from fastformer.layers.linear import Linear, xavier_uniform
+from fastformer.parameters import Array, Parameter
+
+
+class MultiHeadAttention(Layer):
+    """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
+
+    Formulas and sources are in kernels/attention.py.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        bias: bool = False,
+        dropout: float = 0.0,
+        counter: DropoutCounter | None = None,
+        seed: Seed = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the layer with Xavier-uniform weights.
+
+        Args:
+            embed_dim: C, the width of x.    num_heads: H, which divides C.
+            causal: whether a token sees only itself and those before it.
+            bias: whether the four projections have biases.
+            dropout: of the result, in [0, 1).    counter: of the dropout.
+            seed: of the weights, or a stream that they are drawn from.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        self.num_heads = checks.integer("num_heads", num_heads, 1)
+        if embed_dim % num_heads:
+            raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
+        self.causal = checks.boolean("causal", causal)
+        checks.boolean("bias", bias)
+        self.scale = (embed_dim // num_heads) ** -0.5
+        stream = initial_stream(seed)
+        weights = [xavier_uniform(stream, embed_dim, embed_dim) for _ in range(3)]
+        # One array, so that one product makes Q, K and V.
+        self.qkv_weight = Parameter(
+            np.stack(weights).astype(self.dtype),
+            parts=("query.weight", "key.weight", "value.weight"),
+            decays=True,
+        )
+        self.qkv_bias = Parameter(
+            np.zeros((3, embed_dim if bias else 0), self.dtype),
+            parts=("query.bias", "key.bias", "value.bias") if bias else (),
+        )
+        self.output = Linear(
+            embed_dim, embed_dim, bias=bias, seed=stream, backend=backend, dtype=dtype
+        )
+        self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
+
+    def forward(
+        self,
+        x: Array,
+        batch: PackedBatch,
+        *,
+        rows: Ids | None = None,
+        residual: Array | None = None,
+    ) -> Array:
+        """Attend.
+
+        Args:
+            x: (N, C).    batch: where the sequences of x begin.
+            rows: (B,), one row of x for each sequence, whose result alone is wanted, or None.
+                The layer must not be causal unless they are the last rows.
+            residual: added to the result, of its shape, or None.
+
+        Returns:
+            (N, C), or (B, C) with rows, in a buffer.
+        """
+        self._check(x, batch, rows)
+        self.x, self.batch, self.rows = x, batch, rows
+        if rows is None:
+            self.query_offsets = batch._offsets
+            _, self.q, self.k, self.v = self._project("qkv", x, slice(0, 3))
+        else:
+            self.query_offsets = batch._one_row_offsets
+            self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
+            self.ops.gather_rows(x, rows, self.x_rows)
+            self.q = self._project("q", self.x_rows, slice(0, 1))[0]
+            _, self.k, self.v = self._project("kv", x, slice(1, 3))
+        self.attended = self.buffers.get("attended", *self.q.shape)
+        self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+        self.ops.attention_forward(
+            self.q,
+            self.k,
+            self.v,
+            self.query_offsets,
+            batch._offsets,
+            self.causal,
+            self.scale,
+            self.attended,
+            self.logsumexp,
+        )
+        if self.dropout.active:
+            return self.dropout.forward(self.output.forward(self.attended), residual)
+        self.dropout.dropped = False
+        return self.output.forward(self.attended, residual=residual)
+
+    def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
+        """Add the gradients of the weights, and return that of x, (N, C), in a shared buffer.
+
+        Args:
+            dout: of the result's shape.
+            residual: of dout's shape, added to the gradient of the rows of x that made it.
+        """
+        if residual is not None:
+            shape = self.attended.shape
+            checks.same_shape(
+                "MultiHeadAttention.backward", "residual", residual, shape, self.dtype
+            )
+        dattended = self.scratch.get("attention.dattended", *self.attended.shape)
+        self.output.backward(self.dropout.backward(dout), dx=dattended)
+        rows, columns = self.x.shape
+        if self.rows is None:
+            dqkv, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, rows, columns)
+        else:
+            dq = self.scratch.get("attention.dq", *self.q.shape)
+            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, columns)
+        self.ops.attention_backward(
+            dattended,
+            self.q,
+            self.k,
+            self.v,
+            self.attended,
+            self.logsumexp,
+            self.query_offsets,
+            self.batch._offsets,
+            self.causal,
+            self.scale,
+            dq,
+            dk,
+            dv,
+        )
+        dx = self.scratch.get("attention.dx", rows, columns)
+        if self.rows is None:
+            return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
+        self._project_backward(self.x, dkv, slice(1, 3), None, dx)
+        dx_rows = self.scratch.get("attention.dx_rows", *self.q.shape)
+        self._project_backward(self.x_rows, dq, slice(0, 1), residual, dx_rows)
+        self.ops.scatter_rows(dx_rows, self.rows, dx)
+        return dx
+
+    def weights(self) -> Array:
+        """Return the weights of the last forward, (B, H, longest, longest), 0 beyond a sequence.
+
+        With rows given, the third axis has the one row. They are computed again on request.
+        """
+        queries = 1 if self.rows is not None else self.batch.longest
+        shape = (self.batch.num_sequences, self.num_heads, queries, self.batch.longest)
+        weights = np.empty(shape, self.dtype)
+        self.ops.attention_weights(
+            self.q,
+            self.k,
+            self.logsumexp,
+            self.query_offsets,
+            self.batch._offsets,
+            self.causal,
+            self.scale,
+            weights,
+        )
+        return weights
+
+    def _project(self, name: str, x: Array, part: slice) -> tuple[Array, ...]:
+        """Multiply x by some of W_q, W_k, W_v; return the stacked results, and each of them."""
+        count = part.stop - part.start
+        results = self.buffers.stacked(name, count, *x.shape)
+        self.ops.matmul(
+            x,
+            self.qkv_weight.value[part],
+            self.qkv_bias.value[part].reshape(-1),
+            self.nothing,
+            NO_ACTIVATION,
+            self.nothing,
+            results[0],
+        )
+        return results
+
+    def _project_backward(
+        self, x: Array, dprojected: Array, part: slice, residual: Array | None, dx: Array
+    ) -> Array:
+        """Add the gradients of some of W_q, W_k, W_v, and write that of x plus residual to dx."""
+        bias_gradient = self.qkv_bias.gradient[part].reshape(-1)
+        self.ops.matmul_tn(x, dprojected, bias_gradient, self.qkv_weight.gradient[part])
+        self.ops.matmul_nt(
+            dprojected,
+            self.qkv_weight.value[part],
+            self.nothing,
+            self.nothing if residual is None else residual,
+            NO_ACTIVATION,
+            dx,
+        )
+        return dx
+
+    def _check(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
+        if not isinstance(batch, PackedBatch):
+            raise InvalidTypeError(
+                f"MultiHeadAttention: batch must be a PackedBatch, got {type(batch).__name__}"
+            )
+        checks.matrix("MultiHeadAttention", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+        # A batch's own first and last rows need no look.
+        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
+            checks.chosen_rows("MultiHeadAttention", rows, batch._offsets)

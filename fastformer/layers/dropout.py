@@ -1,0 +1,86 @@
+"""Dropout of a sub-layer's output, and the counter that its random numbers come from."""
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.layers.base import Layer
+from fastformer.parameters import Array
+
+
+class DropoutCounter:
+    """Names the random numbers of each call by (seed, number of the forward pass, place).
+
+    Attributes:
+        training: whether anything is dropped.
+        forwards: how many training forward passes began; set it to go on from there.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        """Begin at the first forward pass, not training."""
+        self.seed = checks.integer("seed", seed, 0, 2**64 - 1)
+        self.training = False
+        self.forwards = 0
+        self.places = 0
+
+    def new_place(self) -> int:
+        """Return the number of another layer that drops."""
+        self.places += 1
+        return self.places - 1
+
+
+class Dropout(Layer):
+    """x * mask / (1 - rate), and the residual sum in the same pass; see kernels/dropout.py."""
+
+    def __init__(
+        self,
+        rate: float,
+        counter: DropoutCounter | None = None,
+        *,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the layer.
+
+        Args:
+            rate: the share of elements that is zeroed in training, in [0, 1).
+            counter: shared by the layers of a model; one of its own unless given.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.rate = checks.number("rate", rate, at_least=0, below=1)
+        self.counter = counter or DropoutCounter()
+        self.place = self.counter.new_place()
+        self.call = 0
+        self.dropped = False
+
+    @property
+    def active(self) -> bool:
+        """Whether forward drops anything."""
+        return self.rate > 0 and self.counter.training
+
+    def forward(self, x: Array, residual: Array | None = None) -> Array:
+        """Return dropout(x) + residual, of x's shape, in a buffer; x itself if there is neither."""
+        checks.same_shape("Dropout", "x", x, np.shape(x), self.dtype)
+        if residual is not None:
+            checks.same_shape("Dropout", "residual", residual, x.shape, self.dtype)
+        self.dropped, self.shape = self.active, x.shape
+        if not self.dropped and residual is None:
+            return x
+        out = self.buffers.get("out", *x.shape)
+        self.call = self.counter.forwards * self.counter.places + self.place
+        rate = self.rate if self.dropped else 0.0
+        added = x[:0] if residual is None else residual
+        self.ops.dropout_forward(x, added, rate, *self._key(), out)
+        return out
+
+    def backward(self, dout: Array) -> Array:
+        """Return the gradient by x, in a shared buffer, or dout itself if nothing was dropped."""
+        if not self.dropped:
+            return dout
+        checks.same_shape("Dropout.backward", "dout", dout, self.shape, self.dtype)
+        dx = self.scratch.get("dropout.dx", *dout.shape)
+        self.ops.dropout_backward(dout, self.rate, *self._key(), dx)
+        return dx
+
+    def _key(self) -> tuple[np.uint64, np.uint64]:
+        return np.uint64(self.counter.seed), np.uint64(self.call)

@@ -1,0 +1,82 @@
+"""Token embedding: a row of a learned table for each id."""
+
+from fastformer import checks
+from fastformer.batch import PackedBatch
+from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.positional_encoding import PositionalEncoding
+from fastformer.parameters import Array, Parameter
+
+
+class Embedding(Layer):
+    """table[token], and the position's row in the same pass where positions are given."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        std: float = 0.02,
+        seed: Seed = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the table, normal with standard deviation `std`.
+
+        Args:
+            vocab_size: V, the number of ids, >= 1.    embed_dim: C, >= 1.
+            seed: of the table, or a stream that it is drawn from.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.vocab_size = checks.integer("vocab_size", vocab_size, 1)
+        self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        checks.number("std", std, at_least=0)
+        values = initial_stream(seed).normal(0, std, (vocab_size, embed_dim))
+        self.weight = Parameter(values.astype(self.dtype), decays=True)
+
+    def forward(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> Array:
+        """Return (N, C), in a buffer.
+
+        Args:
+            batch: the packed tokens.    positions: whose rows are added, or None.
+
+        Raises:
+            TypeError: not a PackedBatch.
+            ValueError: an id that is not in the table, or a sequence longer than the positions'.
+        """
+        if not isinstance(batch, PackedBatch):
+            raise InvalidTypeError(
+                f"a model is given a PackedBatch, got {type(batch).__name__}; make one with "
+                "fastformer.pack(list of lists of ids), or pack(padded ids, lengths)"
+            )
+        if batch.largest_id >= self.vocab_size:
+            index = int((batch.tokens >= self.vocab_size).argmax())
+            raise InvalidValueError(
+                f"token ids must be below vocab_size={self.vocab_size}, got "
+                f"{batch.tokens[index]} at token {index} of the batch"
+            )
+        table = self.nothing
+        if positions is not None:
+            positions.check(batch)
+            if positions.embed_dim != self.embed_dim or positions.dtype != self.dtype:
+                raise InvalidValueError(
+                    f"positions must have embed_dim={self.embed_dim} and dtype {self.dtype}, got "
+                    f"{positions.embed_dim} and {positions.dtype}"
+                )
+            positions.batch = batch
+            table = positions.table
+        # In a tuple, for positions are not a part of this layer.
+        self.used = (batch, positions)
+        out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
+        self.ops.embedding_forward(batch._tokens, batch._positions, self.weight.value, table, out)
+        return out
+
+    def backward(self, dout: Array) -> None:
+        """Add the gradient of the table, and of learned positions; ids have none."""
+        batch, positions = self.used
+        rows = batch.num_tokens
+        checks.matrix("Embedding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
+        if positions is not None:
+            positions.backward(dout)
+        self.ops.embedding_backward(batch._tokens, dout, self.weight.gradient)

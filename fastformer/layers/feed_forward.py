@@ -1,0 +1,65 @@
+"""The feed-forward layer: two products with an activation between them."""
+
+from fastformer import checks
+from fastformer.layers.activation import ACTIVATION_CODES
+from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.dropout import Dropout, DropoutCounter
+from fastformer.layers.linear import Linear
+from fastformer.parameters import Array
+
+
+class FeedForward(Layer):
+    """dropout(activation(x W1 + b1) W2 + b2) + residual.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.3.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        ffn_dim: int,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        counter: DropoutCounter | None = None,
+        seed: Seed = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the layer.
+
+        Args:
+            embed_dim: C, the width of x and of the result.    ffn_dim: F, the width between.
+            activation: "relu" or "gelu".    dropout: of the result, in [0, 1).
+            counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.activation = ACTIVATION_CODES[
+            checks.choice("activation", activation, ACTIVATION_CODES)
+        ]
+        stream = initial_stream(seed)
+        self.expand = Linear(embed_dim, ffn_dim, seed=stream, backend=backend, dtype=dtype)
+        self.contract = Linear(ffn_dim, embed_dim, seed=stream, backend=backend, dtype=dtype)
+        self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
+
+    def forward(self, x: Array, *, residual: Array | None = None) -> Array:
+        """Return (N, C) for x and residual of (N, C), in a buffer."""
+        hidden = self.expand.forward(x, activation=self.activation)
+        if self.dropout.active:
+            return self.dropout.forward(self.contract.forward(hidden), residual)
+        self.dropout.dropped = False
+        return self.contract.forward(hidden, residual=residual)
+
+    def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
+        """Add the gradients of the weights, and return that of x plus residual, (N, C)."""
+        hidden = self.expand.saved
+        dout = self.dropout.backward(dout)
+        dhidden = self.contract.backward(
+            dout,
+            activation=self.activation,
+            saved=hidden,
+            dx=self.scratch.get("feed_forward.dhidden", *hidden.shape),
+        )
+        dx = self.scratch.get("feed_forward.dx", *dout.shape)
+        return self.expand.backward(dhidden, residual=residual, dx=dx)

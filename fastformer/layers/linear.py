@@ -1,0 +1,157 @@
+"""Linear layers: y = x W + b, with an activation or a residual sum in the same pass."""
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.kernels.activation import GELU, NO_ACTIVATION
+from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.embedding import Embedding
+from fastformer.parameters import Array, Parameter
+
+
+def xavier_uniform(random: np.random.Generator, fan_in: int, fan_out: int) -> Array:
+    """Return (fan_in, fan_out) float64 weights, uniform in +-sqrt(6 / (fan_in + fan_out)).
+
+    Source: Glorot & Bengio 2010, equation 16.
+    """
+    limit = np.sqrt(6 / (fan_in + fan_out))
+    return random.uniform(-limit, limit, (fan_in, fan_out))
+
+
+class Linear(Layer):
+    """y = x W + b, with W of shape (in, out)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        seed: Seed = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the layer with Xavier-uniform weights and a zero bias.
+
+        Args:
+            in_features, out_features: widths of x and y, >= 1.
+            bias: whether there is a b.
+            seed: of the weights, or a stream that they are drawn from.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.in_features = checks.integer("in_features", in_features, 1)
+        self.out_features = checks.integer("out_features", out_features, 1)
+        checks.boolean("bias", bias)
+        weight = xavier_uniform(initial_stream(seed), in_features, out_features)
+        # One group of the batched product.
+        self.weight = Parameter(weight[None].astype(self.dtype), parts=("weight",), decays=True)
+        self.bias = Parameter(np.zeros(out_features if bias else 0, self.dtype))
+
+    def forward(
+        self, x: Array, *, residual: Array | None = None, activation: int = NO_ACTIVATION
+    ) -> Array:
+        """Return activation(x W + b + residual).
+
+        Args:
+            x: (N, in).    residual: (N, out) or None.
+            activation: NO_ACTIVATION, RELU or GELU of fastformer.kernels.activation.
+
+        Returns:
+            (N, out), a buffer.
+        """
+        checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
+        rows = x.shape[0]
+        out = self.buffers.get("out", rows, self.out_features)
+        preactivation = self.nothing
+        if activation == GELU:
+            preactivation = self.buffers.get("preactivation", rows, self.out_features)
+        if residual is not None:
+            checks.matrix("Linear", "residual", residual, rows, self.out_features, self.dtype)
+        self.x = x
+        # What the activation's derivative needs: GELU's input, ReLU's output.
+        self.saved = preactivation if activation == GELU else out
+        self.ops.matmul(
+            x,
+            self.weight.value,
+            self.bias.value,
+            self.nothing if residual is None else residual,
+            activation,
+            preactivation,
+            out,
+        )
+        return out
+
+    def backward(
+        self,
+        dout: Array,
+        *,
+        residual: Array | None = None,
+        activation: int = NO_ACTIVATION,
+        saved: Array | None = None,
+        dx: Array | None = None,
+    ) -> Array:
+        """Add the gradients of W and b, and return that of x.
+
+        Args:
+            dout: (N, out), the gradient by x W + b.
+            residual: (N, in), added to the gradient of x, or None.
+            activation, saved: the activation that made x, and what it saved: then the gradient
+                by the activation's input is returned.
+            dx: (N, in), where to write; a shared buffer unless given.
+
+        Returns:
+            dx.
+        """
+        rows = self.x.shape[0]
+        checks.matrix("Linear.backward", "dout", dout, rows, self.out_features, self.dtype)
+        self.ops.matmul_tn(self.x, dout, self.bias.gradient, self.weight.gradient)
+        if dx is None:
+            dx = self.scratch.get("linear.dx", rows, self.in_features)
+        for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
+            if array is not None:
+                checks.matrix("Linear.backward", name, array, rows, self.in_features, self.dtype)
+        self.ops.matmul_nt(
+            dout,
+            self.weight.value,
+            self.nothing if saved is None else saved,
+            self.nothing if residual is None else residual,
+            activation,
+            dx,
+        )
+        return dx
+
+
+class TiedLinear(Layer):
+    """y = x E^T with the rows of an embedding table E as weights.
+
+    Source: Press & Wolf 2017, arXiv:1608.05859.
+    """
+
+    def __init__(self, embedding: Embedding) -> None:
+        """Share the table of an embedding, its backend and its dtype."""
+        super().__init__(embedding.ops.name, embedding.dtype.name)
+        self.weight = embedding.weight
+
+    def forward(self, x: Array) -> Array:
+        """Return (N, V) for x of (N, C), a buffer."""
+        vocab_size, embed_dim = self.weight.value.shape
+        checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
+        out = self.buffers.get("out", x.shape[0], vocab_size)
+        self.x = x
+        self.ops.matmul_nt(
+            x, self.weight.value[None], self.nothing, self.nothing, NO_ACTIVATION, out
+        )
+        return out
+
+    def backward(self, dout: Array) -> Array:
+        """Add the table's gradient, and return that of x, (N, C), a shared buffer."""
+        vocab_size, embed_dim = self.weight.value.shape
+        checks.matrix("TiedLinear.backward", "dout", dout, self.x.shape[0], vocab_size, self.dtype)
+        self.ops.matmul_tn(dout, self.x, self.no_vector, self.weight.gradient[None])
+        dx = self.scratch.get("linear.dx", self.x.shape[0], embed_dim)
+        self.ops.matmul(
+            dout, self.weight.value[None], self.no_vector, self.nothing, NO_ACTIVATION,
+            self.nothing, dx,
+        )  # fmt: skip
+        return dx

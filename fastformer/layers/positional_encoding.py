@@ -1,0 +1,91 @@
+"""Where a token stands: a fixed table of sines, or a learned one."""
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import PackedBatch
+from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.parameters import Array, Parameter
+
+
+def sinusoidal_table(max_seq_len: int, embed_dim: int) -> Array:
+    """Return (max_seq_len, embed_dim) float64.
+
+    Column 2i is sin(p / 10000^(2i / C)), column 2i + 1 its cosine. Source: Vaswani et al. 2017,
+    arXiv:1706.03762, section 3.5.
+    """
+    column = np.arange(embed_dim)
+    angle = np.arange(max_seq_len)[:, None] / 10000.0 ** (column // 2 * 2 / embed_dim)
+    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle))
+
+
+class PositionalEncoding(Layer):
+    """x + table[position]."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        max_seq_len: int,
+        *,
+        learned: bool = False,
+        std: float = 0.02,
+        seed: Seed = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the table.
+
+        Args:
+            embed_dim: C, >= 1.    max_seq_len: rows of the table, >= 1.
+            learned: a trained table, normal with standard deviation `std`; else sines.
+            seed: of a learned table, or a stream that it is drawn from.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(backend, dtype)
+        self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        self.max_seq_len = checks.integer("max_seq_len", max_seq_len, 1)
+        self.learned = checks.boolean("learned", learned)
+        shape = (max_seq_len, embed_dim)
+        checks.number("std", std, at_least=0)
+        if learned:
+            values = initial_stream(seed).normal(0, std, shape)
+            self.weight = Parameter(values.astype(self.dtype), decays=True)
+        else:
+            self._table = sinusoidal_table(*shape).astype(self.dtype)
+
+    @property
+    def table(self) -> Array:
+        """The (max_seq_len, C) table."""
+        return self.weight.value if self.learned else self._table
+
+    def check(self, batch: PackedBatch) -> None:
+        """Raise where it is no packed batch, or a sequence is longer than the table."""
+        if not isinstance(batch, PackedBatch):
+            raise InvalidTypeError(
+                f"PositionalEncoding: batch must be a PackedBatch, got {type(batch).__name__}"
+            )
+        if batch.longest > self.max_seq_len:
+            raise InvalidValueError(
+                f"a sequence of {batch.longest} tokens is {batch.longest - self.max_seq_len} "
+                f"longer than max_seq_len={self.max_seq_len}; shorten it, or make the model "
+                "with a larger max_seq_len"
+            )
+
+    def forward(self, x: Array, batch: PackedBatch) -> Array:
+        """Return x plus each token's row of the table, (N, C), in a buffer."""
+        self.check(batch)
+        checks.matrix("PositionalEncoding", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+        self.batch = batch
+        out = self.buffers.get("out", *x.shape)
+        rows = np.arange(batch.num_tokens)
+        self.ops.embedding_forward(rows, batch._positions, x, self.table, out)
+        return out
+
+    def backward(self, dout: Array) -> Array:
+        """Add the gradient of a learned table, and return that of x, which is dout."""
+        rows = self.batch.num_tokens
+        checks.matrix("PositionalEncoding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
+        if self.learned:
+            self.ops.embedding_backward(self.batch._positions, dout, self.weight.gradient)
+        return dout

@@ -1,0 +1,1 @@
+"""Models: settings, the encoder classifier, the causal decoder."""

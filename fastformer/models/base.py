@@ -1,0 +1,111 @@
+"""What the encoder and the decoder share: embedding, blocks, and the training switch."""
+
+from typing import TypeVar
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import PackedBatch
+from fastformer.errors import InvalidTypeError
+from fastformer.layers.base import Layer, initial_stream
+from fastformer.layers.dropout import Dropout, DropoutCounter
+from fastformer.layers.embedding import Embedding
+from fastformer.layers.layernorm import LayerNorm
+from fastformer.layers.positional_encoding import PositionalEncoding
+from fastformer.layers.transformer_block import TransformerBlock
+from fastformer.models.config import ModelConfig
+from fastformer.parameters import Array
+from fastformer.warmup import ensure_compiled
+
+ModelT = TypeVar("ModelT", bound="Model")
+
+# Standard deviation of learned tables, as GPT-2 has it; and that of an embedding which must be
+# seen beside sines, whose mean square is 1 / 2.
+TABLE_STD = 0.02
+BESIDE_SINES_STD = 0.5**0.5
+
+
+class Model(Layer):
+    """Embedding with positions, blocks, and a last norm where the blocks are pre-norm."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        config_class: type[ModelConfig],
+        *,
+        causal: bool,
+        tied: bool,
+        seed: int,
+        backend: str,
+        dtype: str,
+    ) -> None:
+        """Make all but the read-out; subclasses then call `parameters`."""
+        if not isinstance(config, config_class):
+            raise InvalidTypeError(
+                f"config must be a {config_class.__name__}, got {type(config).__name__}"
+            )
+        if (backend, dtype) == ("numba", "float32"):
+            ensure_compiled()
+        super().__init__(backend, dtype)
+        self.config = config
+        self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
+        self.stream = initial_stream(seed)
+        learned = config.positions == "learned"
+        self.embedding = Embedding(
+            config.vocab_size,
+            config.embed_dim,
+            std=TABLE_STD if learned or tied else BESIDE_SINES_STD,
+            seed=self.stream,
+            backend=backend,
+            dtype=dtype,
+        )
+        self.positions = PositionalEncoding(
+            config.embed_dim,
+            config.max_seq_len,
+            learned=learned,
+            std=TABLE_STD,
+            seed=self.stream,
+            backend=backend,
+            dtype=dtype,
+        )
+        self.dropout = Dropout(config.dropout, self.dropout_counter, backend=backend, dtype=dtype)
+        self.blocks = [
+            TransformerBlock(
+                config,
+                causal=causal,
+                counter=self.dropout_counter,
+                seed=self.stream,
+                backend=backend,
+                dtype=dtype,
+            )
+            for _ in range(config.num_layers)
+        ]
+        self.final_norm = (
+            LayerNorm(
+                config.embed_dim, epsilon=config.layernorm_epsilon, backend=backend, dtype=dtype
+            )
+            if config.norm == "pre"
+            else None
+        )
+
+    def train(self: ModelT) -> ModelT:
+        """Drop from now on, where the config has a dropout."""
+        self.dropout_counter.training = True
+        return self
+
+    def eval(self: ModelT) -> ModelT:
+        """Drop nothing from now on."""
+        self.dropout_counter.training = False
+        return self
+
+    def _embed(self, batch: PackedBatch) -> Array:
+        if self.dropout_counter.training:
+            self.dropout_counter.forwards += 1
+        return self.dropout.forward(self.embedding.forward(batch, self.positions))
+
+    def _embed_backward(self, dx: Array) -> None:
+        self.embedding.backward(self.dropout.backward(dx))
+
+    def _logits(self, out: Array) -> Array:
+        # Of the caller's own: the next forward must not change logits that somebody holds.
+        return np.array(out)

@@ -1,0 +1,105 @@
+"""The settings of a model. Every default is a fact about a model that people know."""
+
+from dataclasses import dataclass, field
+
+from fastformer import checks
+
+ACTIVATIONS = ("relu", "gelu")
+NORMS = ("post", "pre")
+POSITIONS = ("sinusoidal", "learned")
+POOLINGS = ("first", "mean", "last")
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the encoder and the decoder have in common.
+
+    Raises:
+        ValueError, TypeError: a value that is not allowed; the message names it.
+    """
+
+    vocab_size: int = field(metadata={"help": "number of token ids"})
+    embed_dim: int = field(default=64, metadata={"help": "width of the residual stream"})
+    num_heads: int = field(default=4, metadata={"help": "attention heads; must divide embed_dim"})
+    num_layers: int = field(default=2, metadata={"help": "transformer blocks"})
+    ffn_dim: int = field(default=256, metadata={"help": "hidden width of the feed-forward layer"})
+    max_seq_len: int = field(default=50, metadata={"help": "longest sequence, in tokens"})
+    norm: str = field(
+        default="post",
+        metadata={
+            "help": "layer norm after each residual sum "
+            "(post: Vaswani et al. 2017) or before each sub-layer (pre: GPT-2)"
+        },
+    )
+    activation: str = field(default="relu", metadata={"help": "relu, or gelu in its tanh form"})
+    positions: str = field(default="sinusoidal", metadata={"help": "sinusoidal or learned"})
+    dropout: float = field(
+        default=0.0,
+        metadata={"help": "share of sub-layer outputs and embeddings that is zeroed in training"},
+    )
+    attention_bias: bool = field(
+        default=False,
+        metadata={"help": "biases in the attention's query, key, value and output projections"},
+    )
+    layernorm_epsilon: float = field(default=1e-5, metadata={"help": "added to the variance"})
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in (
+            "vocab_size",
+            "embed_dim",
+            "num_heads",
+            "num_layers",
+            "ffn_dim",
+            "max_seq_len",
+        ):
+            checks.integer(name, getattr(self, name), 1)
+        if self.embed_dim % self.num_heads:
+            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
+            near = min(divisors, key=lambda h: abs(h - self.num_heads))
+            checks.fail(
+                f"num_heads must divide embed_dim, got num_heads={self.num_heads} and "
+                f"embed_dim={self.embed_dim}; the nearest that does is {near}"
+            )
+        checks.choice("norm", self.norm, NORMS)
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        checks.choice("positions", self.positions, POSITIONS)
+        checks.number("dropout", self.dropout, at_least=0, below=1)
+        checks.boolean("attention_bias", self.attention_bias)
+        checks.number("layernorm_epsilon", self.layernorm_epsilon, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ModelConfig):
+    """The encoder classifier. Its defaults are llmlearn's model."""
+
+    pooling: str = field(
+        default="first",
+        metadata={
+            "help": "which token's state is classified: the first, the last, or the mean of all"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        checks.choice("pooling", self.pooling, POOLINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig):
+    """The causal decoder. Its defaults are GPT-2's choices: pre-norm, GELU, learned positions."""
+
+    norm: str = "pre"
+    activation: str = "gelu"
+    positions: str = "learned"
+    tied_embeddings: bool = field(
+        default=True,
+        metadata={"help": "use the embedding table as output weights (Press & Wolf 2017)"},
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        checks.boolean("tied_embeddings", self.tied_embeddings)

@@ -1,0 +1,67 @@
+"""The causal decoder: a GPT, logits for every token."""
+
+from fastformer.batch import PackedBatch
+from fastformer.layers.linear import Linear, TiedLinear
+from fastformer.models.base import Model
+from fastformer.models.config import DecoderConfig
+from fastformer.parameters import Array
+
+
+class TransformerDecoder(Model):
+    """Predicts each next token from those before it."""
+
+    config: DecoderConfig
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        seed: int = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the model with initial weights drawn from a seed.
+
+        Args:
+            config: its settings.    seed: >= 0; the same weights for either backend and dtype.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(
+            config,
+            DecoderConfig,
+            causal=True,
+            tied=config.tied_embeddings if isinstance(config, DecoderConfig) else False,
+            seed=seed,
+            backend=backend,
+            dtype=dtype,
+        )
+        self.output: Linear | TiedLinear
+        if config.tied_embeddings:
+            self.output = TiedLinear(self.embedding)
+        else:
+            self.output = Linear(
+                config.embed_dim,
+                config.vocab_size,
+                seed=self.stream,
+                backend=backend,
+                dtype=dtype,
+            )
+        self.parameters()
+
+    def forward(self, batch: PackedBatch) -> Array:
+        """Return logits (N, V), one row for each token: what comes after it."""
+        x = self._embed(batch)
+        for block in self.blocks:
+            x = block.forward(x, batch)
+        if self.final_norm is not None:
+            x = self.final_norm.forward(x)
+        return self._logits(self.output.forward(x))
+
+    def backward(self, dlogits: Array) -> None:
+        """Add the gradients of all parameters, for the gradient (N, V) by the logits."""
+        dx = self.output.backward(dlogits)
+        if self.final_norm is not None:
+            dx = self.final_norm.backward(dx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx)
+        self._embed_backward(dx)

@@ -1,0 +1,76 @@
+"""The encoder classifier: bidirectional blocks, and a class for each sequence."""
+
+from fastformer.batch import Ids, PackedBatch
+from fastformer.layers.linear import Linear
+from fastformer.models.base import Model
+from fastformer.models.config import TransformerConfig
+from fastformer.parameters import Array
+
+
+class Transformer(Model):
+    """llmlearn's model at its default settings, with exact gradients.
+
+    Where one row for each sequence is read out, the last block computes that row alone.
+    """
+
+    config: TransformerConfig
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        seed: int = 0,
+        backend: str = "numba",
+        dtype: str = "float32",
+    ) -> None:
+        """Make the model with initial weights drawn from a seed.
+
+        Args:
+            config: its settings.    seed: >= 0; the same weights for either backend and dtype.
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+        """
+        super().__init__(
+            config,
+            TransformerConfig,
+            causal=False,
+            tied=False,
+            seed=seed,
+            backend=backend,
+            dtype=dtype,
+        )
+        self.output = Linear(
+            config.embed_dim, config.vocab_size, seed=self.stream, backend=backend, dtype=dtype
+        )
+        self.parameters()
+
+    def forward(self, batch: PackedBatch) -> Array:
+        """Return logits (B, V), one row for each sequence."""
+        self.batch = batch
+        x = self._embed(batch)
+        for block in self.blocks[:-1]:
+            x = block.forward(x, batch)
+        x = self.blocks[-1].forward(x, batch, self._rows(batch))
+        if self.final_norm is not None:
+            x = self.final_norm.forward(x)
+        if self.config.pooling == "mean":
+            tokens, x = x, self.buffers.get("mean", batch.num_sequences, x.shape[1])
+            self.ops.mean_forward(tokens, batch._offsets, x)
+        return self._logits(self.output.forward(x))
+
+    def backward(self, dlogits: Array) -> None:
+        """Add the gradients of all parameters, for the gradient (B, V) by the logits."""
+        dx = self.output.backward(dlogits)
+        if self.config.pooling == "mean":
+            dmean, dx = dx, self.scratch.get("mean.dx", self.batch.num_tokens, dx.shape[1])
+            self.ops.mean_backward(dmean, self.batch._offsets, dx)
+        if self.final_norm is not None:
+            dx = self.final_norm.backward(dx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx)
+        self._embed_backward(dx)
+
+    def _rows(self, batch: PackedBatch) -> Ids | None:
+        """Return the rows that are read out, or None where all are."""
+        if self.config.pooling == "mean":
+            return None
+        return batch._first_rows if self.config.pooling == "first" else batch._last_rows

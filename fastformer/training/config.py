@@ -1,0 +1,74 @@
+"""The settings of a training run."""
+
+from dataclasses import dataclass, field
+
+from fastformer import checks
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "warmup", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained. The defaults are those of the digit task.
+
+    Raises:
+        ValueError, TypeError: a value that is not allowed; the message names it.
+    """
+
+    epochs: int = field(default=8, metadata={"help": "passes over the training examples"})
+    batch_size: int = field(default=32, metadata={"help": "sequences per forward pass"})
+    accumulation_steps: int = field(
+        default=1,
+        metadata={"help": "batches whose gradients are averaged before each optimizer step"},
+    )
+    optimizer: str = field(default="adam", metadata={"help": "adam, adamw or sgd"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "constant, warmup (linear, then "
+            "constant) or cosine (linear warm-up, then half a cosine)"
+        },
+    )
+    warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up"})
+    min_learning_rate: float = field(default=0.0, metadata={"help": "where the cosine ends"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decay of weight matrices"})
+    momentum: float = field(default=0.0, metadata={"help": "momentum of sgd"})
+    clip_norm: float = field(
+        default=0.0, metadata={"help": "largest norm of the whole gradient; 0 for no clipping"}
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "epochs without a better validation "
+            "accuracy after which training stops; 0 for never"
+        },
+    )
+    checkpoint_every: int = field(
+        default=0,
+        metadata={
+            "help": "steps between checkpoints, besides the one after each epoch; 0 for none"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, minimum in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("accumulation_steps", 1),
+            ("warmup_steps", 0),
+            ("patience", 0),
+            ("checkpoint_every", 0),
+        ):
+            checks.integer(name, getattr(self, name), minimum)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.number("learning_rate", self.learning_rate, above=0)
+        checks.number(
+            "min_learning_rate", self.min_learning_rate, at_least=0, at_most=self.learning_rate
+        )
+        checks.number("weight_decay", self.weight_decay, at_least=0)
+        checks.number("momentum", self.momentum, at_least=0, below=1)
+        checks.number("clip_norm", self.clip_norm, at_least=0)

@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM become a flag that the loop looks at after each step."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """A context in which the first signal sets a flag; a second one acts as it did before.
+
+    Outside the main thread, where Python delivers no signals, nothing is caught. Nor is a signal
+    that the process was started to ignore (`nohup`, a shell's background job).
+
+    Attributes:
+        signal: the number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a request."""
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        """Catch signals from now on."""
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave signals as they were."""
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

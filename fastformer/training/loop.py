@@ -1,0 +1,335 @@
+"""The training loop: batches -> forward -> loss -> backward -> clip -> step -> log.
+
+A run can be stopped at any step and go on from its last checkpoint with the same bits: what is
+saved are weights, moments and a few numbers, and every random number is named by its place.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastformer.batch import Ids, PackedBatch
+from fastformer.data.batches import batch_order, iterate_batches
+from fastformer.errors import CheckpointError, FastformerError
+from fastformer.models.transformer import Transformer
+from fastformer.parameters import Array
+from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.config import TrainingConfig
+from fastformer.training.gradients import clip_gradients, gradient_norm
+from fastformer.training.interrupt import StopRequest
+from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.metrics import MetricsTracker
+from fastformer.training.observer import TrainingObserver
+from fastformer.training.optimizers import SGD, Adam, AdamW, Optimizer
+from fastformer.training.run_directory import RunDirectory
+from fastformer.training.schedules import learning_rate_at
+from fastformer.training.steps import count_correct, evaluate
+
+_OPTIMIZER_PREFIX = "optimizer."
+_REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
+
+
+class TrainingInterrupted(Exception):
+    """A signal stopped training after a step; everything is saved.
+
+    Attributes:
+        directory: the run.    step: how many steps were made.    signal: the signal's number.
+    """
+
+    def __init__(self, directory: Path, step: int, signal: int) -> None:
+        """Say where the run can go on from."""
+        super().__init__(f"training of {directory} was stopped after step {step}")
+        self.directory, self.step, self.signal = directory, step, signal
+
+
+class TrainingDivergedError(FastformerError, ArithmeticError):
+    """A loss or the gradient is not finite; it is raised before anything of that step is kept."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned: sequences and the class of each."""
+
+    inputs: PackedBatch
+    targets: Ids
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint holds besides weights and moments.
+
+    Attributes:
+        epoch: epochs that are finished.    step: optimizer steps made.
+        batch: batches of the current epoch that are done.
+        loss_sum, correct, seen, norm_sum, norm_steps: sums over the current epoch.
+        since_best: epochs since the best validation accuracy.
+        stopped_early: whether training is over before its last epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    norm_sum: float = 0.0
+    norm_steps: int = 0
+    since_best: int = 0
+    stopped_early: bool = False
+
+    def begin_epoch(self) -> None:
+        """Forget the sums of the epoch before."""
+        self.batch = self.correct = self.seen = self.norm_steps = 0
+        self.loss_sum = self.norm_sum = 0.0
+
+
+def make_optimizer(model: Transformer, config: TrainingConfig) -> Optimizer:
+    """Return the optimizer that a config names."""
+    parameters, lr = model.parameters(), config.learning_rate
+    if config.optimizer == "sgd":
+        return SGD(parameters, lr, config.momentum)
+    if config.optimizer == "adamw":
+        return AdamW(parameters, lr, weight_decay=config.weight_decay)
+    return Adam(parameters, lr)
+
+
+class Trainer:
+    """Trains a classifier in a run directory."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: TrainingConfig,
+        train: Examples,
+        validation: Examples,
+        run: RunDirectory,
+        seed: int,
+        observer: TrainingObserver,
+    ) -> None:
+        """Prepare to train from the beginning; `restore` goes on from a checkpoint.
+
+        Args:
+            model: what is trained.    config: how.    train, validation: on what.
+            run: where everything is kept.    seed: of the order of examples.
+            observer: is told of each step and epoch.
+        """
+        self.model, self.config, self.run = model, config, run
+        self.train_examples, self.validation_examples = train, validation
+        self.seed, self.observer = seed, observer
+        self.optimizer = make_optimizer(model, config)
+        self.loss_fn = CrossEntropyLoss(backend=model.ops.name)
+        self.tracker = MetricsTracker()
+        self.progress = Progress()
+        num_batches = -(-train.inputs.num_sequences // config.batch_size)
+        self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
+        self.total_steps = self.steps_per_epoch * config.epochs
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingInterrupted: a signal came; the run is saved.
+            TrainingDivergedError: a loss or gradient that is not finite.
+        """
+        with StopRequest() as self.stop:
+            while not self.ended:
+                self._train_epoch()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last epoch is done, or training stopped early."""
+        return self.progress.epoch >= self.config.epochs or self.progress.stopped_early
+
+    def _train_epoch(self) -> None:
+        """Train one epoch from where it stands, validate, log and save."""
+        started, first_seen = time.perf_counter(), self.progress.seen
+        self.model.train()
+        order = batch_order(
+            self.train_examples.inputs.num_sequences, self.seed, self.progress.epoch
+        )
+        batches = iterate_batches(
+            self.train_examples.inputs,
+            self.train_examples.targets,
+            self.config.batch_size,
+            order,
+            start=self.progress.batch,
+        )
+        group: list[tuple[PackedBatch, Ids]] = []
+        for batch in batches:
+            group.append(batch)
+            if len(group) == self.config.accumulation_steps:
+                self._step(group)
+                group = []
+        if group:
+            self._step(group)
+        seconds = time.perf_counter() - started
+        self._finish_epoch(seconds, (self.progress.seen - first_seen) / seconds)
+
+    def _step(self, group: list[tuple[PackedBatch, Ids]]) -> None:
+        """Make one optimizer step on the mean gradient of a group of batches."""
+        progress, parameters = self.progress, self.model.parameters()
+        self.model.zero_grad()
+        loss_sum, correct, examples = 0.0, 0, 0
+        for batch, targets in group:
+            logits = self.model.forward(batch)
+            loss = self.loss_fn.forward(logits, targets)
+            self.model.backward(self.loss_fn.backward())
+            loss_sum += loss * batch.num_sequences
+            correct += count_correct(logits, targets)
+            examples += batch.num_sequences
+        if len(group) > 1:
+            parameters.ops.scale_gradient(parameters.gradients, 1 / len(group))
+        clip = self.config.clip_norm
+        norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
+        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+            self._raise_diverged(loss_sum / examples)
+        self.optimizer.learning_rate = self._learning_rate(progress.step)
+        self.optimizer.step()
+        progress.step += 1
+        progress.batch += len(group)
+        progress.loss_sum += loss_sum
+        progress.correct += correct
+        progress.seen += examples
+        progress.norm_sum += norm
+        progress.norm_steps += 1
+        rate = self.optimizer.learning_rate
+        self.observer.stepped(progress.step, loss_sum / examples, rate, examples)
+        every = self.config.checkpoint_every
+        if self.stop.signal is not None:
+            self.save()
+            raise TrainingInterrupted(self.run.path, progress.step, self.stop.signal)
+        if every and progress.step % every == 0:
+            self.save()
+
+    def _finish_epoch(self, seconds: float, examples_per_second: float) -> None:
+        """Validate, log, and save the epoch's checkpoint, and the best one."""
+        progress = self.progress
+        scores = evaluate(
+            self.model,
+            self.validation_examples.inputs,
+            self.validation_examples.targets,
+            self.loss_fn,
+        )
+        if not math.isfinite(scores.loss):
+            raise TrainingDivergedError(
+                f"training diverged in epoch {progress.epoch + 1}: the validation loss is "
+                f"{scores.loss}; the files are as they were. {_REMEDY}"
+            )
+        train_loss, train_accuracy = (
+            progress.loss_sum / progress.seen,
+            progress.correct / progress.seen,
+        )
+        self.tracker.update(train_loss, train_accuracy, scores.loss, scores.accuracy)
+        best = self.tracker.is_best_epoch()
+        progress.epoch += 1
+        progress.since_best = 0 if best else progress.since_best + 1
+        patience = self.config.patience
+        progress.stopped_early = bool(patience) and progress.since_best >= patience
+        record = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": scores.loss,
+            "validation_accuracy": scores.accuracy,
+            "learning_rate": self._learning_rate(progress.step - 1),
+            "gradient_norm": progress.norm_sum / progress.norm_steps,
+            "seconds": seconds,
+            "examples_per_second": examples_per_second,
+            "best": best,
+        }
+        progress.begin_epoch()
+        if best:
+            self.run.save_best(self.model.state_dict(), self._metadata())
+        # The record first: a checkpoint whose record is missing could never be mended, while a
+        # record whose checkpoint is missing is dropped when the run goes on.
+        self.run.append_metrics(record)
+        self.save()
+        self.observer.epoch_finished(record)
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate_at(
+            step,
+            schedule=config.schedule,
+            learning_rate=config.learning_rate,
+            min_learning_rate=config.min_learning_rate,
+            warmup_steps=config.warmup_steps,
+            total_steps=self.total_steps,
+        )
+
+    def _raise_diverged(self, loss: float) -> None:
+        """Name the first tensor whose gradient is not finite."""
+        where = next(
+            (
+                f"the gradient of {name}"
+                for name, _, gradient in self.model.parameters()
+                if not math.isfinite(float(abs(gradient).max()))
+            ),
+            "the loss",
+        )
+        raise TrainingDivergedError(
+            f"training diverged at step {self.progress.step + 1}: the loss is {loss}, and {where} "
+            f"is not finite; weights and files are as they were. {_REMEDY}"
+        )
+
+    def save(self) -> None:
+        """Save a checkpoint to go on from."""
+        tensors = self.model.state_dict()
+        for name, array in self.optimizer.state_dict().items():
+            tensors[_OPTIMIZER_PREFIX + name] = array
+        self.run.save_step(self.progress.step, tensors, self._metadata())
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "progress": asdict(self.progress),
+            "tracker": self.tracker.state_dict(),
+            "optimizer_steps": self.optimizer.steps,
+            "dropout_forwards": self.model.dropout_counter.forwards,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it does not fit the model or the optimizer.
+        """
+        state: dict[str, Array] = {
+            name.removeprefix(_OPTIMIZER_PREFIX): array
+            for name, array in checkpoint.tensors.items()
+            if name.startswith(_OPTIMIZER_PREFIX)
+        }
+        metadata = checkpoint.metadata
+        load_weights(self.model, checkpoint)
+        try:
+            self.optimizer.load_state_dict(state, metadata["optimizer_steps"])
+            self.progress = Progress(**metadata["progress"])
+            self.tracker.load_state_dict(metadata["tracker"])
+            self.model.dropout_counter.forwards = metadata["dropout_forwards"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path} does not fit this training run: {error}"
+            ) from error
+        # A record of this very step is that of an epoch which the checkpoint is still within.
+        self.run.drop_metrics_after(self.progress.step - (self.progress.batch > 0))
+
+
+def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: they do not fit the model.
+    """
+    weights = {
+        name: array
+        for name, array in checkpoint.tensors.items()
+        if not name.startswith(_OPTIMIZER_PREFIX)
+    }
+    try:
+        model.load_state_dict(weights)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} does not fit the model: {error}"
+        ) from error

@@ -1,0 +1,67 @@
+"""Cross-entropy between logits and target ids."""
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.backend import get_backend
+from fastformer.batch import Ids
+from fastformer.errors import InvalidTypeError
+from fastformer.parameters import Array
+
+
+class CrossEntropyLoss:
+    """The mean of -log softmax(logits)[target] over the targets that are not ignored.
+
+    Formulas and sources are in kernels/cross_entropy.py.
+    """
+
+    def __init__(self, *, ignore_index: int = -1, backend: str = "numba") -> None:
+        """Make the loss.
+
+        Args:
+            ignore_index: a target, < 0, whose row counts neither in the loss nor in its gradient.
+            backend: "numba" or "reference".
+        """
+        self.ops = get_backend(backend)
+        lowest = int(np.iinfo(np.int64).min)
+        self.ignore_index = checks.integer("ignore_index", ignore_index, lowest, -1)
+
+    def forward(self, logits: Array, targets: Ids) -> float:
+        """Return the mean loss; 0.0 if all targets are ignored.
+
+        Args:
+            logits: (N, V) float32 or float64, C-contiguous.
+            targets: (N,) integers from 0 to V - 1, or ignore_index.
+
+        Raises:
+            TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
+        """
+        if not isinstance(logits, np.ndarray) or logits.dtype not in (np.float32, np.float64):
+            given = getattr(logits, "dtype", type(logits).__name__)
+            raise InvalidTypeError(
+                f"CrossEntropyLoss: logits must be an array (N, V) float32 or float64, got {given}"
+            )
+        if logits.ndim != 2 or 0 in logits.shape:
+            checks.fail(
+                f"CrossEntropyLoss: logits must be (N, V), N and V >= 1, got {logits.shape}"
+            )
+        N, V = logits.shape
+        checks.matrix("CrossEntropyLoss", "logits", logits, N, V, logits.dtype)
+        self.count = checks.target_ids("CrossEntropyLoss", targets, N, V, self.ignore_index)
+        self.logits = logits
+        # A copy: backward writes by these ids, so nobody may change them after the check.
+        self.targets = np.array(targets, np.int64)
+        losses = np.empty(N, logits.dtype)
+        self.largest = np.empty(N, logits.dtype)
+        self.total = np.empty(N, logits.dtype)
+        self.ops.cross_entropy_forward(logits, self.targets, losses, self.largest, self.total)
+        return float(losses.sum(dtype=np.float64) / max(1, self.count))
+
+    def backward(self) -> Array:
+        """Return the gradient by the logits, (N, V): 0 in the rows that are ignored."""
+        dlogits = np.empty_like(self.logits)
+        scale = 1 / max(1, self.count)
+        self.ops.cross_entropy_backward(
+            self.logits, self.targets, self.largest, self.total, scale, dlogits
+        )
+        return dlogits

@@ -1,0 +1,173 @@
+"""SGD, Adam and AdamW over all parameters of a model at once."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.parameters import Array, Parameters, aligned_zeros
+
+
+class Optimizer:
+    """Changes parameters by their gradients.
+
+    Attributes:
+        learning_rate: of the next step; a schedule sets it.
+        steps: how many steps were made.
+    """
+
+    state_names: tuple[str, ...]
+
+    def __init__(self, parameters: Parameters, lr: float) -> None:
+        """Make the state, zeros.
+
+        Args:
+            parameters: what `model.parameters()` gives.    lr: the learning rate, > 0.
+
+        Raises:
+            TypeError: anything else than Parameters.
+            ValueError: a learning rate that is not a finite number > 0.
+        """
+        if not isinstance(parameters, Parameters):
+            raise InvalidTypeError(
+                f"{type(self).__name__}: parameters must be what model.parameters() returns, "
+                f"got {type(parameters).__name__}"
+            )
+        self.parameters = parameters
+        self.learning_rate = checks.number("lr", lr, above=0)
+        self.steps = 0
+        self.state = {
+            name: aligned_zeros(parameters.values.size, parameters.values.dtype)
+            for name in self.state_names
+        }
+
+    def step(self) -> None:
+        """Change the parameters; the gradients stay as they are."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of the state: for each of its arrays and each parameter `array.name`."""
+        return {
+            f"{state_name}.{name}": view.copy()
+            for state_name, flat in self.state.items()
+            for name, view in self.parameters.views_of(flat)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Array], steps: int) -> None:
+        """Copy a state in, and the number of steps made; nothing is changed unless all fit.
+
+        Raises:
+            ValueError: a name that is missing or unknown, or a shape that differs.
+        """
+        steps = checks.integer("steps", steps, 0)
+        owned = {
+            f"{state_name}.{name}": view
+            for state_name, flat in self.state.items()
+            for name, view in self.parameters.views_of(flat)
+        }
+        if owned.keys() != state.keys():
+            odd = sorted(owned.keys() ^ state.keys())
+            raise InvalidValueError(
+                f"the state does not fit this optimizer; it differs in {odd[:4]}"
+            )
+        for name, view in owned.items():
+            if np.shape(state[name]) != view.shape:
+                raise InvalidValueError(
+                    f"state {name!r} must be {view.shape}, got {np.shape(state[name])}"
+                )
+        for name, view in owned.items():
+            view[...] = state[name]
+        self.steps = steps
+
+
+class SGD(Optimizer):
+    """velocity = momentum * velocity + gradient; parameter -= lr * velocity."""
+
+    state_names = ("velocity",)
+
+    def __init__(self, parameters: Parameters, lr: float = 0.01, momentum: float = 0.0) -> None:
+        """Make the optimiser; momentum is in [0, 1)."""
+        super().__init__(parameters, lr)
+        self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
+
+    def step(self) -> None:
+        """Change the parameters; the gradients stay as they are."""
+        self.steps += 1
+        self.parameters.ops.sgd_step(
+            self.parameters.values,
+            self.parameters.gradients,
+            self.state["velocity"],
+            self.learning_rate,
+            self.momentum,
+        )
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay on matrices; biases and norms do not decay.
+
+    Formulas and sources are in kernels/adam.py.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        """Make the optimiser.
+
+        Args:
+            parameters: what `model.parameters()` gives.    lr: the learning rate, > 0.
+            beta1, beta2: decay of the moments, in [0, 1).    epsilon: > 0.
+            weight_decay: share of a weight that goes per step and learning rate, >= 0.
+        """
+        super().__init__(parameters, lr)
+        self.beta1 = checks.number("beta1", beta1, at_least=0, below=1)
+        self.beta2 = checks.number("beta2", beta2, at_least=0, below=1)
+        self.epsilon = checks.number("epsilon", epsilon, above=0)
+        self.weight_decay = checks.number("weight_decay", weight_decay, at_least=0)
+
+    def step(self) -> None:
+        """Change the parameters; the gradients stay as they are."""
+        self.steps += 1
+        whole = slice(0, self.parameters.values.size)
+        if self.weight_decay == 0:
+            self._step(whole, 0.0)
+            return
+        self._step(slice(0, self.parameters.decaying), self.weight_decay)
+        self._step(slice(self.parameters.decaying, whole.stop), 0.0)
+
+    def _step(self, part: slice, weight_decay: float) -> None:
+        self.parameters.ops.adam_step(
+            self.parameters.values[part],
+            self.parameters.gradients[part],
+            self.state["exp_avg"][part],
+            self.state["exp_avg_sq"][part],
+            self.learning_rate,
+            self.beta1,
+            self.beta2,
+            self.epsilon,
+            weight_decay,
+            self.steps,
+        )
+
+
+class Adam(AdamW):
+    """AdamW without weight decay."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+    ) -> None:
+        """Make the optimiser; arguments as for AdamW."""
+        super().__init__(parameters, lr, beta1, beta2, epsilon, weight_decay=0.0)

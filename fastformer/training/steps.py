@@ -1,0 +1,81 @@
+"""One training step, and an evaluation: for people who write their own loop."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import Ids, PackedBatch
+from fastformer.models.transformer import Transformer
+from fastformer.parameters import Array
+from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.optimizers import Optimizer
+
+
+class Scores(NamedTuple):
+    """Mean loss, and the share of right answers."""
+
+    loss: float
+    accuracy: float
+
+
+def count_correct(logits: Array, targets: Ids) -> int:
+    """Return in how many rows the largest logit is the target's."""
+    return int(np.count_nonzero(logits.argmax(axis=1) == targets))
+
+
+def train_step(
+    model: Transformer,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+    optimizer: Optimizer,
+) -> Scores:
+    """Make one step on one batch: zero gradients, forward, loss, backward, optimizer step.
+
+    Args:
+        model: a classifier.    batch: B sequences.    targets: (B,) class ids.
+
+    Returns:
+        The loss and accuracy on the batch before the step.
+    """
+    model.zero_grad()
+    logits = model.forward(batch)
+    loss = loss_fn.forward(logits, targets)
+    model.backward(loss_fn.backward())
+    optimizer.step()
+    return Scores(loss, count_correct(logits, targets) / batch.num_sequences)
+
+
+def predict_classes(model: Transformer, inputs: PackedBatch, batch_size: int = 256) -> Array:
+    """Return the logits (B, V) of all sequences, computed a part at a time, without dropout."""
+    checks.integer("batch_size", batch_size, 1)
+    training = model.dropout_counter.training
+    model.eval()
+    order = np.arange(inputs.num_sequences)
+    try:
+        parts = [
+            model.forward(inputs.select(order[first : first + batch_size]))
+            for first in range(0, inputs.num_sequences, batch_size)
+        ]
+    finally:
+        model.dropout_counter.training = training
+    return np.concatenate(parts)
+
+
+def evaluate(
+    model: Transformer,
+    inputs: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+    batch_size: int = 256,
+) -> Scores:
+    """Return the mean loss and the accuracy over all sequences; nothing is trained.
+
+    Args:
+        model: a classifier.    inputs: all sequences.    targets: (B,) class ids.
+        batch_size: how many sequences are computed at a time, >= 1.
+    """
+    logits = predict_classes(model, inputs, batch_size)
+    loss = loss_fn.forward(logits, targets)
+    return Scores(loss, count_correct(logits, targets) / inputs.num_sequences)

@@ -1,0 +1,135 @@
+"""Compile all kernels that training uses, once, on all cores, and say how long it takes.
+
+Numba compiles a kernel where it is first called, one after the other on one core. Here several
+processes share the work, and leave the machine code where every later process finds it.
+Run as a program, this file is one of those processes: it reads the names of kernels from its
+standard input, a line each, and answers each with a line when it is compiled.
+"""
+
+import importlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from fastformer import threads
+
+# Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
+# i integer, b bool. Those that take longest come first.
+KERNELS = {
+    "matmul._product": "i m t m r m i m",
+    "attention.attention_backward": "m m m m m m k k b f m m m",
+    "attention.attention_forward": "m m m k k b f m m",
+    "layernorm.layernorm_backward": "m m r r r m m r r",
+    "layernorm.layernorm_forward": "m r r f m r r",
+    "adam.adam_step": "r r r r f f f f f i",
+    "cross_entropy.cross_entropy_forward": "m k r r r",
+    "cross_entropy.cross_entropy_backward": "m k r r f m",
+    "embedding.embedding_forward": "k k m m m",
+    "embedding.embedding_backward": "k m m",
+    "gradient.gradient_norm": "r",
+    "pooling.gather_rows": "m k m",
+    "pooling.scatter_rows": "m k m",
+}
+MOST_PROCESSES = 4
+
+
+def signature(name: str) -> tuple[Any, ...]:
+    """Return the Numba types of a kernel's arguments, for float32."""
+    from numba import types
+
+    real = types.float32
+    kinds = {
+        "r": types.Array(real, 1, "C"),
+        "m": types.Array(real, 2, "C"),
+        "t": types.Array(real, 3, "C"),
+        "k": types.Array(types.int64, 1, "C"),
+        "f": types.float64,
+        "i": types.int64,
+        "b": types.boolean,
+    }
+    return tuple(kinds[code] for code in KERNELS[name].split())
+
+
+def dispatcher(name: str) -> Any:
+    """Return a kernel of `KERNELS`."""
+    stem, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"fastformer.kernels.{stem}"), function)
+
+
+def _marker() -> Path | None:
+    """Return the file that says that all kernels were compiled, or None where nothing is kept."""
+    from fastformer.kernels._compile import BUILD, CACHE_DIRECTORY
+
+    if CACHE_DIRECTORY is None or BUILD != "production":
+        return None
+    return CACHE_DIRECTORY / "compiled-float32"
+
+
+def ensure_compiled() -> None:
+    """Compile what is not compiled yet; do nothing where there is no place to keep it.
+
+    Whatever goes wrong in the processes is left to the first call of the kernel, which compiles
+    it again and raises what there is to raise.
+    """
+    marker = _marker()
+    processes = min(MOST_PROCESSES, threads.available_threads())
+    if marker is None or marker.exists() or processes < 2 or not sys.executable:
+        return
+    started, names = time.monotonic(), list(KERNELS)
+    waiting: Queue[str] = Queue()
+    for name in names:
+        waiting.put(name)
+    done: list[str] = []
+    workers = [threading.Thread(target=_serve, args=(waiting, done)) for _ in range(processes)]
+    _say(f"compiling {len(names)} kernels, once")
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        time.sleep(0.1)
+        if sys.stderr.isatty() and done:
+            seconds = time.monotonic() - started
+            left = seconds / len(done) * (len(names) - len(done))
+            _say(f"compiling {len(names)} kernels, once: {left:.0f} s left", "\r")
+    if len(done) == len(names):
+        marker.touch()
+        _say(f"compiled {len(names)} kernels in {time.monotonic() - started:.0f} s")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stderr.write(f"fastformer: {text:<50}{end}")
+    sys.stderr.flush()
+
+
+def _serve(waiting: "Queue[str]", done: list[str]) -> None:
+    """Give one process the names of kernels that wait, one at a time, until none is left."""
+    command = [sys.executable, "-m", "fastformer.warmup"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        while process.stdin and process.stdout:
+            try:
+                name = waiting.get_nowait()
+                process.stdin.write(name + "\n")
+                process.stdin.flush()
+            except (Empty, OSError):
+                break
+            if process.stdout.readline().strip() != name:
+                break
+            done.append(name)
+        process.communicate()
+
+
+def main() -> None:
+    """Compile the kernels whose names come in, a line each."""
+    for line in sys.stdin:
+        dispatcher(line.strip()).compile(signature(line.strip()))
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
