@@ -1,0 +1,1 @@
+"""Measurements: what a kernel and a training step cost, beside other systems and the machine."""

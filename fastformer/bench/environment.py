@@ -1,0 +1,155 @@
+"""What a measurement depends on: the machine, the versions, the commit, and each system's threads.
+
+It imports neither NumPy nor Numba: the process that starts the others stays small.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastformer import checks, threads
+
+# Each in a process of its own. "reference" is the NumPy twins with all of BLAS's threads.
+SYSTEMS = {
+    "reference": "NumPy twins",
+    "numba-1": "fastformer, one thread",
+    "numba": "fastformer",
+    "torch": "torch eager",
+    "compile": "torch.compile",
+    "jax": "JAX jit",
+}
+PEERS = ("torch", "compile", "jax")
+# Those that run on Numba's threads.
+OURS = ("numba", "numba-1", "yours")
+_PACKAGE_OF = {"torch": "torch", "compile": "torch", "jax": "jax"}
+LABELS = SYSTEMS | {
+    "numpy": "NumPy (BLAS)",
+    "llmlearn": "llmlearn's cost",
+    "yours": "your kernel",
+}
+
+
+def is_installed(system: str) -> bool:
+    """Tell whether what a system needs can be imported."""
+    package = _PACKAGE_OF.get(system)
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def choose_systems(
+    wanted: Sequence[str] | None, defaults: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the systems to measure, and a line for each that is left out.
+
+    Args:
+        wanted: names that the user gave, or None.    defaults: what to measure otherwise.
+
+    Raises:
+        ValueError: an unknown name, or one that the user asked for and that is not installed.
+    """
+    missing = []
+    for system in wanted or ():
+        checks.choice("each of systems", system, tuple(SYSTEMS))
+        if not is_installed(system):
+            checks.fail(
+                f"{SYSTEMS[system]} cannot be measured: {_PACKAGE_OF[system]} is not installed; "
+                "install it with the extra `compare`, or leave it out of --systems"
+            )
+    for system in defaults if wanted is None else ():
+        if not is_installed(system):
+            missing.append(f"{SYSTEMS[system]} is left out: {_PACKAGE_OF[system]} is not installed")
+    return [s for s in (wanted or defaults) if is_installed(s)], missing
+
+
+def system_environment(system: str, count: int) -> dict[str, str]:
+    """Return the environment of a system's process, with its number of threads.
+
+    Compiled kernels never run beside BLAS's threads, which make every parallel region wait.
+    """
+    own = 1 if system == "numba-1" else count
+    blas = 1 if system in OURS else own
+    return os.environ | {
+        "NUMBA_NUM_THREADS": str(own),
+        "OMP_NUM_THREADS": str(own),
+        "MKL_NUM_THREADS": str(own),
+        "NPROC": str(own),
+        "OPENBLAS_NUM_THREADS": str(blas),
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def thread_count(wanted: int | None) -> int:
+    """Return how many threads to measure with.
+
+    Raises:
+        ValueError: more than this machine or container has, or none.
+    """
+    available = threads.available_threads()
+    return available if wanted is None else checks.integer("threads", wanted, 1, available)
+
+
+def cpu_name() -> str:
+    """Return the CPU's name as its maker spells it, or its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the tree that runs, with a + where files were changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}{'+' if changed else ''}"
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True
+    )
+    return done.stdout.strip()
+
+
+def load_average() -> float | None:
+    """Return how many processes wanted to run in the last minute, where the system tells."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def describe(count: int) -> dict[str, Any]:
+    """Return machine, versions, commit and date: what every row is kept with."""
+    packages = ("fastformer", "numpy", "numba", "torch", "jax", "jaxlib")
+    versions = {package: _version(package) for package in packages}
+    return {
+        "cpu": cpu_name(),
+        "threads": count,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: found for package, found in versions.items() if found},
+        "load": load_average(),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }

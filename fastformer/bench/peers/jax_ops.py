@@ -1,0 +1,173 @@
+"""The ops in JAX, jitted; gradients are those of `jax.vjp`, and what is updated is donated."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tensor = Any
+Call = Callable[[], Any]
+
+
+def _forward(function: Callable[..., Any], *inputs: Tensor) -> Call:
+    jitted = jax.jit(function)
+    return lambda: jax.block_until_ready(jitted(*inputs))
+
+
+def _backward(function: Callable[..., Any], dout: Tensor, *inputs: Tensor) -> Call:
+    """Time the pull-back alone: what forward saved is its input."""
+    _, pull_back = jax.vjp(jax.jit(function), *inputs)
+    jitted = jax.jit(lambda pull_back, dout: pull_back(dout))
+    return lambda: jax.block_until_ready(jitted(pull_back, dout))
+
+
+def _update(function: Callable[..., Any], state: tuple[Tensor, ...], *rest: Tensor) -> Call:
+    """Time function(state, *rest) -> state, whose memory is used again."""
+    jitted = jax.jit(function, donate_argnums=(0,))
+    held = [jax.tree.map(jnp.copy, state)]
+
+    def call() -> Any:
+        held[0] = jax.block_until_ready(jitted(held[0], *rest))
+        return held[0]
+
+    return call
+
+
+def _adam(a: Mapping[str, Any]) -> Call:
+    def step(state: Any, gradients: Tensor, count: Tensor) -> Any:
+        p, m, v = state
+        m = a["beta1"] * m + (1 - a["beta1"]) * gradients
+        v = a["beta2"] * v + (1 - a["beta2"]) * gradients * gradients
+        change = m / (1 - a["beta1"] ** count)
+        change = change / (jnp.sqrt(v / (1 - a["beta2"] ** count)) + a["epsilon"])
+        return p * (1 - a["lr"] * a["weight_decay"]) - a["lr"] * change, m, v
+
+    state = (a["parameters"], a["exp_avg"], a["exp_avg_sq"])
+    return _update(step, state, a["gradients"], jnp.float32(a["step"]))
+
+
+def _sgd(a: Mapping[str, Any]) -> Call:
+    def step(state: Any, gradients: Tensor) -> Any:
+        p, velocity = state
+        velocity = a["momentum"] * velocity + gradients
+        return p - a["lr"] * velocity, velocity
+
+    return _update(step, (a["parameters"], a["velocity"]), a["gradients"])
+
+
+def _attend(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor]:
+    B, T, C, H = shape
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = (x.reshape(B, T, H, C // H) for x in (q, k, v))
+        out = jax.nn.dot_product_attention(*heads, is_causal=bool(a["causal"]))
+        return out.reshape(B * T, C)
+
+    return attend
+
+
+def _weigh(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor]:
+    B, T, C, H = shape
+
+    def weigh(q: Tensor, k: Tensor) -> Tensor:
+        heads = (x.reshape(B, T, H, C // H) for x in (q, k))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * a["scale"]
+        if a["causal"]:
+            scores = jnp.where(jnp.tri(T, dtype=bool), scores, -jnp.inf)
+        return jax.nn.softmax(scores)
+
+    return weigh
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    chosen = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - chosen
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mean = x.mean(1, keepdims=True)
+    variance = jnp.square(x - mean).mean(1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * weight + bias
+
+
+def _matmul(a: Mapping[str, Any], variant: str) -> Call:
+    x, weight = a["a"], a["b"][0]
+    if variant == "bias+gelu":
+        return _forward(lambda x, w, b: jax.nn.gelu(x @ w + b), x, weight, a["bias"])
+    if variant == "bias+residual":
+        return _forward(lambda x, w, b, r: x @ w + b + r, x, weight, a["bias"], a["addend"])
+    return _forward(jnp.matmul, x, weight)
+
+
+def _drop(a: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    def drop(x: Tensor) -> Tensor:
+        kept = jax.random.bernoulli(jax.random.key(a["seed"]), 1 - a["rate"], x.shape)
+        return jnp.where(kept, x / (1 - a["rate"]), 0)
+
+    return drop
+
+
+def _look_up(table: Tensor, position_table: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    return table[tokens] + position_table[positions]
+
+
+def build(
+    op: str, variant: str, shape: tuple[int, ...], arguments: Mapping[str, Any]
+) -> Callable[[], Any]:
+    """Return a call that does an op's work once, and waits for it.
+
+    Args:
+        op, variant, shape: the case.    arguments: the kernel's arguments by name.
+    """
+    a = {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    activation = jax.nn.relu if variant == "relu" else jax.nn.gelu
+    calls: dict[str, Callable[[], Call]] = {
+        "activation_forward": lambda: _forward(activation, a["x"]),
+        "activation_backward": lambda: _backward(activation, a["dout"], a["x"]),
+        "adam_step": lambda: _adam(a),
+        "attention_forward": lambda: _forward(_attend(a, shape), a["q"], a["k"], a["v"]),
+        "attention_backward": lambda: _backward(
+            _attend(a, shape), a["dout"], a["q"], a["k"], a["v"]
+        ),
+        "attention_weights": lambda: _forward(_weigh(a, shape), a["q"], a["k"]),
+        "cross_entropy_forward": lambda: _forward(_losses, a["logits"], a["targets"]),
+        "cross_entropy_backward": lambda: _backward(
+            lambda x: _losses(x, a["targets"]).mean(), jnp.float32(1), a["logits"]
+        ),
+        "dropout_forward": lambda: _forward(
+            lambda x, residual: _drop(a)(x) + residual, a["x"], a["residual"]
+        ),
+        "dropout_backward": lambda: _backward(_drop(a), a["dout"], jnp.ones_like(a["dout"])),
+        "embedding_forward": lambda: _forward(
+            _look_up, a["table"], a["position_table"], a["tokens"], a["positions"]
+        ),
+        "embedding_backward": lambda: _backward(
+            lambda table: table[a["ids"]], a["dout"], a["dtable"]
+        ),
+        "gradient_norm": lambda: _forward(jnp.linalg.norm, a["gradients"]),
+        "scale_gradient": lambda: _update(lambda g: g * a["factor"], a["gradients"]),
+        "layernorm_forward": lambda: _forward(_layer_norm, a["x"], a["weight"], a["bias"]),
+        "layernorm_backward": lambda: _backward(
+            _layer_norm, a["dout"], a["x"], a["weight"], jnp.zeros_like(a["weight"])
+        ),
+        "matmul": lambda: _matmul(a, variant),
+        "matmul_nt": lambda: _forward(lambda x, w: x @ w.T, a["a"], a["b"][0]),
+        "matmul_tn": lambda: _update(
+            lambda state, x, dy: (state[0] + x.T @ dy, state[1] + dy.sum(0)),
+            (a["out"][0], a["column_sums"]), a["a"], a["b"],
+        ),
+        "gather_rows": lambda: _forward(lambda x, rows: x[rows], a["x"], a["rows"]),
+        "scatter_rows": lambda: _update(
+            lambda dx, rows, dout: dx.at[rows].add(dout), a["dx"], a["rows"], a["dout"]
+        ),
+        "mean_forward": lambda: _forward(lambda x: x.reshape(shape).mean(1), a["x"]),
+        "mean_backward": lambda: _forward(
+            lambda dout: jnp.repeat(dout / shape[1], shape[1], axis=0), a["dout"]
+        ),
+        "sgd_step": lambda: _sgd(a),
+        "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
+        "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),
+    }  # fmt: skip
+    return calls[op]()

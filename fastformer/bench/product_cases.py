@@ -1,0 +1,154 @@
+"""Cases of the ops that multiply matrices: most are bound by arithmetic."""
+
+import numpy as np
+
+from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
+from fastformer.kernels.activation import GELU, NO_ACTIVATION
+from fastformer.kernels.attention import attention_forward_reference
+
+Random = np.random.Generator
+NOTHING = np.zeros((0, 0))
+NO_VECTOR = np.zeros(0)
+
+
+def _linear_layers(s: Sizes) -> list[Shape]:
+    """Return (rows, inputs, outputs) of a model's linear layers."""
+    layers: list[Shape] = [(s.N, s.C, 3 * s.C), (s.N, s.C, s.F)]
+    # GPT-2's output layer alone would take longer than all others.
+    return layers if s.V > 10_000 else [*layers, (s.N, s.C, s.V)]
+
+
+def _hidden_layer(s: Sizes) -> list[Shape]:
+    return [(s.N, s.C, s.F)]
+
+
+def _product_flops(M: int, K: int, N: int) -> int:
+    return 2 * M * K * N
+
+
+def _matmul(random: Random, M: int, K: int, N: int) -> Arguments:
+    """Multiply x (M, K) by weights (K, N)."""
+    return {
+        "a": normal(random, M, K),
+        "b": normal(random, 1, K, N),
+        "bias": NO_VECTOR,
+        "addend": NOTHING,
+        "activation": NO_ACTIVATION,
+        "preactivation": NOTHING,
+        "out": Output((M, N)),
+    }
+
+
+def _matmul_gelu(random: Random, M: int, K: int, N: int) -> Arguments:
+    return _matmul(random, M, K, N) | {
+        "bias": normal(random, N),
+        "activation": GELU,
+        "preactivation": Output((M, N)),
+    }
+
+
+def _matmul_residual(random: Random, M: int, K: int, N: int) -> Arguments:
+    return _matmul(random, M, K, N) | {"bias": normal(random, N), "addend": normal(random, M, N)}
+
+
+def _matmul_nt(random: Random, M: int, K: int, N: int) -> Arguments:
+    """Multiply dy (M, K) by the transpose of weights (N, K)."""
+    return {
+        "a": normal(random, M, K),
+        "b": normal(random, 1, N, K),
+        "saved": NOTHING,
+        "addend": NOTHING,
+        "activation": NO_ACTIVATION,
+        "out": Output((M, N)),
+    }
+
+
+def _matmul_tn(random: Random, M: int, K: int, N: int) -> Arguments:
+    """Multiply the transpose of x (M, K) by dy (M, N)."""
+    return {
+        "a": normal(random, M, K),
+        "b": normal(random, M, N),
+        "column_sums": Output((N,), 0.0),
+        "out": Output((1, K, N), 0.0),
+    }
+
+
+def _pairs(B: int, T: int, causal: bool) -> int:
+    """Return how many pairs of query and key see each other."""
+    return B * (T * (T + 1) // 2 if causal else T * T)
+
+
+def _attention_inputs(random: Random, B: int, T: int, C: int, H: int) -> Arguments:
+    offsets = np.arange(B + 1, dtype=np.int64) * T
+    return {
+        **{name: normal(random, B * T, C) for name in ("q", "k", "v")},
+        "query_offsets": offsets,
+        "key_offsets": offsets,
+    }
+
+
+def _attention(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
+    return _attention_inputs(random, B, T, C, H) | {
+        "causal": causal,
+        "scale": (C // H) ** -0.5,
+        "out": Output((B * T, C)),
+        "logsumexp": Output((B * T, H)),
+    }
+
+
+def _attended(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
+    """Return the inputs, and what forward made of them."""
+    inputs = _attention_inputs(random, B, T, C, H)
+    scale, out, logsumexp = (C // H) ** -0.5, np.empty((B * T, C)), np.empty((B * T, H))
+    attention_forward_reference(**inputs, causal=causal, scale=scale, out=out, logsumexp=logsumexp)
+    return inputs | {"causal": causal, "scale": scale, "out": out, "logsumexp": logsumexp}
+
+
+def _attention_gradient(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
+    made = {"dout": normal(random, B * T, C)} | _attended(random, causal, B, T, C, H)
+    order = ("dout", "q", "k", "v", "out", "logsumexp", "query_offsets", "key_offsets", "causal",
+             "scale")  # fmt: skip
+    gradients = {name: Output((B * T, C)) for name in ("dq", "dk", "dv")}
+    return {name: made[name] for name in order} | gradients
+
+
+def _attention_weights(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
+    made = _attended(random, causal, B, T, C, H)
+    order = ("q", "k", "logsumexp", "query_offsets", "key_offsets", "causal", "scale")
+    return {name: made[name] for name in order} | {"weights": Output((B, H, T, T))}
+
+
+def _attention_specs(causal: bool) -> list[Spec]:
+    def shapes(s: Sizes) -> list[Shape]:
+        # The encoder's task sees all, language models see the past.
+        return [(s.B, s.T, s.C, s.H)] if causal == (s.name != "digits") else []
+
+    def spec(op: str, make: object, products: int) -> Spec:
+        # Two operations for each element of a head in each product, for each pair.
+        return Spec(
+            op, "BTCH", shapes,
+            lambda random, *shape: make(random, causal, *shape),  # type: ignore[operator]
+            lambda B, T, C, H: 2 * products * _pairs(B, T, causal) * C,
+            variant="causal" if causal else "full",
+        )  # fmt: skip
+
+    return [
+        spec("attention_forward", _attention, 2),
+        # Scores once more, and a product for each of dP, dQ, dK and dV.
+        spec("attention_backward", _attention_gradient, 5),
+        spec("attention_weights", _attention_weights, 1),
+    ]
+
+
+PRODUCTS = (
+    *_attention_specs(causal=False),
+    *_attention_specs(causal=True),
+    Spec("matmul", "MKN", _linear_layers, _matmul, _product_flops),
+    Spec("matmul", "MKN", _hidden_layer, _matmul_gelu, _product_flops, variant="bias+gelu"),
+    Spec("matmul", "MKN", _hidden_layer, _matmul_residual, _product_flops, variant="bias+residual"),
+    Spec(
+        "matmul_nt", "MKN", lambda s: [(m, n, k) for m, k, n in _linear_layers(s)], _matmul_nt,
+        _product_flops,
+    ),
+    Spec("matmul_tn", "MKN", _linear_layers, _matmul_tn, _product_flops),
+)  # fmt: skip

@@ -1,0 +1,132 @@
+"""The command line: one thin file per sub-command, imported when that command is called.
+
+So `fastformer --help` imports neither Numba nor Matplotlib.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, convert
+
+from fastformer.cli import console
+from fastformer.errors import FastformerError
+
+SIGNALLED = 128
+"""Plus a signal's number, the exit code of a command that it ended, as shells have it."""
+
+WRONG_USE = 2
+"""The exit code after a mistake of the user's: a wrong option, value, or file."""
+
+
+def installed_version(package: str = "fastformer") -> str:
+    """Return the version of an installed package; "not installed" where it is not."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _convert(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Convert an option's text. Unlike in the library's own conversion, 5.5 is no integer."""
+    if type_ is not int:
+        return convert(type_, tokens)
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise CoercionError(token=tokens[0], target_type=int) from None
+
+
+def _show_default(value: object) -> object:
+    """Write a default as the user would."""
+    return " ".join(value) if isinstance(value, tuple) else value
+
+
+app = App(
+    name="fastformer",
+    help="Train small transformers, fast, on a CPU.",
+    version=installed_version,
+    help_format="markdown",
+    default_parameter=Parameter(
+        converter=_convert, negative_iterable=(), show_default=_show_default
+    ),
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.command(
+    "fastformer.cli.train:train",
+    name="train",
+    help="Train a model, or go on with a run that was stopped.",
+)
+app.command(
+    "fastformer.cli.evaluate:evaluate",
+    name="evaluate",
+    help="Measure a run's best model on its test examples.",
+)
+app.command(
+    "fastformer.cli.predict:predict",
+    name="predict",
+    help="Ask a run's best model for an answer, or for one after the other.",
+)
+app.command(
+    "fastformer.cli.bench:bench",
+    name="bench",
+    help="Measure kernels and training steps beside other systems.",
+)
+app.command(
+    "fastformer.cli.doctor:doctor",
+    name="doctor",
+    help="Show what fastformer found: CPU, threads, kernel cache, versions.",
+)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Show a warning as one line, without the place in the code."""
+    console.error(f"warning: {message}")
+
+
+def _hint(error: CycloptsError) -> str:
+    """Say where the options of the command that was meant are listed."""
+    return " ".join(["Try: fastformer", *(error.command_chain or ()), "--help"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after the program's name; None for those it was started with.
+
+    Returns:
+        The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    console.survive_any_encoding()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            code = app(words)
+            sys.stdout.flush()
+        except CycloptsError as error:
+            console.error(f"{error}\n{_hint(error)}")
+            return WRONG_USE
+        except FastformerError as error:
+            console.error(str(error))
+            return WRONG_USE
+        except KeyboardInterrupt:
+            console.error("interrupted")
+            return SIGNALLED + signal.SIGINT
+        except MemoryError as error:
+            console.error(f"out of memory: {error or 'too much was asked for'}; use smaller sizes")
+            return WRONG_USE
+        except BrokenPipeError:
+            # The reader has gone (`| head`): nothing is left to say, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,87 @@
+"""`fastformer predict`: the answer to one expression, or to one after the other."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from fastformer import threads
+from fastformer.cli import console
+from fastformer.errors import FastformerError, InvalidValueError
+
+if TYPE_CHECKING:
+    from fastformer.training.digits_run import Prediction, Predictor
+
+_PROMPT = "> "
+_FAREWELLS = ("exit", "quit", "q")
+
+
+def predict(
+    run: Path,
+    expression: str | None = None,
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> None:
+    """Ask a run's best model for an answer.
+
+    Args:
+        run: directory of the run.
+        expression: for instance "Max ( 5 3 9 )" or "max(5,3,9)", in quotes; without one, each line
+            of the standard input is an expression.
+        json: print one JSON object for each answer.
+    """
+    threads.configure()
+    from fastformer.training.digits_run import load_predictor
+
+    predictor = load_predictor(run)
+    if expression is not None:
+        _show(predictor.predict(expression), json)
+    elif sys.stdin.isatty():
+        _converse(predictor, json)
+    else:
+        _answer_lines(predictor, json)
+
+
+def _answer_lines(predictor: "Predictor", json: bool) -> None:
+    """Answer each line of the standard input. A mistake ends it."""
+    for number, text in enumerate(sys.stdin, start=1):
+        if text.strip():
+            try:
+                prediction = predictor.predict(text)
+            except FastformerError as error:
+                raise InvalidValueError(f"line {number}: {error}") from error
+            _show(prediction, json)
+
+
+def _converse(predictor: "Predictor", json: bool) -> None:
+    """Answer what is typed until the user has enough. A mistake does not end it."""
+    console.notice('Type an expression, for instance "Max ( 5 3 9 )". Ctrl-D or "quit" ends.')
+    while True:
+        try:
+            text = input(_PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            console.notice("")
+            return
+        if text.lower() in _FAREWELLS:
+            return
+        if not text:
+            continue
+        try:
+            _show(predictor.predict(text), json)
+        except FastformerError as error:
+            console.notice(str(error))
+
+
+def _show(prediction: "Prediction", json: bool) -> None:
+    """Write a prediction with the most probable answers."""
+    if json:
+        console.json_line(dataclasses.asdict(prediction))
+        return
+    verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
+    probability = console.percent(prediction.probability, 2).strip()
+    console.line(f"{prediction.expression} = {prediction.prediction}   {probability}   ({verdict})")
+    for token, share in prediction.top:
+        console.line(f"  {token:<6} {console.bar(share)} {console.percent(share, 2)}")

@@ -1,0 +1,155 @@
+"""What is seen while a model trains: a progress bar on a terminal, plain lines elsewhere.
+
+All of it goes to standard error, so that standard output holds nothing but the result.
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from fastformer.cli import console
+from fastformer.training.observer import TrainingObserver
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+_SECONDS_BETWEEN_UPDATES = 0.1
+_WINDOW_SECONDS = 5.0
+
+
+_HEADER = "epoch  train loss  accuracy  validation loss  accuracy  examples/s"
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    """Describe a finished epoch in one line, below the header.
+
+    Args:
+        record: what the loop says of the epoch, as in `metrics.jsonl`.
+    """
+    train, validation = record["train_accuracy"], record["validation_accuracy"]
+    return (
+        f"{record['epoch']:>5}  {record['train_loss']:>10.4f}  {console.percent(train):>8}  "
+        f"{record['validation_loss']:>15.4f}  {console.percent(validation):>8}  "
+        f"{record['examples_per_second']:>10,.0f}{'  best' if record['best'] else ''}"
+    )
+
+
+class LineProgress(TrainingObserver):
+    """One line per epoch: for log files and pipes."""
+
+    def __enter__(self) -> Self:
+        """Return the observer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave everything as it is."""
+
+    def started(self, total_steps: int, first_step: int, description: str) -> None:
+        """Say what is trained, and from which step on."""
+        self._write(description)
+        if first_step:
+            self._write(f"going on from step {first_step:,} of {total_steps:,}")
+        self._write(_HEADER)
+
+    def epoch_finished(self, record: dict[str, Any]) -> None:
+        """Write the epoch's line."""
+        self._write(epoch_line(record))
+
+    def message(self, text: str) -> None:
+        """Write what the loop has to say."""
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        console.notice(text)
+
+
+class BarProgress(LineProgress):
+    """A progress bar with the loss, examples per second and the time left, below the lines.
+
+    It is drawn from the training loop itself, at most 10 times a second: a drawing thread would
+    take time from the kernels.
+    """
+
+    def __init__(self) -> None:
+        """Prepare the bar; it appears when training starts."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("step {task.completed:,}/{task.total:,}"),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True, highlight=False),
+            auto_refresh=False,
+            expand=True,
+            transient=True,
+            speed_estimate_period=_WINDOW_SECONDS,
+        )
+        self._task: TaskID | None = None
+        self._window: list[tuple[float, int]] = []
+        self._examples = 0
+        self._drawn = 0.0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the bar away, also when training failed or was interrupted."""
+        self._bar.stop()
+
+    def started(self, total_steps: int, first_step: int, description: str) -> None:
+        """Write what is trained, and show the bar."""
+        super().started(total_steps, first_step, description)
+        self._task = self._bar.add_task(
+            "", total=total_steps, completed=first_step, loss="", rate="starting", left=""
+        )
+        self._bar.start()
+        self._bar.refresh()
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples: int) -> None:
+        """Count the step, and redraw where the last drawing is old enough."""
+        self._examples += examples
+        now = time.perf_counter()
+        if self._task is None or now - self._drawn < _SECONDS_BETWEEN_UPDATES:
+            return
+        self._drawn = now
+        self._bar.update(
+            self._task,
+            completed=step,
+            loss=f"loss {loss:.4f}",
+            rate=f"{self._rate(now):,.0f} examples/s",
+            left="left",
+        )
+        self._bar.refresh()
+
+    def finished(self) -> None:
+        """Take the bar away; the lines stay."""
+        self._bar.stop()
+
+    def _rate(self, now: float) -> float:
+        """Return the examples per second of the last seconds."""
+        self._window.append((now, self._examples))
+        while now - self._window[0][0] > _WINDOW_SECONDS and len(self._window) > 2:
+            del self._window[0]
+        (start, before) = self._window[0]
+        return (self._examples - before) / (now - start) if now > start else 0.0
+
+    def _write(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, soft_wrap=True)
+
+
+def observer() -> LineProgress:
+    """Return the observer that fits standard error."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress()

@@ -1,0 +1,163 @@
+"""`fastformer train`: a new run, or a stopped one that goes on."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from fastformer import threads as thread_count
+from fastformer.cli import SIGNALLED, console
+from fastformer.data.digits import DigitTask
+from fastformer.data.vocabulary import DIGIT_TOKENS
+from fastformer.errors import InvalidValueError
+from fastformer.models.config import TransformerConfig
+from fastformer.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from fastformer.cli.progress import LineProgress
+
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a new run goes, and what it computes with."""
+
+    out: Path | None = field(
+        default=None,
+        metadata={"help": "directory of the run; without it runs/digits-1, the first that is free"},
+    )
+    overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
+        default=False, metadata={"help": "replace the run that is in the directory"}
+    )
+    seed: int = field(default=42, metadata={"help": "same seed, same bits"})
+    backend: Literal["numba", "reference"] = field(
+        default="numba", metadata={"help": "compiled kernels, or their NumPy twins"}
+    )
+    dtype: Literal["float32", "float64"] = field(
+        default="float32", metadata={"help": "of parameters and activations"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitModel(TransformerConfig):
+    """The model's options. The task decides the size of the vocabulary."""
+
+    vocab_size: Annotated[int, Parameter(parse=False)] = len(DIGIT_TOKENS)
+
+
+def train(
+    task: Literal["digits"] = "digits",
+    /,
+    *,
+    resume: Path | None = None,
+    threads: int | None = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    options: Annotated[
+        RunOptions | None, Parameter(name="*", group=Group("Run", sort_key=1))
+    ] = None,
+    digits: Annotated[
+        DigitTask | None,
+        Parameter(name="*", group=Group("Digit task", sort_key=2), consume_multiple=True),
+    ] = None,
+    model: Annotated[
+        DigitModel | None, Parameter(name="*", group=Group("Model", sort_key=3))
+    ] = None,
+    training: Annotated[
+        TrainingConfig | None, Parameter(name="*", group=Group("Training", sort_key=4))
+    ] = None,
+) -> int:
+    """Train a model, and test it on inputs that it has never seen.
+
+    Args:
+        task: what to learn.
+        resume: directory of a run that was stopped; it goes on with its own settings.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    new_run = (options, digits, model, training)
+    if resume is not None and any(part is not None for part in new_run):
+        raise InvalidValueError(
+            "--resume goes on with the run's own settings; leave out every other option but "
+            "--threads and --json, or leave out --resume to start a new run"
+        )
+    thread_count.configure(threads)
+    from fastformer.cli import progress
+    from fastformer.training.loop import TrainingInterrupted
+
+    try:
+        with progress.observer() as observer:
+            if resume is not None:
+                result = _resume(resume, observer)
+            else:
+                result = _start(*new_run, observer)
+    except TrainingInterrupted as stop:
+        console.notice(
+            f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
+            f"  fastformer train --resume {shlex.quote(str(stop.directory))}"
+        )
+        return SIGNALLED + stop.signal
+    if json:
+        console.json_line(result)
+    else:
+        _show(result)
+    return 0
+
+
+def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
+    """Go on with a stopped run."""
+    from fastformer.training.digits_run import resume_digits
+
+    return resume_digits(directory, observer)
+
+
+def _start(
+    options: RunOptions | None,
+    task: DigitTask | None,
+    model: DigitModel | None,
+    training: TrainingConfig | None,
+    observer: "LineProgress",
+) -> dict[str, Any]:
+    """Start a new run; a group of options of which none was given has its defaults."""
+    from fastformer.training.digits_run import RunSettings, train_digits
+    from fastformer.training.run_directory import next_free_run
+
+    options = options or RunOptions()
+    settings = RunSettings(
+        task=task or DigitTask(),
+        model=TransformerConfig(**dataclasses.asdict(model or DigitModel())),
+        training=training or TrainingConfig(),
+        seed=options.seed,
+        backend=options.backend,
+        dtype=options.dtype,
+    )
+    directory = options.out or next_free_run(_RUNS, "digits")
+    return train_digits(settings, directory, observer, overwrite=options.overwrite)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Write a finished run's result for a person."""
+    console.line()
+    console.per_operation(result["per_operation"])
+    console.line()
+    console.facts(
+        [
+            *console.unseen_accuracy(result),
+            ("test loss", f"{result['test_loss']:.4f}"),
+            (
+                "model",
+                f"{result['parameters']:,} parameters, from epoch {result['best_epoch']} "
+                "(the best on validation)",
+            ),
+            (
+                "time",
+                f"{result['steps']:,} steps in {result['seconds']:.1f} s, "
+                f"{result['examples_per_second']:,.0f} examples/s",
+            ),
+            ("run", str(result["run"])),
+            ("next", f"fastformer predict {shlex.quote(str(result['run']))}"),
+        ]
+    )
