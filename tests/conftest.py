@@ -1,0 +1,63 @@
+"""What holds for every test: few threads, no network, no windows, the same random numbers.
+
+It stays light: it imports neither NumPy nor Numba nor matplotlib.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Read when NumPy and Numba are imported, so set before. OpenBLAS's threads and Numba's pool in
+# one process stall each other; a pool of four lets tests try one to four threads on any machine.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["NUMBA_NUM_THREADS"] = "4"
+os.environ["MPLBACKEND"] = "Agg"
+
+# The first call of a kernel compiles it, so a deadline would say nothing.
+settings.register_profile("fastformer", deadline=None, derandomize=True)
+settings.load_profile("fastformer")
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> Iterator[None]:
+    """Run kernels on at most two threads; a test may choose otherwise for itself."""
+    numba = sys.modules.get("numba")
+    if numba is None:
+        yield
+        return
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(2, os.cpu_count() or 1))
+    yield
+    numba.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Fail every test that opens a connection to another machine, or to this one's ports."""
+    import socket
+
+    def refuse_to(connect: Any) -> Any:
+        def refuse(self: socket.socket, address: Any) -> Any:
+            if self.family == getattr(socket, "AF_UNIX", None):
+                return connect(self, address)
+            # Not an Exception, so that no `except` of the code under test hides it.
+            pytest.fail(f"a test tried to connect to {address}")
+
+        return refuse
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, refuse_to(getattr(socket.socket, name)))
+        yield
+
+
+@pytest.fixture
+def rng() -> Any:
+    """Return a NumPy generator that gives every test the same numbers in every run."""
+    import numpy as np
+
+    return np.random.default_rng(20240229)

@@ -1,0 +1,120 @@
+"""ReLU and GELU: twin, gradient, extreme values, threads."""
+
+import math
+
+import numpy as np
+import pytest
+from gradients import assert_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, run
+
+from fastformer.kernels.activation import (
+    CHUNK,
+    GELU,
+    RELU,
+    activation_backward,
+    activation_backward_reference,
+    activation_forward,
+    activation_forward_reference,
+)
+
+BOTH = pytest.mark.parametrize("activation", [RELU, GELU], ids=["relu", "gelu"])
+
+
+def check(rng, activation, *shape):
+    x, dout = 3 * rng.standard_normal((2, *shape))
+    assert_equals_twin(activation_forward, activation_forward_reference, x, activation, Out(shape))
+    assert_equals_twin(
+        activation_backward, activation_backward_reference, dout, x, activation, Out(shape)
+    )
+
+
+@BOTH
+@pytest.mark.parametrize("columns", EDGE_COLUMNS)
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_equals_twin(rng, activation, rows, columns):
+    check(rng, activation, rows, columns)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_chunk_edges_equal_twin(rng, activation, size):
+    check(rng, activation, 1, size)
+
+
+@BOTH
+@settings(max_examples=25)
+@given(rows=st.integers(0, 50), columns=st.integers(0, 200), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_shape(activation, rows, columns, seed):
+    check(np.random.default_rng(seed), activation, rows, columns)
+
+
+@BOTH
+def test_gradient(rng, activation):
+    x = 2 * rng.standard_normal((4, 5))
+    x += np.copysign(0.1, x)  # clear of the kink of ReLU
+    assert_gradients(
+        lambda x: run(activation_forward_reference, x, activation, Out(x.shape), dtype=np.float64)[
+            0
+        ],
+        lambda dout, x: run(
+            activation_backward_reference, dout, x, activation, Out(x.shape), dtype=np.float64
+        ),
+        x,
+    )
+
+
+def test_gelu_is_its_tanh_form():
+    x = np.linspace(-6, 6, 1001)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    (out,) = run(activation_forward, x, GELU, Out(x.shape), dtype=np.float64)
+    np.testing.assert_allclose(out, 0.5 * x * (1 + np.tanh(inner)), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_values(dtype):
+    x = np.array([1e4, -1e4, 0.0, -0.0, 1e-30, -1e-30])
+    (relu,) = run(activation_forward, x, RELU, Out(x.shape), dtype=dtype)
+    np.testing.assert_array_equal(relu, np.array([1e4, 0, 0, 0, 1e-30, 0], dtype))
+    (gelu,) = run(activation_forward, x, GELU, Out(x.shape), dtype=dtype)
+    expected = np.array([1e4, 0, 0, 0, 5e-31, -5e-31], dtype)
+    np.testing.assert_allclose(gelu, expected, rtol=1e-6)
+    ones = np.ones(x.shape)
+    (relu,) = run(activation_backward, ones, x, RELU, Out(x.shape), dtype=dtype)
+    np.testing.assert_array_equal(relu, [1, 0, 0, 0, 1, 0])
+    (gelu,) = run(activation_backward, ones, x, GELU, Out(x.shape), dtype=dtype)
+    np.testing.assert_allclose(gelu, [1, 0, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_visible(rng, activation, dtype):
+    x = rng.standard_normal(37)
+    x[[0, 15, 36]] = np.nan
+    (out,) = run(activation_forward, x, activation, Out(x.shape), dtype=dtype)
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(x))
+    dout = rng.standard_normal(37)
+    (dx,) = run(activation_backward, x, np.abs(dout), activation, Out(x.shape), dtype=dtype)
+    np.testing.assert_array_equal(np.isnan(dx), np.isnan(x))
+
+
+@BOTH
+def test_in_place_over_several_tasks(rng, activation):
+    """A task that strays into the next one's chunk would apply the activation twice."""
+    x, dout = rng.standard_normal((2, 3, CHUNK + 37)).astype(np.float32)
+    out, dx = x.copy(), dout.copy()
+    activation_forward(out, activation, out)
+    activation_backward(dx, x, activation, dx)
+    expected = run(activation_forward_reference, x, activation, Out(x.shape))
+    np.testing.assert_allclose(out, expected[0], rtol=1e-5, atol=1e-6)
+    expected = run(activation_backward_reference, dout, x, activation, Out(x.shape))
+    np.testing.assert_allclose(dx, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+def test_same_bits_for_any_threads(rng, activation):
+    x, dout = rng.standard_normal((2, 4, CHUNK + 5))
+    assert x.size > 3 * CHUNK
+    assert_same_bits(activation_forward, x, activation, Out(x.shape))
+    assert_same_bits(activation_backward, dout, x, activation, Out(x.shape))

@@ -1,0 +1,75 @@
+"""Adam and AdamW: twin, the published formula, first step, threads."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, run
+
+from fastformer.kernels.adam import CHUNK, adam_step, adam_step_reference
+
+LR, BETA1, BETA2, EPSILON = 1e-3, 0.9, 0.999, 1e-8
+
+
+def arguments(rng, size, weight_decay=0.01, step=3):
+    parameters, gradients, exp_avg = rng.standard_normal((3, size))
+    exp_avg_sq = rng.standard_normal(size) ** 2
+    shape = parameters.shape
+    outputs = [Out(shape, start) for start in (parameters, exp_avg, exp_avg_sq)]
+    scalars = (LR, BETA1, BETA2, EPSILON, weight_decay, step)
+    return outputs[0], gradients, outputs[1], outputs[2], *scalars
+
+
+@pytest.mark.parametrize("size", [0, *EDGE_COLUMNS, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_equals_twin(rng, size):
+    for weight_decay in (0.0, 0.01):
+        for step in (1, 2, 1000):
+            given = arguments(rng, size, weight_decay, step)
+            assert_equals_twin(adam_step, adam_step_reference, *given)
+
+
+@settings(max_examples=30)
+@given(size=st.integers(0, 200), step=st.integers(1, 10**6), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_size(size, step, seed):
+    given = arguments(np.random.default_rng(seed), size, 0.1, step)
+    assert_equals_twin(adam_step, adam_step_reference, *given)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_five_steps_of_the_published_algorithm(rng, weight_decay):
+    """Against scalars and Python's own arithmetic, line by line as in the paper."""
+    gradients = rng.standard_normal(5)
+    parameter, m, v = np.array([0.5]), np.zeros(1), np.zeros(1)
+    p, m_t, v_t = 0.5, 0.0, 0.0
+    for t, g in enumerate(gradients, 1):
+        adam_step(parameter, np.array([g]), m, v, LR, BETA1, BETA2, EPSILON, weight_decay, t)
+        m_t = BETA1 * m_t + (1 - BETA1) * g
+        v_t = BETA2 * v_t + (1 - BETA2) * g * g
+        m_hat, v_hat = m_t / (1 - BETA1**t), v_t / (1 - BETA2**t)
+        p = p - LR * (m_hat / (math.sqrt(v_hat) + EPSILON) + weight_decay * p)
+        np.testing.assert_allclose([parameter[0], m[0], v[0]], [p, m_t, v_t], rtol=1e-13)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_first_step_has_the_size_of_the_learning_rate(dtype):
+    parameters, zeros = np.zeros(4, dtype), np.zeros((2, 4), dtype)
+    gradients = np.array([1e-3, -5, 1e4, 0], dtype)
+    adam_step(parameters, gradients, *zeros, LR, BETA1, BETA2, EPSILON, 0.0, 1)
+    np.testing.assert_allclose(parameters, [-LR, LR, -LR, 0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_visible(rng, dtype):
+    given = list(arguments(rng, 37))
+    given[1][18] = np.nan
+    for output in run(adam_step, *given, dtype=dtype):
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(output)), [18])
+
+
+def test_same_bits_for_any_threads(rng):
+    size = 3 * CHUNK + 5
+    assert size > 3 * CHUNK
+    assert_same_bits(adam_step, *arguments(rng, size))

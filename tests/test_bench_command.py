@@ -1,0 +1,172 @@
+"""`fastformer bench` as a person meets it, and the processes that it starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program import ROOT
+
+from fastformer.bench import run
+from fastformer.bench.environment import is_installed
+from fastformer.bench.processes import run_worker
+from fastformer.cli import main
+from fastformer.errors import FastformerError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--only layernrom", "did you mean 'layernorm'"),
+        ("--only layernorm --shapes 3x4x5", "layernorm_forward takes NxC"),
+        ("--shapes 3x", "such as 512x384, got '3x'"),
+        ("--suite kernel", "Choose from"),
+        ("--suite steps --only matmul", "choose among kernels"),
+        ("--suite targets --systems numba", "has its own systems"),
+        ("--systems nunba", "did you mean 'numba'"),
+        ("--repeats 0", "repeats must be an integer >= 1, got 0"),
+        ("--seconds 0", "seconds must be a finite number > 0"),
+        ("--threads 0", "threads must be an integer from 1 to"),
+        ("--kernel a:b", "--kernel and --against go together"),
+        ("--kernel a:b --against layernorm --only adam", "leave out --only"),
+        ("--kernel a:b --against layernrom", "did you mean 'layernorm'"),
+        ("--profile P3", "profile must be one of"),
+    ],
+)
+def test_a_mistake_is_two_lines_and_exit_code_2(
+    arguments: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if "left out" not in line and "warning" not in line]
+    assert not out and complaint in " ".join(errors) and len(errors) <= 2
+
+
+def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--only softmax_forward --shapes 64x33 --repeats 2 --seconds 0.002 --threads 1 --json"
+    systems = ["--systems", "reference", "numba"]
+    assert main(["bench", *words.split(), *systems, "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    assert [row["system"] for row in found["rows"]] == ["reference", "numba"]
+    reference, ours = found["rows"]
+    assert reference["ratio"]["minimum"] <= reference["ratio"]["median"] and "ratio" not in ours
+    assert ours["traffic"] == 2 * 64 * 33 * 4 and ours["gbytes"] > 0
+    assert found["machine"]["fma"]["float32"]["one"] > 1e8
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("kernels.jsonl", "kernels-ratios.png", "roofline.png")
+    }
+    assert "turn 2 of 2" in err
+    rows, environment = run.read_rows(tmp_path / "kernels.jsonl")
+    assert rows == found["rows"] and environment["commit"] == found["environment"]["commit"]
+
+
+OWN_KERNEL = """
+import numpy as np
+
+def right(x, out):
+    out[...] = np.exp(x - x.max(axis=1, keepdims=True))
+    out /= out.sum(axis=1, keepdims=True)
+
+def wrong(x, out):
+    right(x, out)
+    out[1, 2] *= 1.01
+"""
+
+
+def test_a_kernel_of_ones_own_is_checked_and_timed_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN_KERNEL)
+    words = "--against softmax --shapes 4x5 --repeats 1 --seconds 0.002 --threads 1 --json"
+    own = ["bench", "--systems", "numba", *words.split(), "--kernel"]
+    assert main([*own, "mine:right"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["system"] for row in rows] == ["numba", "yours"]
+    for name, complaint in (
+        (
+            "mine:wrong",
+            "mine:wrong is not equal to the NumPy twin of softmax_forward 4x5: out[1, 2]",
+        ),
+        ("mine:none", "module 'mine' has no function 'none'"),
+        ("nowhere:f", "the kernel 'nowhere:f' cannot be imported"),
+    ):
+        assert main([*own, name]) == 2
+        out, err = capsys.readouterr()
+        assert not out and complaint in err and "turn" not in err
+
+
+# ---- processes ----
+
+
+def test_steps_are_checked_and_timed_in_processes_of_their_own(tmp_path: Path) -> None:
+    path = str(tmp_path / "P2.npz")
+    prepared = run_worker("reference", {"kind": "prepare", "workload": "P2", "path": path}, 1)
+    assert len(prepared["losses"]) == 3
+    job = {"kind": "steps", "data": {"P2": path}, "seconds": 0.01}
+    found = run_worker("numba", {**job, "expected": {"P2": prepared["losses"]}}, 1)["P2"]
+    assert np.allclose(found["losses"], prepared["losses"], rtol=1e-5)
+    assert 0 < found["minimum"] and found["peak_bytes"] > found["bytes_before"] > 1e7
+    with pytest.raises(FastformerError, match="its loss at step 2"):
+        wrong = [prepared["losses"][0], 1.0, 1.0]
+        run_worker("numba", {**job, "expected": {"P2": wrong}}, 1)
+
+
+def test_a_process_that_fails_shows_its_last_lines() -> None:
+    with pytest.raises(FastformerError, match=r"failed in its kernels job[\s\S]*nonsense"):
+        run_worker("numba", {"kind": "kernels", "cases": [], "seconds": 1, "nonsense": 1}, 1)
+
+
+def test_a_profile_adds_up() -> None:
+    found = run_worker("numba", {"kind": "profile", "workload": "P2", "seconds": 0.02}, 1)
+    inside = sum(op["seconds"] for op in found["ops"].values())
+    assert {"matmul", "attention_backward", "adam_step"} <= found["ops"].keys()
+    assert 0 < found["calling"] < found["watched_step"]
+    assert 0.5 < (inside + found["outside"]) / found["watched_step"] <= 1.01
+
+
+@pytest.mark.parametrize("system", ["torch", "jax"])
+def test_peers_compute_the_same_model(system: str, tmp_path: Path) -> None:
+    if not is_installed(system):
+        pytest.skip(f"{system} is not installed")
+    sizes = {"C": 8, "H": 2, "L": 2, "F": 12, "V": 9, "B": 3, "T": 5}
+    for kind in ("encoder", "decoder"):
+        fields = {"name": kind, "title": "", "kind": kind, **sizes}
+        path = str(tmp_path / f"{kind}.npz")
+        job = {"kind": "prepare", "workload": fields, "path": path}
+        losses = run_worker("reference", job, 1)["losses"]
+        job = {"kind": "steps", "workload": fields, "data": {kind: path}, "seconds": 0.001}
+        # It raises unless the losses agree.
+        run_worker(system, {**job, "expected": {kind: losses}}, 1)
+
+
+def test_importing_fastformer_sets_nothing_that_the_peers_threads_read() -> None:
+    """Every process of a benchmark imports it, the peers' too; they run with their own defaults."""
+    prefixes = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_")
+    code = f"import os, fastformer; print([k for k in os.environ if k.startswith({prefixes})])"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_command_imports_no_numba_and_no_matplotlib() -> None:
+    code = (
+        "import sys, fastformer.cli.bench; from fastformer.bench import run, tables; "
+        "sys.exit(str({'numba', 'matplotlib', 'torch', 'jax'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.strip() == "", done.stderr

@@ -1,0 +1,204 @@
+"""The command line as a user meets it: help, mistakes, doctor."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from program import ROOT, start_program
+
+from fastformer.cli import main
+
+COMMANDS = ("train", "evaluate", "predict", "doctor")
+
+
+@pytest.mark.smoke
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"│ {command} ", out) for command in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fastformer.cli import main; code = main(['--help']); "
+        "heavy = {'numpy', 'numba', 'llvmlite', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        # Time on the CPU, for the machine may have other work.
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_every_option(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("│ ")]
+    unexplained = [row for row in rows if re.fullmatch(r"│ [ *]*--\S+( [A-Z.]+)?( --\S+)? *│", row)]
+    assert rows and not unexplained
+
+
+def test_train_has_every_setting_as_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from fastformer.data.digits import DigitTask
+    from fastformer.models.config import TransformerConfig
+    from fastformer.training.config import TrainingConfig
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    fields = [
+        field.name
+        for config in (DigitTask, TransformerConfig, TrainingConfig)
+        for field in dataclasses.fields(config)
+    ]
+    fields.remove("vocab_size")
+    assert [name for name in fields if f"--{name.replace('_', '-')} " not in out] == []
+    assert "--vocab-size" not in out
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    process = start_program("--version")
+    out, _ = process.communicate(timeout=60)
+    assert re.fullmatch(r"\d+\.\d+\.\d+|not installed", out.strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("evalute", 'Unknown command "evalute". Did you mean "evaluate"?'),
+        ("train text", 'Invalid value "text" for TASK. Choose from: "digits".'),
+        ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
+        ("train --vocab-size 20", "Unknown option: --vocab-size."),
+        ("train --examples", "--examples requires an argument"),
+        (
+            "train --examples many",
+            'Invalid value for --examples: unable to convert "many" into int',
+        ),
+        ("train --examples 5.5", 'Invalid value for --examples: unable to convert "5.5" into int'),
+        ("train --examples 0", "examples must be an integer >= 1, got 0"),
+        ("train --examples 3 --examples 4", "--examples specified multiple times"),
+        ("train --epochs -1", "epochs must be an integer >= 1, got -1"),
+        ("train --batch-size 0", "batch_size must be an integer >= 1, got 0"),
+        ("train --learning-rate nan", "learning_rate must be a finite number > 0, got nan"),
+        ("train --optimizer adm", "optimizer must be one of"),
+        ("train --num-heads 3", "num_heads must divide embed_dim"),
+        ("train --operations Max Mix", "got 'Mix'; did you mean 'Min'?"),
+        ("train --max-value 10", "max_value must be an integer from 0 to 9, got 10"),
+        ("train --seed -1 --examples 400", "seed must be an integer >= 0, got -1"),
+        ("train --backend numpy", 'Choose from: "numba", "reference"'),
+        ("train --dtype float16", 'Choose from: "float32", "float64"'),
+        ("train --threads 0", "threads must be an integer from 1 to 1024, got 0"),
+        ("train --examples 100000 --distinct", "100000"),
+        ("train --resume nowhere", "nowhere"),
+        ("train --resume nowhere --epochs 3", "--resume goes on with the run's own settings"),
+        ("train --resume nowhere --seed 42", "--resume goes on with the run's own settings"),
+        ("evaluate", "RUN requires an argument"),
+        ("evaluate nowhere", "nowhere"),
+        ("predict nowhere", "nowhere"),
+        ("doctor --json=yes-and-no", "--json"),
+    ],
+)
+def test_a_mistake_gives_one_or_two_lines_and_leaves_no_files(
+    arguments: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastformer: ")
+    assert complaint in err
+    assert err.count("\n") <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
+    process = start_program("train", "--batch-size", "0", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (out, err) == ("", "fastformer: batch_size must be an integer >= 1, got 0\n")
+
+
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
+    process = start_program("doctor")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 1
+    assert error == ""
+
+
+def test_ctrl_c_before_training_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastformer.threads.configure", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "fastformer: interrupted\n"
+
+
+def test_doctor_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["cpu"]["name"]
+    assert report["cpu"]["vector_bits"] in (0, 128, 256, 512)
+    assert report["threads"]["in_use"] >= 1
+    assert report["threads"]["layer"] in ("omp", "tbb", "workqueue")
+    assert {"directory", "files", "bytes"} == set(report["kernel_cache"])
+    assert set(report["versions"]) == {
+        *("python", "fastformer", "numpy", "numba", "llvmlite", "safetensors"),
+    }
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for value in (report["cpu"]["name"], report["threads"]["layer"], *report["versions"].values()):
+        assert value in out
+
+
+@pytest.mark.parametrize(
+    ("variable", "platform", "advice"),
+    [
+        ("workqueue", "linux", "unset NUMBA_THREADING_LAYER"),
+        ("", "linux", "libgomp1"),
+        ("default", "darwin", "libomp"),
+        ("omp", "win32", "vcomp140.dll"),
+        ("", "freebsd14", "OpenMP"),
+    ],
+)
+def test_doctor_says_how_to_get_openmp(
+    variable: str, platform: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastformer.cli import doctor
+
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", variable)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert advice in doctor._layer_advice()

@@ -1,0 +1,134 @@
+"""Cross-entropy: twin, gradient, ignored targets, extreme logits, threads."""
+
+import numpy as np
+import pytest
+from gradients import assert_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, run
+
+from fastformer.kernels._rows import row_tasks
+from fastformer.kernels.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_backward_reference,
+    cross_entropy_forward,
+    cross_entropy_forward_reference,
+)
+
+
+def forward(function, logits, targets, dtype=np.float64):
+    rows = Out(targets.shape)
+    return run(function, logits, targets, rows, rows, rows, dtype=dtype)
+
+
+def check(logits, targets, scale=0.25):
+    rows = Out(targets.shape)
+    losses, _, _ = assert_equals_twin(
+        cross_entropy_forward,
+        cross_entropy_forward_reference,
+        *(logits, targets, rows, rows, rows),
+    )
+    _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
+    (dlogits,) = assert_equals_twin(
+        cross_entropy_backward,
+        cross_entropy_backward_reference,
+        *(logits, targets, largest, total, scale, Out(logits.shape)),
+    )
+    return losses, dlogits
+
+
+def draw(rng, rows, columns):
+    return 3 * rng.standard_normal((rows, columns)), rng.integers(-1, columns, rows)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("columns", EDGE_COLUMNS)
+@pytest.mark.parametrize("rows", [0, 1, 17])
+def test_equals_twin(rng, rows, columns):
+    check(*draw(rng, rows, columns))
+
+
+@settings(max_examples=30)
+@given(rows=st.integers(0, 50), columns=st.integers(1, 200), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_shape(rows, columns, seed):
+    check(*draw(np.random.default_rng(seed), rows, columns))
+
+
+def test_gradient(rng):
+    targets = np.array([2, -1, 0, 4])
+
+    def backward(dout, logits):
+        _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
+        arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+        (dlogits,) = run(cross_entropy_backward_reference, *arguments, dtype=np.float64)
+        return [dlogits * dout[:, None]]
+
+    assert_gradients(
+        lambda logits: forward(cross_entropy_forward_reference, logits, targets)[0],
+        backward,
+        rng.standard_normal((4, 5)),
+    )
+
+
+def test_ignored_targets_count_nothing(rng):
+    logits, _ = draw(rng, 5, 37)
+    losses, dlogits = check(logits, np.full(5, -1))
+    assert not losses.any()
+    assert not dlogits.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ignored_row_gets_no_gradient_whatever_it_holds(dtype):
+    """A NaN in a row that does not count must not reach the parameters."""
+    logits = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]])
+    targets = np.array([-1, 1])
+    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype)
+    arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+    (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
+    assert losses[0] == 0
+    np.testing.assert_array_equal(dlogits[0], 0)
+    assert np.isfinite(dlogits[1]).all()
+
+
+def test_extreme_logits():
+    inf = np.inf
+    logits = np.array(
+        [[1e4, -1e4, 0], [1e4, -1e4, 0], [-inf, 2, 2], [-inf, 2, 2], [5, 5, 5], [-1e4, -1e4, -1e4]]
+    )
+    losses, dlogits = check(logits, np.array([0, 1, 1, 0, 2, 0]), scale=1.0)
+    log2, log3 = np.log([2, 3])
+    np.testing.assert_allclose(losses, [0, 2e4, log2, inf, log3, log3], rtol=1e-6)
+    np.testing.assert_array_equal(dlogits[:2], [[0, 0, 0], [1, -1, 0]])
+    np.testing.assert_allclose(dlogits[5], [-2 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [-1e38, 1e38, -3.4e38])
+def test_constant_row_of_huge_logits(dtype, value):
+    logits = np.full((1, 5), value)
+    losses, *_ = forward(cross_entropy_forward, logits, np.array([3]), dtype)
+    np.testing.assert_allclose(losses, np.log(5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("column", [0, 15, 16, 36])
+def test_nan_stays_visible(rng, dtype, column):
+    logits, _ = draw(rng, 3, 37)
+    targets = np.array([1, 2, 3])
+    logits[1, column] = np.nan
+    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype)
+    arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+    (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
+    np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(dlogits).all(axis=1), [False, True, False])
+    assert np.isfinite(dlogits[[0, 2]]).all()
+
+
+def test_same_bits_for_any_threads(rng):
+    logits, targets = draw(rng, 300, 67)
+    rows = Out(targets.shape)
+    assert row_tasks(*logits.shape) > 3
+    assert_same_bits(cross_entropy_forward, logits, targets, rows, rows, rows)
+    _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
+    out = Out(logits.shape)
+    assert_same_bits(cross_entropy_backward, logits, targets, largest, total, 0.25, out)

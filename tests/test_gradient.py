@@ -1,0 +1,75 @@
+"""The gradient's norm and its scaling: twin, precision, extreme values, threads."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits
+
+from fastformer.kernels.gradient import (
+    CHUNK,
+    gradient_norm,
+    gradient_norm_reference,
+    scale_gradient,
+    scale_gradient_reference,
+)
+
+SIZES = [0, *EDGE_COLUMNS, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
+
+
+def check(gradients):
+    assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
+    start = Out(gradients.shape, gradients)
+    assert_equals_twin(scale_gradient, scale_gradient_reference, start, 0.37)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_twin(rng, size):
+    check(rng.standard_normal(size))
+
+
+@settings(max_examples=30)
+@given(size=st.integers(0, 2 * CHUNK), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_size(size, seed):
+    check(np.random.default_rng(seed).standard_normal(size))
+
+
+def test_no_gradient_has_norm_zero():
+    assert gradient_norm(np.empty(0, np.float32)) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_is_exact_on_small_integers(rng, dtype):
+    gradients = rng.integers(-9, 10, 3 * CHUNK + 5)
+    expected = math.sqrt(int((gradients**2).sum()))
+    assert gradient_norm(gradients.astype(dtype)) == expected
+
+
+def test_norm_is_summed_in_double_precision():
+    """In float32 these squares overflow, and ones are lost when added to 2^24."""
+    assert gradient_norm(np.array([3e30, 4e30], np.float32)) == pytest.approx(5e30, rel=1e-7)
+    many = np.ones(2**25, np.float32)
+    assert gradient_norm(many) == math.sqrt(2**25)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 19, CHUNK + 1])
+def test_nan_and_infinity_stay_visible(dtype, size):
+    for value in (np.nan, np.inf, -np.inf):
+        gradients = np.ones(size, dtype)
+        gradients[-1] = value
+        norm = gradient_norm(gradients)
+        assert np.isnan(norm) if np.isnan(value) else norm == np.inf
+        scale_gradient(gradients, 2.0)
+        np.testing.assert_array_equal(gradients[-1], value)
+        np.testing.assert_array_equal(gradients[:-1], 2)
+
+
+def test_same_bits_for_any_threads(rng):
+    gradients = rng.standard_normal(3 * CHUNK + 5)
+    assert gradients.size > 3 * CHUNK
+    assert_same_bits(gradient_norm, gradients)
+    assert_same_bits(scale_gradient, Out(gradients.shape, gradients), 0.37)

@@ -1,0 +1,180 @@
+"""Cross-entropy: its value, its gradient, ignored targets, and what it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gradients import assert_gradients
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastformer as ff
+from fastformer.errors import InvalidTypeError, InvalidValueError
+
+BACKENDS = ("numba", "reference")
+RTOL = {"float32": 2e-6, "float64": 1e-12}
+
+
+def formula(logits: np.ndarray, targets: np.ndarray, ignored: int) -> tuple[float, np.ndarray]:
+    """Return mean loss and gradient in float64, straight from the definition."""
+    logits = logits.astype(np.float64)
+    counted = np.flatnonzero(targets != ignored)
+    gradient = np.zeros_like(logits)
+    loss = 0.0
+    for row in counted:
+        exponentials = np.exp(logits[row] - logits[row].max())
+        probabilities = exponentials / exponentials.sum()
+        loss -= np.log(probabilities[targets[row]]) / counted.size
+        gradient[row] = probabilities / counted.size
+        gradient[row, targets[row]] -= 1 / counted.size
+    return loss, gradient
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    rows=st.integers(1, 40),
+    classes=st.integers(1, 33),
+    ignored=st.sampled_from([-1, -100]),
+    share=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 1000),
+)
+def test_loss_and_gradient_are_those_of_the_formula(
+    backend: str, dtype: str, rows: int, classes: int, ignored: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (5 * rng.standard_normal((rows, classes))).astype(dtype)
+    targets = np.where(rng.random(rows) < share, ignored, rng.integers(0, classes, rows))
+    before = logits.copy(), targets.copy()
+    loss_fn = ff.CrossEntropyLoss(ignore_index=ignored, backend=backend)
+    loss, gradient = formula(logits, targets, ignored)
+    assert loss_fn.forward(logits, targets) == pytest.approx(loss, rel=RTOL[dtype], abs=1e-6)
+    found = loss_fn.backward()
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, gradient, rtol=10 * RTOL[dtype], atol=RTOL[dtype])
+    assert not found[targets == ignored].any()
+    np.testing.assert_array_equal(logits, before[0])
+    np.testing.assert_array_equal(targets, before[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("targets", [[2, 0, 1, 2], [2, -1, 1, -1]])
+def test_gradient_is_that_of_central_differences(
+    backend: str, targets: list[int], rng: np.random.Generator
+) -> None:
+    loss_fn, ids = ff.CrossEntropyLoss(backend=backend), np.array(targets)
+
+    def backward(dout: np.ndarray, logits: np.ndarray) -> list[np.ndarray]:
+        loss_fn.forward(logits, ids)
+        return [dout[0] * loss_fn.backward()]
+
+    assert_gradients(
+        lambda logits: np.array([loss_fn.forward(logits, ids)]),
+        backward,
+        rng.standard_normal((4, 3)),
+    )
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_ignored_is_zero_and_not_nan(backend: str) -> None:
+    loss_fn = ff.CrossEntropyLoss(backend=backend)
+    loss = loss_fn.forward(np.full((3, 5), 1e4, np.float32), np.array([-1, -1, -1]))
+    assert loss == 0.0
+    np.testing.assert_array_equal(loss_fn.backward(), np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uniform_logits_give_the_logarithm_of_the_number_of_classes(backend: str) -> None:
+    loss_fn = ff.CrossEntropyLoss(backend=backend)
+    loss = loss_fn.forward(np.full((2, 20), 7.0), np.array([3, 19]))
+    assert loss == pytest.approx(np.log(20), rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_logits_stay_finite_and_nan_stays_visible(backend: str) -> None:
+    loss_fn = ff.CrossEntropyLoss(backend=backend)
+    huge = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
+    assert loss_fn.forward(huge, np.array([0, 0])) == pytest.approx(1e4)
+    np.testing.assert_allclose(loss_fn.backward(), [[0, 0], [-0.5, 0.5]])
+    damaged = np.array([[np.nan, 1.0], [0.0, 1.0]], np.float32)
+    assert np.isnan(loss_fn.forward(damaged, np.array([1, 1])))
+    assert np.isnan(loss_fn.backward()[0]).all()
+
+
+def test_targets_changed_after_forward_never_reach_backward() -> None:
+    # Backward writes at [row, target] without a check.
+    loss_fn, targets = ff.CrossEntropyLoss(), np.array([0, 1])
+    logits = np.array([[1.0, 2.0], [3.0, 1.0]])
+    loss_fn.forward(logits, targets)
+    expected = loss_fn.backward()
+    loss_fn.forward(logits, targets)
+    targets[:] = 10**6
+    np.testing.assert_array_equal(loss_fn.backward(), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint64"])
+def test_targets_of_any_integers(dtype: str) -> None:
+    logits = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, 0.5]])
+    targets = np.array([0, 9, 1, 9, 1], dtype)[::2]  # and not contiguous
+    targets.flags.writeable = False
+    loss_fn = ff.CrossEntropyLoss()
+    expected, _ = formula(logits, np.array([0, 1, 1]), -1)
+    assert loss_fn.forward(logits, targets) == pytest.approx(expected, rel=1e-12)
+
+
+LOGITS = np.zeros((3, 4), np.float32)
+TARGETS = np.array([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error", "message"),
+    [
+        (LOGITS.tolist(), TARGETS, InvalidTypeError, r"logits must be an array .* got list"),
+        (LOGITS.astype(int), TARGETS, InvalidTypeError, "float32 or float64, got int64"),
+        (LOGITS.astype(np.float16), TARGETS, InvalidTypeError, "float64, got float16"),
+        (LOGITS[0], TARGETS, InvalidValueError, r"\(N, V\), N and V >= 1, got \(4,\)"),
+        (LOGITS[:0], TARGETS[:0], InvalidValueError, r"N and V >= 1, got \(0, 4\)"),
+        (np.asfortranarray(LOGITS), TARGETS, InvalidValueError, "must be a C-contiguous"),
+        (LOGITS, [0, 1, 2], InvalidTypeError, r"targets must be an integer array \(3,\), got list"),
+        (LOGITS, TARGETS.astype(float), InvalidTypeError, "integer array .* got float64"),
+        (LOGITS, TARGETS == 1, InvalidTypeError, "integer array .* got bool"),
+        (LOGITS, TARGETS[:2], InvalidValueError, r"\(3,\), one for each row .* got \(2,\)"),
+        (LOGITS, TARGETS[:, None], InvalidValueError, r"one for each row .* got \(3, 1\)"),
+        (LOGITS, np.array([0, 4, 9]), InvalidValueError, "from 0 to 3, .* got 4 at index 1"),
+        (LOGITS, np.array([0, 1, -2]), InvalidValueError, "or -1 to be .* got -2 at index 2"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    logits: Any, targets: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^CrossEntropyLoss: .*{message}"):
+        ff.CrossEntropyLoss().forward(logits, targets)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ignore_index": 0}, InvalidValueError, r"^ignore_index must be .* to -1, got 0$"),
+        ({"ignore_index": "no"}, InvalidTypeError, r"^ignore_index must be .* to -1, got 'no'$"),
+        ({"ignore_index": -(2**63) - 1}, InvalidValueError, "^ignore_index must be"),
+        ({"backend": "torch"}, InvalidValueError, "^backend must be one of 'numba', 'reference'"),
+    ],
+)
+def test_bad_options_are_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ff.CrossEntropyLoss(**options)
+
+
+def test_against_torch(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    logits = rng.standard_normal((9, 7))
+    targets = np.array([0, 6, -1, 3, 3, -1, 2, 1, 5])
+    theirs = torch.tensor(logits, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(targets), ignore_index=-1)
+    loss.backward()
+    loss_fn = ff.CrossEntropyLoss()
+    assert loss_fn.forward(logits, targets) == pytest.approx(loss.item(), rel=1e-12)
+    np.testing.assert_allclose(loss_fn.backward(), theirs.grad.numpy(), rtol=1e-10, atol=1e-14)

@@ -1,0 +1,101 @@
+"""The README's examples, executed as they are written."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PROMPT = "$ "
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of the README that is executed: the arguments of a process, and where it is."""
+
+    arguments: tuple[str, ...]
+    line: int
+
+
+def read_examples(text: str) -> list[Example]:
+    """Find each python block and each command of the console blocks, in their order."""
+    examples = []
+    for block in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        kind, body = block.groups()
+        line = text.count("\n", 0, block.start(2)) + 1
+        if kind == "python":
+            examples.append(Example((sys.executable, "-W", "error", "-c", body), line))
+        elif kind == "console":
+            examples += [
+                Example(("bash", "-c", command.removeprefix(PROMPT)), line + offset)
+                for offset, command in enumerate(body.splitlines())
+                if command.startswith(PROMPT)
+            ]
+    return examples
+
+
+def run_examples(text: str, directory: Path) -> int:
+    """Execute the examples one after the other in a directory; return how many there were."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "NUMBA_NUM_THREADS": "1",  # enough for small models, and quick where CPUs have other work
+    }
+    examples = read_examples(text)
+    for example in examples:
+        done = subprocess.run(
+            example.arguments,
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, (
+            f"README.md, line {example.line}: exit code {done.returncode}\n"
+            f"{example.arguments[-1]}\n{done.stdout}\n{done.stderr}"
+        )
+    return len(examples)
+
+
+def test_the_examples_of_the_readme_run(tmp_path: Path) -> None:
+    text = README.read_text(encoding="utf-8")
+    assert run_examples(text, tmp_path) >= text.count("\n```python\n") + text.count("\n$ ") > 5
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        ("```python\nprint(1)\nraise SystemExit(3)\n```", "line 3: exit code 3"),
+        ("```python\nimport warnings\nwarnings.warn('old')\n```", "line 3: exit code 1"),
+        ("```console\n$ echo fine\nfine\n$ exit 4\n```", "line 5: exit code 4"),
+        ("```console\n$ no-such-command runs/small\n```", "line 3: exit code 127"),
+    ],
+)
+def test_a_broken_example_is_noticed(tmp_path: Path, block: str, complaint: str) -> None:
+    with pytest.raises(AssertionError, match=complaint):
+        run_examples(f"# A readme\n{block}\n", tmp_path)
+
+
+@pytest.mark.smoke
+def test_examples_share_a_directory_and_other_blocks_are_left_alone(tmp_path: Path) -> None:
+    text = "```sh\nexit 1\n```\n```console\n$ echo 3 > n\n```\n```python\nopen('n').close()\n```\n"
+    assert run_examples(text, tmp_path) == 2
+    assert run_examples("no examples here\n", tmp_path) == 0
+
+
+@pytest.mark.smoke
+def test_the_two_commands_at_the_top_make_their_own_environment() -> None:
+    text = README.read_text(encoding="utf-8")
+    top = text[: text.index("\n## ")]
+    commands = re.findall(r"^```sh\n(.*)\n```$", top, re.MULTILINE)
+    assert len(commands) == 2
+    for command, ending in zip(commands, ["fastformer train", "python -m pytest"], strict=True):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+        assert command.endswith(f" && .venv/bin/{ending}")

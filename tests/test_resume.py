@@ -1,0 +1,178 @@
+"""A run that was stopped, wherever that was, ends with the bits of one that never was."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Recorder, everything, one_thread, small_settings, without_times
+
+from fastformer.training.digits_run import resume_digits, train_digits
+from fastformer.training.loop import Trainer, TrainingInterrupted
+from fastformer.training.run_directory import RunDirectory
+
+__all__ = ["one_thread"]  # a fixture that every test here uses
+
+STEPS_PER_EPOCH = 10
+
+
+class Crash(Exception):
+    """Stands for the kill of the process: nothing is saved, nothing is said."""
+
+
+class Stopper(Recorder):
+    """Stops a run right after a step: by a signal, or by a crash that saves nothing."""
+
+    def __init__(self, step: int, number: int | None) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples: int) -> None:
+        if step == self.step:
+            if self.number is None:
+                raise Crash
+            os.kill(os.getpid(), self.number)
+
+
+def stop_at(directory: Path, settings: Any, step: int, number: int | None) -> None:
+    """Train, or go on, until a step, and stop there."""
+    observer = Stopper(step, number)
+    with pytest.raises(Crash if number is None else TrainingInterrupted):
+        if directory.exists():
+            resume_digits(directory, observer)
+        else:
+            train_digits(settings, directory, observer)
+    assert observer.ends == 1
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "momentum, accumulation": {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "accumulation_steps": 3,
+        "epochs": 5,
+    },
+    "adamw, cosine, clipping": {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "warmup_steps": 4,
+        "clip_norm": 0.5,
+        "weight_decay": 0.1,
+    },
+    "dropout, accumulation": {"dropout": 0.2, "accumulation_steps": 2, "epochs": 5},
+    "reference, dropout": {"backend": "reference", "dropout": 0.1},
+    "early stopping": {"learning_rate": 1e-6, "patience": 2, "epochs": 5},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_stop_changes_no_bit(variant: str, tmp_path: Path) -> None:
+    settings = small_settings(**VARIANTS[variant], checkpoint_every=3)
+    unbroken = train_digits(settings, tmp_path / "unbroken", Recorder())
+    expected = everything(tmp_path / "unbroken")
+    assert len(expected) == 6  # two step checkpoints and the best, so nothing is left out
+    last = unbroken["steps"]
+    assert last >= 8
+    # A signal within the first epoch, a crash between checkpoints, a signal in the last step.
+    for stops in (
+        [(2, signal.SIGINT), (last - 1, None)],
+        [(5, None), (last // 2 + 1, signal.SIGTERM), (last, signal.SIGINT)],
+    ):
+        run = tmp_path / f"stopped-{stops[0][0]}"
+        for step, number in stops:
+            stop_at(run, settings, step, number)
+        observer = Recorder()
+        result = resume_digits(run, observer)
+        assert observer.starts[0][1] <= last
+        assert without_times(result) == without_times(unbroken)
+        assert everything(run) == expected
+
+
+@pytest.mark.smoke
+def test_a_stop_between_epochs_changes_no_bit(tmp_path: Path) -> None:
+    settings = small_settings()
+    train_digits(settings, tmp_path / "unbroken", Recorder())
+    stop_at(tmp_path / "run", settings, STEPS_PER_EPOCH + 4, None)
+    observer = Recorder()
+    resume_digits(tmp_path / "run", observer)
+    assert observer.starts[0][1] == STEPS_PER_EPOCH
+    assert [step for step, *_ in observer.steps] == list(range(11, 31))
+    assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
+
+
+def test_the_two_ways_to_stop_are_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    observer = Stopper(7, signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted, match="was stopped after step 7") as stopped:
+        train_digits(small_settings(), run, observer)
+    assert stopped.value.signal == signal.SIGTERM
+    assert (stopped.value.directory, stopped.value.step) == (run, 7)
+    assert RunDirectory.open(run).latest().metadata["progress"]["step"] == 7
+
+
+def crash_after(patch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+    """Let a method do its work, and then crash, the n-th time that it is called."""
+    method: Callable[..., Any] = getattr(owner, name)
+    calls = []
+
+    def crashing(*arguments: Any, **options: Any) -> Any:
+        result = method(*arguments, **options)
+        calls.append(name)
+        if len(calls) == call:
+            raise Crash
+        return result
+
+    patch.setattr(owner, name, crashing)
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 5])
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (RunDirectory, "append_metrics", 2),  # the record is there, its checkpoint is not
+        (RunDirectory, "save_best", 2),  # the best is there, its record is not
+        (Trainer, "save", 3),
+        (RunDirectory, "best", 1),  # all is trained, nothing is tested
+    ],
+)
+def test_a_crash_between_two_files_changes_no_bit(
+    owner: type,
+    name: str,
+    call: int,
+    checkpoint_every: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = small_settings(checkpoint_every=checkpoint_every)
+    train_digits(settings, tmp_path / "unbroken", Recorder())
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_after(patch, owner, name, call)
+        train_digits(settings, tmp_path / "run", Recorder())
+    assert not (tmp_path / "run/result.json").exists()
+    resume_digits(tmp_path / "run", Recorder())
+    assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> None:
+    settings = small_settings()
+    train_digits(settings, tmp_path / "unbroken", Recorder())
+    stop_at(tmp_path / "run", settings, 23, None)
+    newest = tmp_path / "run/checkpoints/step-00000020.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    observer = Recorder()
+    with pytest.warns(UserWarning, match="a checkpoint is skipped: .*step-00000020"):
+        resume_digits(tmp_path / "run", observer)
+    assert observer.starts[0][1] == STEPS_PER_EPOCH
+    assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
+
+
+def test_a_comparison_that_is_blind_would_be_noticed(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train_digits(small_settings(seed=seed, epochs=1), tmp_path / str(seed), Recorder())
+    one, two = everything(tmp_path / "1"), everything(tmp_path / "2")
+    both = one.keys() & two.keys()
+    assert {"config.toml", "metrics.jsonl", "result.json", "best.safetensors"} <= both
+    assert all(one[name] != two[name] for name in both)

@@ -1,0 +1,51 @@
+"""Stochastic gradient descent: twin, momentum, threads."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, run
+
+from fastformer.kernels.sgd import CHUNK, sgd_step, sgd_step_reference
+
+
+def arguments(rng, size, momentum=0.9):
+    parameters, gradients, velocity = rng.standard_normal((3, size))
+    return Out((size,), parameters), gradients, Out((size,), velocity), 0.1, momentum
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("size", [0, *EDGE_COLUMNS, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equals_twin(rng, size, momentum):
+    assert_equals_twin(sgd_step, sgd_step_reference, *arguments(rng, size, momentum))
+
+
+@settings(max_examples=30)
+@given(size=st.integers(0, 200), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_size(size, seed):
+    given = arguments(np.random.default_rng(seed), size)
+    assert_equals_twin(sgd_step, sgd_step_reference, *given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_momentum_over_three_steps(dtype):
+    """A gradient of 1, a momentum of 1/2 and a learning rate of 1 are exact."""
+    parameters, velocity = np.zeros((2, 20), dtype)
+    for expected in (-1, -2.5, -4.25):
+        sgd_step(parameters, np.ones(20, dtype), velocity, 1.0, 0.5)
+        np.testing.assert_array_equal(parameters, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_visible(rng, dtype):
+    given = list(arguments(rng, 37))
+    given[1][18] = np.nan
+    for output in run(sgd_step, *given, dtype=dtype):
+        np.testing.assert_array_equal(np.flatnonzero(np.isnan(output)), [18])
+
+
+def test_same_bits_for_any_threads(rng):
+    size = 3 * CHUNK + 5
+    assert size > 3 * CHUNK
+    assert_same_bits(sgd_step, *arguments(rng, size))

@@ -1,0 +1,297 @@
+"""Vector operations against their Python bodies, accuracy of exp and sigmoid, other widths."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from twins import DTYPES, IS_VARIANT, TRUTH, assert_passes, guarded, start_variant_run
+
+from fastformer.kernels._compile import kernel
+from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
+from fastformer.kernels._simd import (
+    drop_first,
+    exp,
+    fma,
+    keep_first,
+    lanes,
+    load,
+    load_first,
+    log,
+    max_lanes,
+    maximum,
+    select,
+    sigmoid,
+    splat,
+    sqrt,
+    store,
+    store_first,
+    sum_lanes,
+)
+
+DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@kernel
+def _arithmetic(x, y, z, s, out):
+    """Write what each operation makes of a register of x, y and z and the scalar s."""
+    a, b, c = load(x, 0), load(y, 0), load(z, 0)
+    store(out, a + b, 0, 0)
+    store(out, a - b, 1, 0)
+    store(out, a * b, 2, 0)
+    store(out, a / b, 3, 0)
+    store(out, a + s, 4, 0)
+    store(out, s - a, 5, 0)
+    store(out, 2 * a, 6, 0)
+    store(out, s / b, 7, 0)
+    store(out, splat(x, s), 8, 0)
+    store(out, select(a > b, a, b), 9, 0)
+    store(out, select(a < b, a, s), 10, 0)
+    store(out, select(a > 0.0, 1, c), 11, 0)
+    store(out, maximum(a, b), 12, 0)
+    store(out, maximum(a, s), 13, 0)
+    store(out, sqrt(b), 14, 0)
+    store(out, splat(x, sum_lanes(a)), 15, 0)
+    store(out, splat(x, max_lanes(a)), 16, 0)
+    # The next two are 0 and rounded only where nothing is reassociated.
+    store(out, (a + 1e30) - 1e30, 17, 0)
+    store(out, (a * 3.0) / 3.0, 18, 0)
+    store(out, a * b + c, 19, 0)
+
+
+ARITHMETIC_ROWS = 20
+
+
+@kernel
+def _fused(x, y, z, s, out):
+    """Write fused multiply-adds."""
+    a, b, c = load(x, 0), load(y, 0), load(z, 0)
+    store(out, fma(a, b, c), 0, 0)
+    store(out, fma(a, s, c), 1, 0)
+    store(out, fma(a, b, s), 2, 0)
+
+
+@kernel
+def _tails(x, n, start, out):
+    """Write what operations on the first n lanes make of x from `start` on."""
+    store(out, load_first(x, n, start), 0, 0)
+    store(out, keep_first(load(x, 0), n, -math.inf), 1, 0)
+    store(out, drop_first(load(x, 0), n, -math.inf), 2, 0)
+    store_first(out, n, load(x, 0), 3, 0)
+
+
+@kernel
+def _exp_all(x, out):
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, exp(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _sigmoid_all(x, out):
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, sigmoid(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _log_all(x, out):
+    for i in range(0, x.size, lanes(x)):
+        # Lanes beyond the end are 0, of which there is no logarithm.
+        v = keep_first(load_first(x, x.size - i, i), x.size - i, 1.0)
+        store_first(out, x.size - i, log(v), i)
+
+
+def operands(rng, dtype):
+    size = element_lanes(np.dtype(dtype).itemsize)
+    x, y, z = rng.standard_normal((3, size)).astype(dtype)
+    return x, np.abs(y) + dtype(0.1), z
+
+
+def same(found, expected):
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+
+
+@pytest.mark.smoke
+@DTYPE
+def test_arithmetic_is_that_of_the_python_bodies(rng, dtype):
+    """Bit by bit: nothing is fused, reassociated or approximated."""
+    for _ in range(20):
+        x, y, z = operands(rng, dtype)
+        found, expected = np.full((2, ARITHMETIC_ROWS, x.size), np.nan, dtype)
+        _arithmetic(x, y, z, 0.3, found)
+        with np.errstate(over="ignore"):
+            _arithmetic.py_func(x, y, z, dtype(0.3), expected)
+        same(found, expected)
+
+
+@DTYPE
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])
+def test_arithmetic_of_special_values(rng, dtype, value):
+    for which in range(2):
+        for lane in range(element_lanes(np.dtype(dtype).itemsize)):
+            given = operands(rng, dtype)
+            given[which][lane] = value
+            found, expected = np.full((2, ARITHMETIC_ROWS, given[0].size), np.nan, dtype)
+            _arithmetic(*given, 0.3, found)
+            with np.errstate(all="ignore"):
+                _arithmetic.py_func(*given, dtype(0.3), expected)
+            if np.isnan(value) and which == 0:
+                assert np.isnan(found[15]).all()
+                # The largest lane: any of them where one is NaN.
+                found[16] = expected[16]
+            np.testing.assert_array_equal(found, expected)
+
+
+@DTYPE
+def test_fma_rounds_once(rng, dtype):
+    """Against exact fractions, also where the product and the addend cancel to a rounding."""
+    for cancel in (False, True) * 5:
+        x, y, z = operands(rng, dtype)
+        z = -(x * y) if cancel else z
+        found = np.full((3, x.size), np.nan, dtype)
+        _fused(x, y, z, 0.3, found)
+        for lane, given in enumerate(zip(x, y, z, strict=True)):
+            a, b, c, s = (Fraction(float(value)) for value in (*given, dtype(0.3)))
+            for row, exact in enumerate((a * b + c, a * s + c, a * b + s)):
+                value = found[row, lane]
+                error = abs(Fraction(float(value)) - exact)
+                assert error <= Fraction(float(np.spacing(abs(value)))) / 2
+
+
+@DTYPE
+def test_tails(rng, dtype):
+    size = element_lanes(np.dtype(dtype).itemsize)
+    x = guarded(rng.standard_normal(2 * size).astype(dtype))
+    for n in (-3, 0, 1, size - 1, size, size + 1, 5 * size):
+        start = x.size - min(max(n, 0), size)  # the last element asked for is the array's last
+        found, expected = np.full((2, 4, size), 7, dtype)
+        _tails(x, n, start, found)
+        if n <= 0:
+            expected[0], expected[1], expected[2] = 0, -np.inf, x[:size]
+        else:
+            _tails.py_func(x, n, start, expected)
+        np.testing.assert_array_equal(found, expected)
+
+
+@DTYPE
+def test_stored_tail_touches_nothing_beyond_the_array(dtype):
+    size = element_lanes(np.dtype(dtype).itemsize)
+    ones = np.ones(size, dtype)
+    for n in range(size + 1):
+        x, out = guarded(ones[:n]), guarded(np.full(n, 7, dtype))
+        _exp_all(x, out)
+        np.testing.assert_allclose(out, math.e, rtol=1e-6)
+
+
+def float32_between(first, last, step):
+    """Return every step-th float32 from first to last, which have the same sign."""
+    bits = np.array([first, last], np.float32).view(np.uint32).astype(np.int64)
+    return np.arange(bits[0], bits[1], step).astype(np.uint32).view(np.float32)
+
+
+def ulps(found, truth):
+    """Return the largest distance from the truth in units in the last place of the result."""
+    spacing = np.spacing(np.abs(truth).astype(found.dtype)).astype(truth.dtype)
+    return float(np.max(np.abs(found.astype(truth.dtype) - truth) / spacing))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step"),
+    [
+        (0.0, 88.72, 499),
+        (-0.0, -110.0, 499),
+        (-87.0, -104.0, 1),  # all whose result is subnormal
+        (88.0, 88.72, 1),
+    ],
+)
+def test_exp_of_float32_is_within_one_ulp(first, last, step):
+    x = float32_between(first, last, step)
+    assert x.size > 90_000
+    out = np.empty_like(x)
+    _exp_all(x, out)
+    assert ulps(out, np.exp(x.astype(np.float64))) <= 1
+
+
+@pytest.mark.skipif(np.finfo(TRUTH).eps >= np.finfo(np.float64).eps, reason="no wider float here")
+@pytest.mark.parametrize(("first", "last"), [(-745, 709.78), (-1, 1), (-745.2, -708)])
+def test_exp_of_float64_is_within_one_ulp(rng, first, last):
+    x = rng.uniform(first, last, 400_000)
+    out = np.empty_like(x)
+    _exp_all(x, out)
+    assert ulps(out, np.exp(x.astype(TRUTH))) <= 1
+
+
+@DTYPE
+def test_exp_of_special_values(dtype):
+    largest = {np.float32: 88.72283, np.float64: 709.782712893384}[dtype]
+    zero_below = {np.float32: -103.98, np.float64: -745.14}[dtype]
+    huge = np.finfo(dtype).max
+    x = np.array([0, -0.0, np.inf, -np.inf, np.nan, huge, -huge, largest * 1.0001, zero_below])
+    out = np.empty(x.shape, dtype)
+    _exp_all(x.astype(dtype), out)
+    np.testing.assert_array_equal(out, [1, 1, np.inf, 0, np.nan, np.inf, 0, np.inf, 0])
+    _exp_all(np.array([largest], dtype), out[:1])
+    assert np.isfinite(out[0])
+
+
+@DTYPE
+def test_log_is_within_two_ulps(rng, dtype):
+    """Of all normal numbers, and near 1, where the result is near 0."""
+    wider = np.float64 if dtype is np.float32 else TRUTH
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    samples = [float32_between(tiny, huge, 1009), float32_between(0.5, 2.0, 31)]
+    if dtype is np.float64:
+        samples.append(np.exp(rng.uniform(-708, 709, 200_000)))
+    for sample in samples:
+        x = sample[sample != 1].astype(dtype)
+        out = np.empty_like(x)
+        _log_all(x, out)
+        assert ulps(out, np.log(x.astype(wider))) <= 2
+    x = np.array([1, np.inf, np.nan], dtype)
+    out = np.empty_like(x)
+    _log_all(x, out)
+    np.testing.assert_array_equal(out, [0, np.inf, np.nan])
+
+
+@DTYPE
+def test_sigmoid_is_within_three_ulps(dtype):
+    """Where its result is normal; below that it is 0 sooner than it need be."""
+    for first, last in ((0.0, 100.0), (-0.0, -87.0)):
+        x = float32_between(first, last, 3001).astype(dtype)
+        out = np.empty_like(x)
+        _sigmoid_all(x, out)
+        wider = np.float64 if dtype is np.float32 else TRUTH
+        assert ulps(out, 1 / (1 + np.exp(-x.astype(wider)))) <= 3
+    x = np.array([-np.inf, -1e4, -88.5, 1e4, np.inf, np.nan], dtype)
+    out = np.empty_like(x)
+    _sigmoid_all(x, out)
+    expected = np.array([0, 0, np.exp(-88.5), 1, 1, np.nan])
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=np.finfo(np.float32).tiny)
+
+
+# What runs for each width: every operation, tiles and panels, a kernel on rows; and for the width
+# that most machines have, the matrix products.
+WIDTH_TESTS = ["test_simd.py", "test_tile.py", "test_softmax.py::test_equals_twin"]
+OTHER_WIDTHS = [bits for bits in (0, 128, 256) if bits != VECTOR_BITS]
+
+
+@pytest.fixture(scope="module")
+def width_runs(tmp_path_factory):
+    """Start the tests with narrower registers, all at once: they mostly compile."""
+    if IS_VARIANT:
+        pytest.skip("is itself such a run")
+    runs = {}
+    for bits in OTHER_WIDTHS:
+        directory = tmp_path_factory.mktemp("kernels")
+        tests = WIDTH_TESTS + ["test_matmul.py::test_integers_are_exact"] * (bits == 256)
+        runs[bits] = start_variant_run(directory, *tests, FASTFORMER_VECTOR_BITS=str(bits))
+    yield runs
+    for run in runs.values():
+        run.kill()
+        run.wait()
+
+
+@pytest.mark.parametrize("bits", OTHER_WIDTHS)
+def test_other_widths(width_runs, bits):
+    assert_passes(width_runs[bits])

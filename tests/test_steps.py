@@ -1,0 +1,121 @@
+"""The helpers for people who write their own loop."""
+
+import numpy as np
+import pytest
+from runs import SIZES, one_thread
+
+import fastformer as ff
+from fastformer.data import DigitTask, generate
+from fastformer.errors import InvalidValueError
+from fastformer.training.steps import count_correct, predict_classes
+
+__all__ = ["one_thread"]  # a fixture that every test here uses
+
+CONFIG = ff.TransformerConfig(vocab_size=20, **SIZES)
+DROPPING = ff.TransformerConfig(vocab_size=20, dropout=0.5, **SIZES)
+
+
+def examples(count: int = 10) -> tuple[ff.PackedBatch, np.ndarray]:
+    drawn = generate(DigitTask(examples=count, distinct=True), seed=5)
+    return ff.pack(drawn.inputs), drawn.targets
+
+
+@pytest.mark.smoke
+def test_a_few_steps_learn_ten_examples_by_heart() -> None:
+    model = ff.Transformer(CONFIG, seed=0)
+    loss_fn, optimizer = ff.CrossEntropyLoss(), ff.Adam(model.parameters(), lr=0.01)
+    batch, targets = examples()
+    first = ff.train_step(model, batch, targets, loss_fn, optimizer)
+    for _ in range(150):
+        last = ff.train_step(model, batch, targets, loss_fn, optimizer)
+    assert last.accuracy == 1.0
+    assert last.loss < 0.05 < first.loss
+    assert ff.evaluate(model, batch, targets, loss_fn).accuracy == 1.0
+    assert optimizer.steps == 151
+
+
+def test_a_step_is_forward_loss_backward_and_update() -> None:
+    batch, targets = examples()
+    models = [ff.Transformer(CONFIG, seed=0, dtype="float64") for _ in range(2)]
+    optimizers = [ff.SGD(model.parameters(), lr=0.1) for model in models]
+    loss_fn = ff.CrossEntropyLoss()
+    for _ in range(3):
+        models[0].parameters().gradients.fill(7.0)  # what was there must not count
+        scores = ff.train_step(models[0], batch, targets, loss_fn, optimizers[0])
+        models[1].zero_grad()
+        logits = models[1].forward(batch)
+        loss = loss_fn.forward(logits, targets)
+        models[1].backward(loss_fn.backward())
+        optimizers[1].step()
+        assert scores == (loss, float((logits.argmax(axis=1) == targets).mean()))
+        parts = [model.parameters().values.tobytes() for model in models]
+        assert parts[0] == parts[1]
+
+
+def test_evaluation_is_the_same_for_any_batch_size_and_changes_nothing() -> None:
+    batch, targets = examples(50)
+    model = ff.Transformer(CONFIG, seed=0, dtype="float64")
+    loss_fn = ff.CrossEntropyLoss()
+    before = model.parameters().values.tobytes(), model.parameters().gradients.tobytes()
+    logits = model.forward(batch)
+    expected = (loss_fn.forward(logits, targets), count_correct(logits, targets) / 50)
+    for batch_size in (1, 7, 50, 256):
+        scores = ff.evaluate(model, batch, targets, loss_fn, batch_size=batch_size)
+        assert scores.accuracy == expected[1]
+        assert scores.loss == pytest.approx(expected[0], rel=1e-12)
+    after = model.parameters().values.tobytes(), model.parameters().gradients.tobytes()
+    assert after == before
+
+
+def test_evaluation_is_without_dropout_and_leaves_the_switch_as_it_was() -> None:
+    batch, targets = examples()
+    model, plain = ff.Transformer(DROPPING, seed=0), ff.Transformer(CONFIG, seed=0)
+    expected = predict_classes(plain, batch)
+    for training in (False, True):
+        model.dropout_counter.training = training
+        forwards = model.dropout_counter.forwards
+        np.testing.assert_array_equal(predict_classes(model, batch), expected)
+        assert model.dropout_counter.training is training
+        assert model.dropout_counter.forwards == forwards
+    model.train()
+    assert (model.forward(batch) != expected).any()
+
+
+def test_an_evaluation_that_fails_leaves_the_switch_as_it_was() -> None:
+    model = ff.Transformer(DROPPING, seed=0).train()
+    with pytest.raises(InvalidValueError):
+        ff.evaluate(model, ff.pack([[20]]), np.array([0]), ff.CrossEntropyLoss())
+    assert model.dropout_counter.training
+
+
+def test_count_correct_counts_rows_whose_largest_logit_is_the_target() -> None:
+    logits = np.array([[0.0, 1.0], [3.0, 1.0], [0.0, -1.0]])
+    assert count_correct(logits, np.array([1, 1, 0])) == 2
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_bad_batch_size_is_refused(batch_size: int) -> None:
+    batch, targets = examples()
+    model = ff.Transformer(CONFIG)
+    with pytest.raises(InvalidValueError, match=f"^batch_size .* >= 1, got {batch_size}$"):
+        ff.evaluate(model, batch, targets, ff.CrossEntropyLoss(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        (np.array([0, 20]), ValueError, "from 0 to 19, .* got 20 at index 1"),
+        (np.array([0]), ValueError, r"must be \(2,\), one for each row"),
+        (np.array([0.0, 1.0]), TypeError, "integer array"),
+    ],
+)
+def test_bad_targets_change_no_weight(
+    targets: np.ndarray, error: type[Exception], message: str
+) -> None:
+    model = ff.Transformer(CONFIG)
+    optimizer = ff.Adam(model.parameters())
+    before = model.parameters().values.tobytes()
+    batch = ff.pack([[15, 17], [12, 18, 1]])
+    with pytest.raises(error, match=message):
+        ff.train_step(model, batch, targets, ff.CrossEntropyLoss(), optimizer)
+    assert (model.parameters().values.tobytes(), optimizer.steps) == (before, 0)

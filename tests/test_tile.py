@@ -1,0 +1,183 @@
+"""The matrix product's pieces: packed panels, one tile, whole rows of tiles, machine code."""
+
+import platform
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twins import DTYPES, LANES32, guarded, has_full_width_fma
+
+from fastformer.kernels._blocks import (
+    DEPTH_BLOCK,
+    multiply_panels,
+    multiply_rows,
+    pack_panel,
+    pack_panel_transposed,
+    pack_panels,
+    pack_panels_transposed,
+)
+from fastformer.kernels._llvm import element_lanes
+from fastformer.kernels._tile import NARROW, TILE_HEIGHTS, TILE_ROWS, TILES, WIDE
+
+DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+COLUMNS = st.integers(1, WIDE * LANES32)
+
+
+def lanes_of(dtype):
+    return element_lanes(np.dtype(dtype).itemsize)
+
+
+def width_for(columns, dtype):
+    """Return the width of a panel: one register, or two where the columns do not fit into one."""
+    lanes = lanes_of(dtype)
+    return NARROW * lanes if columns <= NARROW * lanes else WIDE * lanes
+
+
+def padded(matrix, mode="constant"):
+    """Return the matrix as a panel: with zeros beyond its columns, or with copies of the last."""
+    beyond = width_for(matrix.shape[1], matrix.dtype) - matrix.shape[1]
+    return np.pad(matrix, ((0, 0), (0, beyond)), mode).ravel()
+
+
+@DTYPE
+@settings(max_examples=40)
+@given(depth=st.integers(0, 70), columns=COLUMNS, left=st.integers(0, 5), gap=st.integers(0, 5))
+def test_panel_is_the_block_with_zeros_beyond(dtype, depth, columns, left, gap):
+    """The block may end where the array does: nothing beyond it may be read."""
+    columns = min(columns, WIDE * lanes_of(dtype))
+    step = left + columns + gap
+    b = np.random.default_rng(0).standard_normal((depth, step)).astype(dtype)
+    expected = padded(b[:, left : left + columns])
+    panel = guarded(np.full(left + expected.size, np.nan, dtype))
+    pack_panel(guarded(b.ravel()[: max(0, depth * step - gap)]), left, step, depth, columns,
+               panel, left)  # fmt: skip
+    np.testing.assert_array_equal(panel[left:], expected)
+    assert np.isnan(panel[:left]).all()
+
+
+@DTYPE
+@settings(max_examples=40)
+@given(depth=st.integers(0, 70), columns=COLUMNS, top=st.integers(0, 5), gap=st.integers(0, 5))
+def test_transposed_panel_is_the_transpose_with_the_last_column_beyond(
+    dtype, depth, columns, top, gap
+):
+    columns = min(columns, WIDE * lanes_of(dtype))
+    step = depth + gap
+    b = np.random.default_rng(0).standard_normal((top + columns, step)).astype(dtype)
+    expected = padded(b[top:, :depth].T, "edge")
+    panel = guarded(np.full(top + expected.size, np.nan, dtype))
+    flat = guarded(b.ravel()[: (top + columns - 1) * step + depth])
+    pack_panel_transposed(flat, top * step, step, depth, columns, panel, top)
+    np.testing.assert_array_equal(panel[top:], expected)
+    assert np.isnan(panel[:top]).all()
+
+
+@pytest.mark.smoke
+@DTYPE
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 3 * TILE_ROWS),
+    columns=COLUMNS,
+    depth=st.integers(0, 40),
+    transposed=st.booleans(),
+    has_bias=st.booleans(),
+    has_addend=st.booleans(),
+    gap=st.integers(0, 3),
+)
+def test_rows_of_tiles(dtype, rows, columns, depth, transposed, has_bias, has_addend, gap):
+    """Small integers, so exact; what lies between and after the rows of `out` stays as it was."""
+    rng = np.random.default_rng(0)
+    columns = min(columns, WIDE * lanes_of(dtype))
+    a, b = rng.integers(-8, 9, (rows, depth)), rng.integers(-8, 9, (depth, columns))
+    bias, addend = rng.integers(-8, 9, columns + gap), rng.integers(-8, 9, (rows, columns + gap))
+    stored_a = (a.T if transposed else a).ravel().astype(dtype)
+    steps = (1, rows) if transposed else (depth, 1)
+    panel = np.concatenate([np.full(gap, np.nan, dtype), padded(b.astype(dtype))])
+    last = rows * (columns + gap) - gap
+    out = guarded(np.full(last, np.nan, dtype))
+    multiply_rows(
+        *(0, rows, columns, depth, guarded(stored_a), 0, *steps, guarded(panel), gap),
+        *(has_bias, guarded(bias.astype(dtype)), gap),
+        *(has_addend, guarded(addend.ravel()[:last].astype(dtype)), out, 0, columns + gap),
+    )
+    expected = np.full((rows, columns + gap), np.nan)
+    expected[:, :columns] = a @ b + has_bias * bias[gap:] + has_addend * addend[:, :columns]
+    np.testing.assert_array_equal(out, expected.ravel()[:last])
+
+
+@DTYPE
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, TILE_ROWS + 1),
+    columns=st.integers(1, 5 * LANES32),
+    depth=st.integers(1, 40),
+    transposed=st.booleans(),
+    accumulates=st.booleans(),
+    data=st.data(),
+)
+def test_product_with_a_part_of_many_panels(
+    dtype, rows, columns, depth, transposed, accumulates, data
+):
+    """Columns from a panel's first to any, and some of the panels' rows; small integers."""
+    rng = np.random.default_rng(0)
+    wide = WIDE * lanes_of(dtype)
+    first = wide * data.draw(st.integers(0, (columns - 1) // wide))
+    last = columns  # a panel may be cut short only where the last one is
+    top = data.draw(st.integers(0, depth - 1))
+    a, b = rng.integers(-8, 9, (rows, depth - top)), rng.integers(-8, 9, (depth, columns))
+    panels = guarded(np.full(depth * (columns + wide), np.nan, dtype))
+    if transposed:
+        pack_panels_transposed(guarded(b.T.ravel().astype(dtype)), 0, depth, depth, columns, panels)
+    else:
+        pack_panels(guarded(b.ravel().astype(dtype)), 0, columns, depth, columns, panels)
+    start = rng.integers(-8, 9, rows * (last - first))
+    out = guarded(start.astype(dtype))
+    multiply_panels(
+        *(rows, first, last, depth - top, guarded(a.ravel().astype(dtype)), depth - top, 1),
+        *(panels, depth, top, accumulates, out, 0, last - first, 0),
+    )
+    expected = (a @ b[top:, first:last]).ravel() + accumulates * start
+    np.testing.assert_array_equal(out, expected)
+
+
+@DTYPE
+def test_bits_do_not_depend_on_the_tile(rng, dtype):
+    """An element is one chain of fused multiply-adds in the order of k, in any tile."""
+    width, rows = WIDE * lanes_of(dtype), 2 * TILE_ROWS + 1
+    a = rng.standard_normal((rows, DEPTH_BLOCK)).astype(dtype)
+    b = rng.standard_normal((DEPTH_BLOCK, width)).astype(dtype)
+
+    def product(first, last, columns):
+        out, panel = np.full(rows * width, np.nan, dtype), padded(b[:, :columns])
+        multiply_rows(
+            *(first, last, columns, DEPTH_BLOCK, a.ravel(), 0, DEPTH_BLOCK, 1, panel, 0),
+            *(False, panel, 0, False, panel, out, 0, width),
+        )
+        return out.reshape(rows, width)[first:last, :columns]
+
+    whole = product(0, rows, width)
+    for columns in (1, max(1, width // 2), width - 1 or 1):
+        for first, last in ((0, 1), (3, TILE_ROWS + 1), (rows - 2, rows)):
+            found = product(first, last, columns)
+            np.testing.assert_array_equal(found, whole[first:last, :columns])
+
+
+@DTYPE
+def test_sum_is_one_chain_of_fused_multiply_adds(dtype):
+    """1 + e is squared without rounding, so that taking 1 + 2e off leaves e^2 and not zero."""
+    e = dtype(2.0 ** -(np.finfo(dtype).nmant // 2 + 2))
+    a = np.array([1, 1 + e], dtype)
+    panel = padded(np.array([[-1 - 2 * e], [1 + e]], dtype))
+    out = np.empty(1, dtype)
+    multiply_rows(0, 1, 1, 2, a, 0, 2, 1, panel, 0, False, a, 0, False, a, out, 0, 1)
+    assert out[0] == e * e
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+def test_tiles_have_fused_multiply_adds_of_full_width():
+    text = TILES.assembly()
+    assert has_full_width_fma(text)
+    # Each height of tiles has a loop of its own, with all of its sums in registers.
+    assert text.count("vfmadd") >= len(DTYPES) * (WIDE + NARROW) * sum(TILE_HEIGHTS)

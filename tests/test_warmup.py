@@ -1,0 +1,67 @@
+"""The kernels that are compiled ahead are those that training calls, with the types it calls."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastformer as ff
+from fastformer import warmup
+
+IDS = [[15, 17, 7, 19, 5, 19, 11, 18], [12, 17, 2, 19, 3, 19, 4, 18]]
+
+
+def train_once(model, targets):
+    batch, loss_fn = ff.pack(IDS), ff.CrossEntropyLoss()
+    loss_fn.forward(model.forward(batch), targets)
+    model.backward(loss_fn.backward())
+    ff.clip_gradients(model.parameters(), 1e9)
+    ff.AdamW(model.parameters()).step()
+
+
+@pytest.mark.parametrize("name", warmup.KERNELS)
+def test_signature_is_what_training_calls(name):
+    sizes = {"vocab_size": 20, "embed_dim": 8, "num_heads": 2, "ffn_dim": 8}
+    train_once(ff.Transformer(ff.TransformerConfig(**sizes)), np.array([3, 4]))
+    train_once(ff.TransformerDecoder(ff.DecoderConfig(**sizes)), np.arange(16))
+    float32 = [
+        types
+        for types in warmup.dispatcher(name).overloads
+        if all(str(getattr(kind, "dtype", "")) != "float64" for kind in types)
+    ]
+    assert float32 == [warmup.signature(name)]
+
+
+def test_process_answers_each_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\npooling.gather_rows\n"))
+    warmup.main()
+    assert capsys.readouterr().out.split() == ["gradient.gradient_norm", "pooling.gather_rows"]
+
+
+@pytest.fixture
+def cold(tmp_path, monkeypatch):
+    marker = tmp_path / "compiled"
+    monkeypatch.setattr(warmup, "_marker", lambda: marker)
+    monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
+    monkeypatch.setattr(warmup, "KERNELS", {"gradient.gradient_norm": "r"})
+    return marker
+
+
+def test_compiles_once_and_says_so(cold, capsys):
+    warmup.ensure_compiled()
+    assert cold.exists()
+    assert "compiled 1 kernels" in capsys.readouterr().err
+    warmup.ensure_compiled()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_process_that_dies_leaves_the_work_to_the_first_call(cold, monkeypatch):
+    def broken(command, **options):
+        return subprocess_popen([sys.executable, "-c", "raise SystemExit(1)"], **options)
+
+    subprocess_popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", broken)
+    warmup.ensure_compiled()
+    assert not cold.exists()

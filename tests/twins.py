@@ -1,0 +1,215 @@
+"""Hold a compiled kernel to its NumPy twin, and to itself with other numbers of threads."""
+
+import ctypes
+import mmap
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
+
+ROOT = Path(__file__).parent.parent
+DTYPES = (np.float64, np.float32)
+
+# The twin in extended precision is the truth; where the platform has none, allow for rounding.
+TRUTH = np.longdouble
+ROUNDINGS = 4 if np.finfo(TRUTH).eps < np.finfo(np.float64).eps else 64
+if VECTOR_BITS < 256:
+    ROUNDINGS *= 2  # fewer lanes sum in longer chains, and NumPy's twin sums by pairs
+
+# Set in a run of tests inside a test, for another build of the kernels. All is compiled anew
+# there, so twins are compared in one dtype only; and every array lies right before a page that must
+# not be touched, so that a step beyond an array ends the process.
+VARIANT = "FASTFORMER_TEST_VARIANT"
+IS_VARIANT = bool(os.environ.get(VARIANT))
+COMPARED_DTYPES = (np.float32,) if IS_VARIANT else DTYPES
+_PROT_NONE = 0
+
+# Numbers of columns around the lanes of a register, for either dtype, and odd ones beyond.
+LANES32, LANES64 = element_lanes(4), element_lanes(8)
+EDGE_COLUMNS = sorted(
+    {1, 2, 3, 2 * LANES32 + 1, 67}
+    | {max(1, lanes + step) for lanes in (LANES32, LANES64) for step in (-1, 0, 1)}
+)
+
+
+@dataclass(frozen=True)
+class Out:
+    """An argument that a kernel writes: overwritten (given full of NaN) or accumulated.
+
+    Errors are relative to its largest true value, and to no less than `scale`: what sums of
+    terms that cancel each other are made of.
+    """
+
+    shape: tuple[int, ...]
+    start: Any = np.nan
+    scale: float = 0.0
+
+
+def guarded(values: np.ndarray) -> np.ndarray:
+    """Return a copy whose last byte is followed by a page that cannot be read or written."""
+    pages = -(-max(values.nbytes, 1) // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    end = pages * mmap.PAGESIZE
+    address = ctypes.c_void_p(whole.ctypes.data + end)
+    if protect(address, ctypes.c_size_t(mmap.PAGESIZE), _PROT_NONE) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect failed")
+    copy = whole[end - values.nbytes : end].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def _arguments(given: Sequence[Any], dtype: type) -> tuple[list[Any], list[np.ndarray]]:
+    """Return fresh arguments of a dtype, and those of them that are outputs."""
+    arguments: list[Any] = []
+    outputs: list[np.ndarray] = []
+    for value in given:
+        if isinstance(value, Out):
+            array = np.array(np.broadcast_to(value.start, value.shape), dtype)
+        elif isinstance(value, np.ndarray):
+            array = value.astype(dtype) if value.dtype == np.float64 else value.copy()
+        else:
+            arguments.append(value)
+            continue
+        array = guarded(array) if IS_VARIANT else array
+        arguments.append(array)
+        if isinstance(value, Out):
+            outputs.append(array)
+    return arguments, outputs
+
+
+def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> list[np.ndarray]:
+    """Call a kernel or a twin on fresh arguments of a dtype and return what it writes or returns.
+
+    Arrays of float64 are given in `dtype`; `Out` marks outputs. Inputs must stay as they were.
+    """
+    arguments, outputs = _arguments(given, dtype)
+    before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    result = function(*arguments)
+    for value, then, mark in zip(arguments, before, given, strict=True):
+        if isinstance(mark, np.ndarray):
+            np.testing.assert_array_equal(value, then, "an input was changed")
+    return outputs if result is None else [np.asarray(result)]
+
+
+def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:
+    """Return the largest error of the finite values, relative to the largest or to `scale`.
+
+    What is NaN or infinite in truth must be so in `found`; if not, the error is infinite.
+    """
+    if found.shape != truth.shape:
+        return float("inf")
+    finite = np.isfinite(truth)
+    if not np.array_equal(found[~finite], truth[~finite].astype(found.dtype), equal_nan=True):
+        return float("inf")
+    found, truth = found[finite], truth[finite]
+    if truth.size == 0:
+        return 0.0
+    scale = max(scale, np.max(np.abs(truth)))
+    return float(np.max(np.abs(found - truth)) / (scale if scale > 0 else 1.0))
+
+
+def assert_equals_twin(
+    kernel: Callable[..., Any], reference: Callable[..., Any], *given: Any
+) -> list[np.ndarray]:
+    """Run kernel and twin on the same arguments and compare all that they write.
+
+    Arrays of float64 are given in each dtype in turn; `Out` marks outputs. The kernel's error
+    against the twin in extended precision may be twice that of the twin in the kernel's dtype,
+    and a few roundings. Inputs must stay as they were.
+
+    Returns:
+        The float32 outputs of the kernel.
+    """
+    truths = run(reference, *given, dtype=TRUTH)
+    scales = [value.scale for value in given if isinstance(value, Out)] or [0.0] * len(truths)
+    outputs: list[np.ndarray] = []
+    for dtype in COMPARED_DTYPES:
+        twin_outputs = run(reference, *given, dtype=dtype)
+        outputs = run(kernel, *given, dtype=dtype)
+        for index, (found, twin, truth, scale) in enumerate(
+            zip(outputs, twin_outputs, truths, scales, strict=True)
+        ):
+            limit = 2 * _error(twin, truth, scale) + ROUNDINGS * np.finfo(dtype).eps
+            error = _error(found, truth, scale)
+            # Not `error > limit`: the error is NaN where a value should be finite and is NaN.
+            assert error <= limit, (
+                f"{kernel.__name__}, output {index}, {dtype.__name__}: error {error:.2e}, "
+                f"limit {limit:.2e}"
+            )
+    return outputs
+
+
+def assert_same_bits(kernel: Callable[..., Any], *given: Any) -> None:
+    """Run a kernel on one, two, three and four threads; all that it writes must be the same."""
+    before = numba.get_num_threads()
+    try:
+        for dtype in COMPARED_DTYPES:
+            numba.set_num_threads(1)
+            expected = [output.tobytes() for output in run(kernel, *given, dtype=dtype)]
+            for threads in (2, 3, 4):
+                numba.set_num_threads(threads)
+                found = [output.tobytes() for output in run(kernel, *given, dtype=dtype)]
+                assert found == expected, (
+                    f"{kernel.__name__}, {dtype.__name__}: {threads} threads give other bits than 1"
+                )
+    finally:
+        numba.set_num_threads(before)
+
+
+def assembly(kernel: Any, *arguments: Any) -> str:
+    """Return the machine code of a serial kernel for these arguments, as text.
+
+    Numba keeps no text of what it loads from its cache, so the kernel is compiled anew.
+    """
+    fresh = type(kernel)(kernel.py_func, targetoptions=kernel.targetoptions)
+    fresh.compile(tuple(numba.typeof(argument) for argument in arguments))
+    (text,) = fresh.inspect_asm().values()
+    return text
+
+
+def has_full_width_fma(text: str) -> bool:
+    """Tell whether fused multiply-adds in this x86 assembly work on whole registers."""
+    register = {512: "zmm", 256: "ymm", 128: "xmm", 0: "xmm"}[VECTOR_BITS]
+    return re.search(rf"\bvfmadd\d+[ps][sd]\b.*%{register}", text) is not None
+
+
+def library_calls(text: str) -> set[str]:
+    """Return the names of the exponential functions that the assembly mentions."""
+    return set(re.findall(r"\b_?(expf?|exp2f?|expm1f?|tanhf?)\b", text))
+
+
+def start_variant_run(directory: Path, *tests: str, **environment: str) -> subprocess.Popen[str]:
+    """Start tests on another build of the kernels, which the environment chooses.
+
+    Args:
+        directory: an empty one, for the compiled kernels.
+        tests: names of files in `tests`, or of tests in them.
+        environment: what to set beside the current environment.
+    """
+    changes = {VARIANT: "1", "FASTFORMER_CACHE_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests" / name) for name in tests)],
+        cwd=directory,
+        env=os.environ | changes | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_passes(run: subprocess.Popen[str]) -> None:
+    """Wait for a variant run; all of its tests must pass."""
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
