@@ -59,7 +59,7 @@ def plant(directory, files):
 
 def run_probe(package, cache):
     """Return what the probe computes, how often it came from the cache, and the cache's place."""
-    # Without bytecode files: they tell an edit by whole seconds and the size, which a test can miss.
+    # Without bytecode files: they tell an edit by whole seconds and the size, and may miss it.
     paths = {
         "PYTHONPATH": str(package.parent),
         "FASTFORMER_CACHE_DIR": str(cache),
