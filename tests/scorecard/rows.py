@@ -1,0 +1,64 @@
+"""What a row of the scorecard is, and how its measurement is counted."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["fast", "nightly"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a measurement of a row found.
+
+    Attributes:
+        held: how many cases kept the promise.    cases: how many there were.
+        planted: how many planted faults were noticed, of `plants`; a check that finds none of
+            them proves nothing.
+        number: the measured number where the promise is one, for instance "geomean 0.61".
+        failures: a line about each of the first few cases that did not hold.
+    """
+
+    held: int
+    cases: int
+    planted: int
+    plants: int
+    number: str = ""
+    failures: tuple[str, ...] = ()
+
+    @property
+    def reached(self) -> bool:
+        """Whether every case held and every planted fault was noticed, and there were some."""
+        return self.held == self.cases > 0 and self.planted == self.plants > 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise.
+
+    Attributes:
+        name: such as "B4".    promise: in a few words.    target: what must be reached.
+        measure: takes the tier, "fast" or "nightly", which decides how many cases there are.
+    """
+
+    name: str
+    promise: str
+    target: str
+    measure: Callable[[Tier], Finding]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row with what was found, and how long it took."""
+
+    row: Row
+    finding: Finding
+    seconds: float
+
+
+def measure(row: Row, tier: Tier) -> Measured:
+    """Measure a row."""
+    started = time.perf_counter()
+    finding = row.measure(tier)
+    return Measured(row, finding, time.perf_counter() - started)
