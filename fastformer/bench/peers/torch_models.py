@@ -1,5 +1,10 @@
-"""The models of the step benchmarks in PyTorch, as an expert writes them for a CPU."""
+"""fastformer's models in PyTorch, as an expert writes them for a CPU.
 
+The step benchmarks train them, and the tests hold fastformer's logits, gradients and training to
+theirs.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,106 +14,164 @@ from torch import nn
 
 from fastformer.bench.stepper import Array, StepData, Stepper
 from fastformer.bench.workloads import LEARNING_RATE, Workload
+from fastformer.models.config import DecoderConfig, ModelConfig, TransformerConfig
 
 Tensor = Any
 
 
 class Block(nn.Module):
-    """Attention without biases, then feed-forward; norms after or before."""
+    """Attention, then feed-forward; norms after or before."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, config: ModelConfig, *, causal: bool) -> None:
         """Make the layers."""
         super().__init__()
-        C, F_, self.heads = workload.C, workload.F, workload.H
-        self.is_decoder = workload.kind == "decoder"
-        self.qkv = nn.Linear(C, 3 * C, bias=False)
-        self.output = nn.Linear(C, C, bias=False)
-        self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        C, F_, bias = config.embed_dim, config.ffn_dim, config.attention_bias
+        self.causal, self.heads = causal, config.num_heads
+        self.is_pre_norm, self.uses_gelu = config.norm == "pre", config.activation == "gelu"
+        self.qkv = nn.Linear(C, 3 * C, bias=bias)
+        self.output = nn.Linear(C, C, bias=bias)
+        self.norm1, self.norm2 = (nn.LayerNorm(C, config.layernorm_epsilon) for _ in range(2))
         self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)
         heads = (part.transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads, is_causal=self.is_decoder)
+        causal = self.causal and seen is None
+        out = F.scaled_dot_product_attention(*heads, attn_mask=seen, is_causal=causal)
         return self.output(out.transpose(1, 2).reshape(B, T, C))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, T, C) for x of (B, T, C)."""
-        if self.is_decoder:
-            x = x + self.attend(self.norm1(x))
-            hidden = F.gelu(self.expand(self.norm2(x)), approximate="tanh")
-            return x + self.contract(hidden)
-        x = self.norm1(x + self.attend(x))
-        return self.norm2(x + self.contract(F.relu(self.expand(x))))
+    def feed(self, x: Tensor) -> Tensor:
+        """Return the feed-forward layer's result."""
+        hidden = self.expand(x)
+        hidden = F.gelu(hidden, approximate="tanh") if self.uses_gelu else F.relu(hidden)
+        return self.contract(hidden)
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Return (B, T, C) for x of (B, T, C).
+
+        Args:
+            x: the residual stream.    seen: (B, 1, T or 1, T), which keys a query sees, or None.
+        """
+        if self.is_pre_norm:
+            x = x + self.attend(self.norm1(x), seen)
+            return x + self.feed(self.norm2(x))
+        x = self.norm1(x + self.attend(x, seen))
+        return self.norm2(x + self.feed(x))
 
 
 class Model(nn.Module):
-    """Either model: an encoder classifier, or a decoder with a tied output."""
+    """The encoder classifier or the causal decoder, at any settings.
 
-    def __init__(self, workload: Workload) -> None:
-        """Make the layers."""
+    There is no dropout: PyTorch draws other random numbers, so nothing could be compared.
+    """
+
+    def __init__(self, config: ModelConfig, length: int, dtype: Any = torch.float32) -> None:
+        """Make the layers for sequences that are padded to `length` tokens."""
         super().__init__()
-        C, V, T = workload.C, workload.V, workload.T
-        self.is_decoder = workload.kind == "decoder"
+        C, V, epsilon = config.embed_dim, config.vocab_size, config.layernorm_epsilon
+        self.is_decoder = isinstance(config, DecoderConfig)
+        self.pooling = config.pooling if isinstance(config, TransformerConfig) else ""
+        is_tied = isinstance(config, DecoderConfig) and config.tied_embeddings
         self.embedding = nn.Embedding(V, C)
-        if self.is_decoder:
-            self.positions = nn.Parameter(torch.zeros(T, C))
-            self.final_norm = nn.LayerNorm(C)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.zeros(length, C))
         else:
-            self.register_buffer("positions", torch.from_numpy(_sines(T, C)))
-            self.output = nn.Linear(C, V)
-        self.blocks = nn.ModuleList(Block(workload) for _ in range(workload.L))
+            self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
+        self.final_norm = nn.LayerNorm(C, epsilon) if config.norm == "pre" else None
+        self.output: Any = None if is_tied else nn.Linear(C, V)
+        self.blocks = nn.ModuleList(
+            Block(config, causal=self.is_decoder) for _ in range(config.num_layers)
+        )
+        self.to(dtype)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits: (B, V) of an encoder, (B * T, V) of a decoder."""
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return logits: (B, V) of an encoder, a row for each token of a decoder.
+
+        Args:
+            tokens: (B, T) ids.    lengths: (B,), how many of each row count, or None for all.
+        """
+        used = seen = None
+        if lengths is not None:
+            used = torch.arange(tokens.shape[1]) < lengths[:, None]
+            seen = used[:, None, None, :]
+            if self.is_decoder:
+                seen = seen & torch.ones(2 * used.shape[1:], dtype=torch.bool).tril()
         x = self.embedding(tokens) + self.positions
         for block in self.blocks:
-            x = block(x)
+            x = block(x, seen)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
         if not self.is_decoder:
-            return self.output(x[:, 0])
-        logits = F.linear(self.final_norm(x), self.embedding.weight)
-        return logits.view(-1, logits.shape[-1])
+            return self.output(self._pool(x, lengths))
+        logits = F.linear(x, self.embedding.weight) if self.output is None else self.output(x)
+        return logits.view(-1, logits.shape[-1]) if used is None else logits[used]
+
+    def _pool(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Return the state (B, C) of each sequence."""
+        if self.pooling == "first":
+            return x[:, 0]
+        if lengths is None:
+            return x[:, -1] if self.pooling == "last" else x.mean(1)
+        if self.pooling == "last":
+            return x[torch.arange(len(x)), lengths - 1]
+        used = torch.arange(x.shape[1]) < lengths[:, None]
+        return (x * used[:, :, None]).sum(1) / lengths[:, None].to(x.dtype)
 
 
 def _sines(T: int, C: int) -> Array:
     column = np.arange(C)
     angle = np.arange(T)[:, None] / 10000.0 ** (column // 2 * 2 / C)
-    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle))
 
 
-def _load(model: Model, data: StepData) -> None:
-    """Copy fastformer's weights in; its linear weights are (in, out)."""
+def named(model: Model) -> Iterator[tuple[Tensor, tuple[str, ...], bool]]:
+    """Yield (parameter, names, whether it is transposed) of each parameter.
 
-    def copy(parameter: Tensor, *names: str) -> None:
-        arrays = [data.weights[name] for name in names]
-        is_linear = parameter.ndim == 2 and "embedding" not in names[0]
-        transposed = is_linear and "positions" not in names[0]
-        array = np.concatenate([a.T for a in arrays]) if transposed else arrays[0]
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    The names are fastformer's, several where its parameters are one here, end to end.
+    Its linear weights are (in, out), and transposed here.
+    """
 
-    def copy_layer(layer: Any, name: str) -> None:
-        copy(layer.weight, f"{name}.weight")
-        if layer.bias is not None:
-            copy(layer.bias, f"{name}.bias")
+    def of(layer: Any, *stems: str) -> Iterator[tuple[Tensor, tuple[str, ...], bool]]:
+        weights = tuple(f"{stem}.weight" for stem in stems)
+        yield layer.weight, weights, isinstance(layer, nn.Linear)
+        if getattr(layer, "bias", None) is not None:
+            yield layer.bias, tuple(f"{stem}.bias" for stem in stems), False
 
+    yield from of(model.embedding, "embedding")
+    if isinstance(model.positions, nn.Parameter):
+        yield model.positions, ("positions.weight",), False
+    for stem in ("final_norm", "output"):
+        if getattr(model, stem) is not None:
+            yield from of(getattr(model, stem), stem)
+    for index, block in enumerate(model.blocks):
+        stem = f"blocks.{index}"
+        parts = ("query", "key", "value")
+        yield from of(block.qkv, *(f"{stem}.attention.{part}" for part in parts))
+        yield from of(block.output, f"{stem}.attention.output")
+        for norm in ("norm1", "norm2"):
+            yield from of(getattr(block, norm), f"{stem}.{norm}")
+        for layer in ("expand", "contract"):
+            yield from of(getattr(block, layer), f"{stem}.feed_forward.{layer}")
+
+
+def load(model: Model, weights: Mapping[str, Array]) -> None:
+    """Copy fastformer's weights in."""
     with torch.no_grad():
-        copy(model.embedding.weight, "embedding.weight")
-        if model.is_decoder:
-            copy(model.positions, "positions.weight")
-            copy_layer(model.final_norm, "final_norm")
-        else:
-            copy_layer(model.output, "output")
-        for index, block in enumerate(model.blocks):
-            stem = f"blocks.{index}"
-            parts = ("query", "key", "value")
-            copy(block.qkv.weight, *(f"{stem}.attention.{part}.weight" for part in parts))
-            copy_layer(block.output, f"{stem}.attention.output")
-            for norm in ("norm1", "norm2"):
-                copy_layer(getattr(block, norm), f"{stem}.{norm}")
-            for layer in ("expand", "contract"):
-                copy_layer(getattr(block, layer), f"{stem}.feed_forward.{layer}")
+        for parameter, names, is_transposed in named(model):
+            arrays = [weights[name].T if is_transposed else weights[name] for name in names]
+            parameter.copy_(torch.from_numpy(np.concatenate(arrays)))
+
+
+def as_fastformer(model: Model, *, gradients: bool = False) -> dict[str, Array]:
+    """Return the weights, or their gradients, by fastformer's names and in its shapes."""
+    found: dict[str, Array] = {}
+    for parameter, names, is_transposed in named(model):
+        whole = (parameter.grad if gradients else parameter.detach()).numpy()
+        for name, part in zip(names, np.split(whole, len(names)), strict=True):
+            found[name] = np.array(part.T if is_transposed else part, order="C")
+    return found
 
 
 def build(workload: Workload, data: StepData, *, compiled: bool, tuned: bool = False) -> Stepper:
@@ -119,8 +182,8 @@ def build(workload: Workload, data: StepData, *, compiled: bool, tuned: bool = F
         compiled: whether forward, loss and backward go through torch.compile.
         tuned: whether it may take its time to choose among its own products (2 to 4 % here).
     """
-    model = Model(workload)
-    _load(model, data)
+    model = Model(workload.config(), workload.T)
+    load(model, data.weights)
     options = {"lr": LEARNING_RATE, "weight_decay": 0.0, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), **options)
 
