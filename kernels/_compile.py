@@ -5,26 +5,45 @@ It holds the options that every kernel shares, and the directory that compiled k
 Build variants, chosen by the environment variable `FASTFORMER_BUILD` before the first import:
     production: what users run.
     checked: serial, with bounds checks, for tests. (Numba's bounds checks see nothing in `prange`.)
+    python: not compiled, with the turns of each `prange` in a shuffled order, for tests: a result
+        that depends on the order is a race.
 """
 
 import hashlib
 import os
-import stat
+import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numba
 import platformdirs
 
-BUILDS = ("production", "checked")
+from ._cache import KernelCache, is_ours_alone
+
+BUILDS = ("production", "checked", "python")
 BUILD = os.environ.get("FASTFORMER_BUILD", "production")
 if BUILD not in BUILDS:
     raise ValueError(f"FASTFORMER_BUILD must be one of {', '.join(BUILDS)}, got {BUILD!r}")
 
 # No nnan, no ninf: a NaN must stay visible, and isnan must stay true.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+# Kernels take `prange` from here. The order of its turns in the python build is drawn from ORDER.
+ORDER = random.Random(0)
+prange: Any = numba.prange
+
+
+def _shuffled_range(*bounds: int) -> Iterable[int]:
+    """Return the numbers of a range in another order."""
+    turns = list(range(*bounds))
+    ORDER.shuffle(turns)
+    return turns
+
+
+if BUILD == "python":
+    prange = _shuffled_range
 
 # A parallel region starts in 2 us on OpenMP, and in 90 us on Numba's own work queue.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
@@ -48,11 +67,7 @@ def _is_private(directory: Path) -> bool:
 
     Numba's cache files are pickles: whoever can write them can run code here.
     """
-    if not hasattr(os, "getuid"):
-        return os.access(directory, os.W_OK)
-    status = directory.stat()
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return status.st_uid == os.getuid() and not others_write and os.access(directory, os.W_OK)
+    return is_ours_alone(directory.stat()) and os.access(directory, os.W_OK)
 
 
 def _cache_directory() -> Path | None:
@@ -94,22 +109,27 @@ def kernel(
             dozen arrays takes 100 ns.
 
     Returns:
-        A Numba dispatcher, compiled on first call for each dtype and kept on disk.
+        A Numba dispatcher, compiled on first call for each dtype and kept on disk; in the python
+        build the function itself.
     """
     if function is None:
         return lambda function: kernel(function, parallel=parallel, inline=inline)
+    if BUILD == "python":
+        return function
     checked = BUILD == "checked"
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(CACHE_DIRECTORY or "")
     try:
-        return numba.njit(
+        compiled = numba.njit(
             function,
             parallel=parallel and not checked,
             boundscheck=checked,
             forceinline=inline,
             fastmath=FASTMATH,
             error_model="numpy",
-            cache=CACHE_DIRECTORY is not None,
         )
+        if CACHE_DIRECTORY is not None:
+            compiled._cache = KernelCache(function)
+        return compiled
     finally:
         numba.config.CACHE_DIR = previous

@@ -140,11 +140,12 @@ def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) ->
 def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
     """Emit exp(x) = 2^n exp(r), r = x - n ln 2, by the Taylor series of exp(r).
 
+    Of two vectors it is exp(x + low), where low is what the rounding of x left out.
     Source: Cody & Waite 1980, chapter 6. On |r| <= 0.35 the series is cut where its next term is
     below a tenth of a unit in the last place. 2^n is applied as two factors, so that results
     below the smallest normal number are rounded once.
     """
-    (x,) = v
+    x, *low_parts = v
     mantissa, bits, bias, low, high, ln2_high, ln2_low, degree = EXP_CONSTANTS[str(kind.element)]
     integer = ir.VectorType(ir.IntType(bits), kind.count)
 
@@ -164,6 +165,8 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
     n = builder.fsub(shifted, shifter, flags=EXACT)
     r = call_ir(builder, "llvm.fma", kind, n, constant(-ln2_high), x)
     r = call_ir(builder, "llvm.fma", kind, n, constant(-ln2_low), r)
+    for part in low_parts:
+        r = builder.fadd(r, part, flags=EXACT)
     series = constant(1 / math.factorial(degree))
     for k in reversed(range(degree)):
         series = call_ir(builder, "llvm.fma", kind, series, r, constant(1 / math.factorial(k)))
@@ -223,13 +226,6 @@ def log_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
     infinity = constant(math.inf)
     is_finite = builder.fcmp_ordered("<", x, infinity, flags=EXACT)
     return builder.select(is_finite, result, x)
-
-
-def sigmoid_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
-    one = constant_ir(kind, 1.0)
-    negative = builder.fsub(constant_ir(kind, -0.0), v[0], flags=EXACT)
-    total = builder.fadd(one, exp_ir(builder, kind, [negative]), flags=EXACT)
-    return builder.fdiv(one, total, flags=EXACT)
 
 
 def tree_ir(combine: Callable[..., ir.Value]) -> Callable[..., ir.Value]:

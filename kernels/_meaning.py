@@ -15,34 +15,38 @@ def lanes(x: Any) -> int:
     return element_lanes(x.dtype.itemsize)
 
 
-def _flat(x: Any, index: tuple[int, ...]) -> int:
-    return int(np.ravel_multi_index(index, x.shape))
+def _part(x: Any, index: tuple[int, ...], count: int) -> Any:
+    """Return a view of `count` elements of x from `index` on; none may be outside x."""
+    start = 0
+    for position, length in zip(index, x.shape, strict=True):
+        start = start * length + int(position)
+    if count > 0 and (start < 0 or start + count > x.size):
+        raise IndexError(f"elements {start} to {start + count - 1} of {x.size}")
+    return x.reshape(-1)[start : start + count]
 
 
 def load(x: Any, *index: int) -> Any:
     """Return the register's worth of elements that begins at `index`."""
-    start = _flat(x, index)
-    return x.reshape(-1)[start : start + lanes(x)].copy()
+    return _part(x, index, lanes(x)).copy()
 
 
 def load_first(x: Any, count: int, *index: int) -> Any:
     """Return the first `count` elements from `index` on, and 0 in the other lanes."""
     v = np.zeros(lanes(x), x.dtype)
-    start, stop = _flat(x, index), min(max(count, 0), lanes(x))
-    v[:stop] = x.reshape(-1)[start : start + stop]
+    used = min(max(count, 0), lanes(x))
+    v[:used] = _part(x, index, used)
     return v
 
 
 def store(x: Any, v: Any, *index: int) -> None:
     """Write all lanes of v at `index` and after it."""
-    start = _flat(x, index)
-    x.reshape(-1)[start : start + lanes(x)] = v
+    _part(x, index, lanes(x))[...] = v
 
 
 def store_first(x: Any, count: int, v: Any, *index: int) -> None:
     """Write the first `count` lanes of v at `index` and after it."""
-    start, stop = _flat(x, index), min(max(count, 0), lanes(x))
-    x.reshape(-1)[start : start + stop] = v[:stop]
+    used = min(max(count, 0), lanes(x))
+    _part(x, index, used)[...] = v[:used]
 
 
 def splat(x: Any, scalar: float) -> Any:
@@ -75,15 +79,14 @@ def exp(a: Any) -> Any:
     return np.exp(a)
 
 
+def exp_of_sum(a: Any, b: Any) -> Any:
+    """Return e to the power a + b, where b is what the rounding of a left out."""
+    return np.exp(np.add(a, b, dtype=np.longdouble)).astype(a.dtype)
+
+
 def log(a: Any) -> Any:
     """Return the natural logarithm of numbers > 0 that are normal; infinity of infinity."""
     return np.log(a)
-
-
-def sigmoid(a: Any) -> Any:
-    """Return 1 / (1 + exp(-a))."""
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-a))
 
 
 def keep_first(v: Any, count: int, other: float) -> Any:
@@ -106,3 +109,39 @@ def sum_lanes(v: Any) -> Any:
 def max_lanes(v: Any) -> Any:
     """Return the largest lane; a NaN among them may be passed over."""
     return np.fmax.reduce(v)
+
+
+# ---- the blocks of `_tile`, whose docstrings say what their arguments are ----
+
+
+def multiply(
+    rows: int, columns: int, depth: int, a: Any, a_start: int, a_row_step: int, a_k_step: int,
+    panel: Any, panel_start: int, has_bias: bool, bias: Any, bias_start: int,
+    has_addend: bool, addend: Any, out: Any, out_start: int, out_step: int,
+) -> None:  # fmt: skip
+    """Multiply rows by a panel, and add bias and addend."""
+    width = lanes(out) * (1 if columns <= lanes(out) else 2)
+    right = _part(panel, (panel_start,), depth * width).reshape(depth, width)[:, :columns]
+    for row in range(rows):
+        left = [_part(a, (a_start + row * a_row_step + k * a_k_step,), 1) for k in range(depth)]
+        total = np.zeros(columns, out.dtype)
+        for element, line in zip(left, right, strict=True):
+            total += element * line
+        if has_bias:
+            total += _part(bias, (bias_start,), columns)
+        place = (out_start + row * out_step,)
+        if has_addend:
+            total += _part(addend, place, columns)
+        _part(out, place, columns)[...] = total
+
+
+def transpose_block(
+    source: Any, source_start: int, source_step: int, count: int, out: Any, out_start: int,
+    out_step: int,
+) -> None:  # fmt: skip
+    """Transpose a square block, whose last row stands for those that are missing."""
+    size = lanes(out)
+    for i in range(size):
+        row = _part(source, (source_start + min(i, count - 1) * source_step,), size)
+        for j in range(size):
+            _part(out, (out_start + j * out_step + i,), 1)[...] = row[j]

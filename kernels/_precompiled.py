@@ -1,17 +1,14 @@
 """Machine code that is compiled once, kept on disk, and called by other kernels by its symbol."""
 
 import hashlib
-import os
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from llvmlite import binding
 
+from ._cache import read_verified, write_verified
 from ._compile import CACHE_DIRECTORY
 
-DIGEST_SIZE = hashlib.sha256().digest_size
 _ENGINES: list[binding.ExecutionEngine] = []
 
 
@@ -76,25 +73,13 @@ class Precompiled:
     def _read(self, name: str) -> bytes | None:
         """Return the machine code on disk, or None where there is none, or it is damaged."""
         path = self._path(name)
-        try:
-            content = path.read_bytes() if path else b""
-        except OSError:
-            return None
-        digest, code = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
-        return code if code and hashlib.sha256(code).digest() == digest else None
+        return read_verified(path) if path else None
 
     def _write(self, name: str, code: bytes) -> None:
         """Keep the machine code; a disk that refuses costs the next start its time, no more."""
         path = self._path(name)
-        if path is None:
-            return
-        try:
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(temporary, path)
-        except OSError as error:
-            sys.stderr.write(f"fastformer: compiled kernels are not kept: {error}\n")
+        if path is not None:
+            write_verified(path, code)
 
 
 def precompiled(name: str, text: Callable[[], str]) -> Precompiled:

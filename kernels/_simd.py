@@ -9,7 +9,8 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
     fma(a, b, c)                 a * b + c with one rounding
-    select(mask, a, b), sqrt(a), exp(a), sigmoid(a)
+    select(mask, a, b), sqrt(a), exp(a)
+    exp_of_sum(a, b)             e to the power a + b, where b is what the rounding of a left out
     log(a)                       of numbers > 0, to about one unit in the last place
     maximum(a, b)                a where a > b, else b: of a number and NaN, b
     keep_first(v, n, other)      lane k of v where k < n, the scalar `other` elsewhere
@@ -48,7 +49,6 @@ from ._llvm import (
     masked_load_ir,
     masked_store_ir,
     maximum_ir,
-    sigmoid_ir,
     splat_ir,
     store_ir,
     tree_ir,
@@ -56,6 +56,7 @@ from ._llvm import (
 from ._meaning import (
     drop_first,
     exp,
+    exp_of_sum,
     fma,
     keep_first,
     lanes,
@@ -65,7 +66,6 @@ from ._meaning import (
     max_lanes,
     maximum,
     select,
-    sigmoid,
     splat,
     sqrt,
     store,
@@ -76,6 +76,7 @@ from ._meaning import (
 __all__ = [
     "drop_first",
     "exp",
+    "exp_of_sum",
     "fma",
     "keep_first",
     "lanes",
@@ -85,7 +86,6 @@ __all__ = [
     "max_lanes",
     "maximum",
     "select",
-    "sigmoid",
     "splat",
     "sqrt",
     "store",
@@ -320,8 +320,8 @@ _define(fma, 3, lambda builder, kind, v: call_ir(builder, "llvm.fma", kind, *v))
 _define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v))
 _define(maximum, 2, maximum_ir)
 _define(exp, 1, exp_ir)
+_define(exp_of_sum, 2, exp_ir)
 _define(log, 1, log_ir)
-_define(sigmoid, 1, sigmoid_ir)
 _define(
     sum_lanes,
     1,

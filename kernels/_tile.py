@@ -19,6 +19,7 @@ from numba.core.typing.templates import Signature, signature
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from . import _meaning
 from ._compile import BUILD
 from ._llvm import (
     EXACT,
@@ -245,7 +246,7 @@ def _tile_module() -> str:
 
 # Compiled once and called by its symbol: as a part of each kernel that uses it, it would be
 # compiled again in each, and be most of what there is to compile.
-TILES = precompiled("tiles", _tile_module)
+TILES = None if BUILD == "python" else precompiled("tiles", _tile_module)
 
 
 @intrinsic
@@ -391,3 +392,7 @@ def transpose_block(
         return context.get_dummy_value()
 
     return sig, generate
+
+
+if BUILD == "python":
+    multiply, transpose_block = _meaning.multiply, _meaning.transpose_block  # noqa: F811

@@ -6,20 +6,35 @@
 
 GELU is in its tanh form, for (1 + tanh(u)) / 2 = sigmoid(2 u). Source: Hendrycks & Gimpel 2016,
 arXiv:1606.08415, section 2.
+
+Both are within 2 units in the last place: a sigmoid's relative error is the absolute error of its
+argument, so what the rounding of the argument leaves out is carried along.
 """
 
 import math
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
-from ._simd import fma, lanes, load_first, select, sigmoid, store_first
+from ._compile import kernel, prange
+from ._simd import exp_of_sum, fma, lanes, load_first, select, store_first
 
 NO_ACTIVATION, RELU, GELU = 0, 1, 2
 
 TWICE_SLOPE = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715
+
+
+def _in_two(value):
+    """Return a number as the sum of one that float32 holds exactly, and a small rest."""
+    high = float(np.float32(value))
+    return high, value - high
+
+
+SLOPE_HIGH, SLOPE_LOW = _in_two(TWICE_SLOPE)
+CUBIC_HIGH, CUBIC_LOW = _in_two(CUBIC)
+STEEP_HIGH, STEEP_LOW = _in_two(3 * CUBIC)
+# Beyond it the sigmoid is 0 or 1 in either dtype.
+REACH = 32.0
 
 # Elements of one task: enough to pay for its start.
 CHUNK = 16384
@@ -56,9 +71,50 @@ def relu_vector(x):
 
 
 @kernel
+def _minus_size(x):
+    """Return -|x|, and at least -REACH."""
+    x = select(x > 0.0, 0.0 - x, x)
+    return select(x < -REACH, -REACH, x)
+
+
+@kernel
+def _slope_times_cubic(x, high, low):
+    """Return TWICE_SLOPE x (1 + (high + low) x^2), and what its rounding left out."""
+    square = x * x
+    square_low = fma(x, x, 0.0 - square)
+    factor = fma(square, high, 1.0)
+    factor_low = fma(square, high, 1.0 - factor) + fma(square_low, high, square * low)
+    line = x * SLOPE_HIGH
+    line_low = fma(x, SLOPE_HIGH, 0.0 - line) + x * SLOPE_LOW
+    value = line * factor
+    left_out = fma(line, factor_low, line_low * factor)
+    return value, fma(line, factor, 0.0 - value) + left_out
+
+
+@kernel
+def _quotient(top, top_low, bottom, bottom_low, inverse):
+    """Return (top + top_low) / (bottom + bottom_low), rounded about once.
+
+    `inverse` is 1 / bottom to a few percent: it serves the correction only.
+    """
+    result = top / bottom
+    rest = fma(0.0 - result, bottom, top) + top_low
+    return fma(fma(0.0 - result, bottom_low, rest), inverse, result)
+
+
+@kernel
 def gelu_vector(x):
-    """Return gelu of a register."""
-    return x * sigmoid(x * TWICE_SLOPE * fma(x * CUBIC, x, 1.0))
+    """Return gelu of a register: x e / (1 + e) where x < 0, else x / (1 + e), e = exp(-|2 u|)."""
+    argument, argument_low = _slope_times_cubic(_minus_size(x), CUBIC_HIGH, CUBIC_LOW)
+    e = exp_of_sum(argument, argument_low)
+    bottom = 1.0 + e
+    chosen = select(x < 0.0, e, 1.0)
+    top = x * chosen
+    top_low = fma(x, chosen, 0.0 - top)
+    # A line that is near 1 / bottom on [1, 2].
+    inverse = fma(bottom, -0.5, 1.457)
+    result = _quotient(top, top_low, bottom, e - (bottom - 1.0), inverse)
+    return select(x > REACH, x, result)
 
 
 @kernel
@@ -69,11 +125,32 @@ def relu_gradient_vector(dout, x):
 
 @kernel
 def gelu_gradient_vector(dout, x):
-    """Return dout times the derivative of gelu at x."""
-    square = x * x
-    s = sigmoid(x * TWICE_SLOPE * fma(square, CUBIC, 1.0))
-    slope = fma(square, 3 * CUBIC, 1.0) * TWICE_SLOPE
-    return dout * fma(x * s * (1.0 - s), slope, s)
+    """Return dout times the derivative of gelu at x.
+
+    With b = 1 + e it is (e b + 2 x u' e) / b^2 where x < 0, else (b + 2 x u' e) / b^2.
+    """
+    size = _minus_size(x)
+    argument, argument_low = _slope_times_cubic(size, CUBIC_HIGH, CUBIC_LOW)
+    steeper, steeper_low = _slope_times_cubic(size, STEEP_HIGH, STEEP_LOW)
+    # In float64 the rest of the constants is more than a rounding.
+    steep = steeper + steeper_low
+    steep_low = steeper_low - (steep - steeper)
+    e = exp_of_sum(argument, argument_low)
+    b = 1.0 + e
+    b_low = e - (b - 1.0)
+    chosen, signed = select(x < 0.0, e, 1.0), select(x < 0.0, e, 0.0 - e)
+    first, second = chosen * b, steep * signed
+    first_low = fma(chosen, b, 0.0 - first) + chosen * b_low
+    second_low = fma(steep, signed, 0.0 - second) + steep_low * signed
+    # What the rounding of a sum leaves out, whichever is larger (Knuth 1969, section 4.2.2).
+    top = first + second
+    part = top - first
+    sum_low = (first - (top - part)) + (second - part)
+    square = b * b
+    square_low = fma(b, b, 0.0 - square) + b * b_low * 2.0
+    inverse = fma(b, -0.5, 1.457)
+    top_low = sum_low + first_low + second_low
+    return dout * _quotient(top, top_low, square, square_low, inverse * inverse)
 
 
 @kernel(parallel=True)

@@ -8,9 +8,8 @@ algorithm 2, for the decay, which is not part of the gradient. Adam is weight_de
 """
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._simd import fma, lanes, load_first, sqrt, store_first
 
 CHUNK = 8192

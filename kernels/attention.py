@@ -16,10 +16,9 @@ Dao et al. 2022, arXiv:2205.14135, section 3.
 import math
 
 import numpy as np
-from numba import prange
 
 from ._blocks import multiply_panels, multiply_rows, pack_panel_transposed, pack_panels, panel_width
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._simd import (
     drop_first,
     exp,

@@ -11,9 +11,8 @@ Source: Goodfellow, Bengio & Courville 2016, "Deep Learning", section 6.2.2.3.
 """
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._rows import row_tasks
 from ._simd import exp, keep_first, lanes, load_first, log, splat, store_first, sum_lanes
 from .softmax import row_maximum

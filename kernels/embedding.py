@@ -7,9 +7,8 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
 """
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._rows import row_tasks
 from ._simd import lanes, load_first, store_first
 

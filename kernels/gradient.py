@@ -8,9 +8,8 @@ Source: Pascanu, Mikolov & Bengio 2012, arXiv:1211.5063, algorithm 1.
 import math
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._simd import lanes, load_first, store_first
 
 CHUNK = 8192

@@ -11,9 +11,8 @@ Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, equation 4.
 import math
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._rows import row_tasks
 from ._simd import fma, keep_first, lanes, load_first, splat, store_first, sum_lanes
 

@@ -15,7 +15,6 @@ All three are one compiled kernel, for they differ only in what is a matrix's ro
 from collections import namedtuple
 
 import numpy as np
-from numba import prange
 
 from ._blocks import (
     DEPTH_BLOCK,
@@ -26,7 +25,7 @@ from ._blocks import (
     task_grid,
     task_part,
 )
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._simd import lanes, load, load_first, splat, store_first
 from ._tile import WIDE
 from .activation import (

@@ -6,9 +6,8 @@ mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 """
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._rows import row_tasks
 from ._simd import lanes, load_first, splat, store_first
 

@@ -6,9 +6,7 @@ Source: Sutskever et al. 2013, "On the importance of initialization and momentum
 in PyTorch's form, where the learning rate is not part of the velocity.
 """
 
-from numba import prange
-
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._simd import fma, lanes, load_first, store_first
 
 CHUNK = 8192

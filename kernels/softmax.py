@@ -8,9 +8,8 @@ Source: Bridle 1990; the shift by the largest element keeps every exponential at
 import math
 
 import numpy as np
-from numba import prange
 
-from ._compile import kernel
+from ._compile import kernel, prange
 from ._rows import row_tasks
 from ._simd import (
     exp,
