@@ -17,6 +17,7 @@ from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
+from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.gradients import clip_gradients, gradient_norm
 from fastformer.training.interrupt import StopRequest
 from fastformer.training.loss import CrossEntropyLoss
@@ -116,6 +117,7 @@ class Trainer:
             observer: is told of each step and epoch.
         """
         self.model, self.config, self.run = model, config, run
+        self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation
         self.seed, self.observer = seed, observer
         self.optimizer = make_optimizer(model, config)
@@ -133,6 +135,9 @@ class Trainer:
             TrainingInterrupted: a signal came; the run is saved.
             TrainingDivergedError: a loss or gradient that is not finite.
         """
+        if self.progress.step == 0:
+            self.embeddings.drop_after(-1)
+            self.embeddings.save(0, self.model.embedding.weight.value)
         with StopRequest() as self.stop:
             while not self.ended:
                 self._train_epoch()
@@ -246,6 +251,7 @@ class Trainer:
         # The record first: a checkpoint whose record is missing could never be mended, while a
         # record whose checkpoint is missing is dropped when the run goes on.
         self.run.append_metrics(record)
+        self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
         self.save()
         self.observer.epoch_finished(record)
 
@@ -314,6 +320,7 @@ class Trainer:
             ) from error
         # A record of this very step is that of an epoch which the checkpoint is still within.
         self.run.drop_metrics_after(self.progress.step - (self.progress.batch > 0))
+        self.embeddings.drop_after(self.progress.epoch)
 
 
 def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:

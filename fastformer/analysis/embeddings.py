@@ -1,0 +1,188 @@
+"""What an embedding table has learned: norms, cosines, likeness against distance, a map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fastformer import checks
+from fastformer.data.expressions import OPERATIONS
+from fastformer.data.vocabulary import DIGIT_TOKENS
+from fastformer.parameters import Array
+
+DIGITS: Final[tuple[str, ...]] = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """The rows of a table in the plane in which they differ most.
+
+    Attributes:
+        tokens: n names.    points: (n, 2).
+        explained: the part of the variance, 0 to 1, along each of the two axes.
+    """
+
+    tokens: list[str]
+    points: Array
+    explained: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DistanceSimilarity:
+    """How alike numbers are that lie so far apart.
+
+    Attributes:
+        distance: of two digits, 1 to 9.    pairs: how many there are.
+        mean: of their cosines.
+    """
+
+    distance: int
+    pairs: int
+    mean: float
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """What is known of one table.
+
+    Attributes:
+        norms: the length of each token's row.
+        digit_cosines: (10, 10).    operation_cosines: (operations, operations).
+        operations: their names, in that order.
+        by_distance: mean cosine of digits against their distance.
+        trend: correlation of cosine and distance over all pairs of digits; negative where near
+            numbers are more alike.
+        chance: the standard deviation of the cosine of two random rows: less means nothing.
+        map: digits and operations in two dimensions.
+    """
+
+    norms: dict[str, float]
+    digit_cosines: Array
+    operations: list[str]
+    operation_cosines: Array
+    by_distance: list[DistanceSimilarity]
+    trend: float
+    chance: float
+    map: EmbeddingMap
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "norms": self.norms,
+            "digit_cosines": self.digit_cosines.tolist(),
+            "operations": self.operations,
+            "operation_cosines": self.operation_cosines.tolist(),
+            "by_distance": [vars(part) for part in self.by_distance],
+            "trend": self.trend,
+            "chance": self.chance,
+            "map": {
+                "tokens": self.map.tokens,
+                "points": self.map.points.tolist(),
+                "explained": list(self.map.explained),
+            },
+        }
+
+
+def rows_of(table: Array, tokens: Sequence[str]) -> Array:
+    """Return the rows (len(tokens), C) of a table of the digits' vocabulary, in float64."""
+    places = [DIGIT_TOKENS.index(token) for token in tokens]
+    return np.asarray(table[places], dtype=np.float64)
+
+
+def norms(rows: Array) -> Array:
+    """Return the Euclidean length of each row, (n,)."""
+    return np.asarray(np.linalg.norm(rows, axis=1))
+
+
+def cosine_matrix(rows: Array) -> Array:
+    """Return (n, n) cosines of all pairs of rows; 0 where a row is zero, but 1 with itself."""
+    lengths = norms(rows)[:, None]
+    units = np.divide(rows, lengths, out=np.zeros(rows.shape), where=lengths > 0)
+    cosines: Array = np.clip(units @ units.T, -1.0, 1.0)
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
+
+
+def similarity_by_distance(cosines: Array) -> list[DistanceSimilarity]:
+    """Return the mean cosine of numbers against their distance, over pairs that differ.
+
+    Args:
+        cosines: (n, n), of the numbers 0 to n - 1, n >= 2.
+    """
+    return [
+        DistanceSimilarity(
+            distance, len(diagonal := np.diagonal(cosines, distance)), float(diagonal.mean())
+        )
+        for distance in range(1, len(cosines))
+    ]
+
+
+def distance_trend(cosines: Array) -> float:
+    """Return the correlation, -1 to 1, of cosine and distance over all pairs of numbers.
+
+    It is 0 where all cosines are the same.
+    """
+    first, second = np.triu_indices(len(cosines), 1)
+    values = cosines[first, second]
+    if np.ptp(values) == 0:
+        return 0.0
+    return float(np.corrcoef(values, second - first)[0, 1])
+
+
+def embedding_map(rows: Array, tokens: Sequence[str]) -> EmbeddingMap:
+    """Return the rows' first two principal components, by a singular value decomposition.
+
+    Args:
+        rows: (n, C), n >= 2.    tokens: n names.
+
+    Returns:
+        The map. Each axis points to where its farthest token is positive, so that equal rows give
+        equal maps on any machine.
+
+    Raises:
+        ValueError: fewer than two rows, or another number of tokens.
+    """
+    if len(rows) < 2 or len(rows) != len(tokens):
+        checks.fail(
+            f"a map needs at least two rows and a token for each, got {len(rows)} rows and "
+            f"{len(tokens)} tokens"
+        )
+    centered = rows - rows.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
+    points = np.zeros((len(rows), 2))
+    width = min(2, singular.size)
+    points[:, :width] = left[:, :width] * singular[:width]
+    farthest = points[np.abs(points).argmax(axis=0), [0, 1]]
+    points *= np.where(farthest < 0, -1.0, 1.0)
+    total = float((singular**2).sum())
+    shares = np.zeros(2)
+    if total > 0:
+        shares[:width] = singular[:width] ** 2 / total
+    return EmbeddingMap(list(tokens), points, (float(shares[0]), float(shares[1])))
+
+
+def embedding_report(
+    table: npt.NDArray[Any], operations: Sequence[str] = OPERATIONS
+) -> EmbeddingReport:
+    """Describe a table of the digits' vocabulary.
+
+    Args:
+        table: (V, C), float32 or float64, a row for each token of the vocabulary.
+        operations: those that the task has.
+    """
+    digits, chosen = rows_of(table, DIGITS), rows_of(table, operations)
+    cosines = cosine_matrix(digits)
+    names = DIGIT_TOKENS[: len(table)]
+    lengths = norms(rows_of(table, names)).tolist()
+    return EmbeddingReport(
+        norms=dict(zip(names, lengths, strict=True)),
+        digit_cosines=cosines,
+        operations=list(operations),
+        operation_cosines=cosine_matrix(chosen),
+        by_distance=similarity_by_distance(cosines),
+        trend=distance_trend(cosines),
+        chance=float(table.shape[1] ** -0.5),
+        map=embedding_map(np.concatenate([digits, chosen]), [*DIGITS, *operations]),
+    )

@@ -1,0 +1,277 @@
+"""What heads seem to do over a whole data set, each claim with the share that supports it.
+
+A row of weights supports a role if its largest weight is on a token of that role. Nothing more is
+claimed: a head that looks at the largest number need not be why the answer is right.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fastformer.analysis.attention import (
+    batch_attention,
+    kind_of,
+    readout_position,
+    relative_entropy,
+    visible_tokens,
+)
+from fastformer.batch import Ids, pack
+from fastformer.data.expressions import Expression
+from fastformer.data.vocabulary import encode
+from fastformer.models.transformer import Transformer
+from fastformer.parameters import Array
+
+Flags = npt.NDArray[np.bool_]
+
+TOKEN_ROLES: Final[tuple[str, ...]] = (
+    "the operation",
+    "the largest number",
+    "the smallest number",
+    "the first number",
+    "the second number",
+    "the last number",
+    "the answer",
+    "punctuation",
+)
+RELATIVE_ROLES: Final[tuple[str, ...]] = ("the previous token", "the next token", "itself")
+FIXED: Final[str] = "a fixed position"
+ROLES: Final[tuple[str, ...]] = (*TOKEN_ROLES, *RELATIVE_ROLES, FIXED)
+"""All that a head is looked at for."""
+
+CLEAR_FROM: Final[float] = 0.5
+"""How far beyond chance, of 1, the support must be for what a head is said to do."""
+
+_BATCH = 256
+_ROUNDING = 1e-9  # so that 0.57 is 57 % and not 56 %
+_SHIFTS = {"the previous token": -1, "the next token": 1, "itself": 0}
+
+
+@dataclass(frozen=True)
+class Support:
+    """How much supports each role, and the one that most does.
+
+    Attributes:
+        shares: the share, 0 to 1, for each of `ROLES` that is possible; "a fixed position" is the
+            position that has the largest weight most often.
+        chance: the share that each would have if the largest weight were anywhere: half of the
+            tokens are punctuation.
+        position: that fixed position, from 0.
+    """
+
+    shares: dict[str, float]
+    chance: dict[str, float]
+    position: int
+
+    def beyond_chance(self, role: str) -> float:
+        """Return 1 for a share of 1, and 0 for the share that chance would give."""
+        left = 1 - self.chance[role]
+        return (self.shares[role] - self.chance[role]) / left if left > 0 else 0.0
+
+    @property
+    def best(self) -> str:
+        """The role most beyond chance; among equals the rarest, then the earliest of `ROLES`."""
+        return max(self.shares, key=lambda role: (self.beyond_chance(role), -self.chance[role]))
+
+    @property
+    def share(self) -> float:
+        """The share that supports the best role."""
+        return self.shares[self.best]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best role is at least half way from chance to always."""
+        return self.beyond_chance(self.best) >= CLEAR_FROM
+
+    @property
+    def name(self) -> str:
+        """The best role; a fixed position with its number."""
+        return f"position {self.position}" if self.best == FIXED else self.best
+
+    def text(self) -> str:
+        """Say what is looked at, in a few words. It is 100 % only for all of the rows."""
+        words = f"{self.name} {math.floor(self.share * 100 + _ROUNDING)} %"
+        return words if self.clear else f"nothing clear ({words})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        own = {"best": self.name, "share": self.share, "clear": self.clear}
+        return {**own, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class HeadRole:
+    """What one head does over a data set.
+
+    Attributes:
+        layer, head: counted from 1.
+        entropy: relative to its maximum, mean over all rows that reach the answer.
+        kind: "focused", "mixed" or "distributed".
+        readout: of the examples, seen from the token that the answer is read from; None where it
+            is read from all of them.
+        by_operation: the same for the examples of each operation; empty where readout is None.
+        tokens: of all rows of all examples; None in a last layer of which only the row that is
+            read out reaches the answer.
+    """
+
+    layer: int
+    head: int
+    entropy: float
+    kind: str
+    readout: Support | None
+    by_operation: dict[str, Support]
+    tokens: Support | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "layer": self.layer,
+            "head": self.head,
+            "entropy": self.entropy,
+            "kind": self.kind,
+            "readout": self.readout and self.readout.as_json(),
+            "by_operation": {name: s.as_json() for name, s in self.by_operation.items()},
+            "tokens": self.tokens and self.tokens.as_json(),
+        }
+
+
+def number_spans(tokens: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return (start, stop, value) of each run of digits among tokens."""
+    spans, start = [], None
+    for place, token in enumerate([*tokens, ""]):
+        if token.isdecimal() and start is None:
+            start = place
+        elif not token.isdecimal() and start is not None:
+            spans.append((start, place, int("".join(tokens[start:place]))))
+            start = None
+    return spans
+
+
+def role_flags(tokens: Sequence[str], answer: int) -> Flags:
+    """Return (len(TOKEN_ROLES), T): which tokens play which role in an expression.
+
+    Every digit of a number plays its role; equal numbers play it together.
+    """
+    spans = number_spans(tokens)
+    values = [value for _, _, value in spans]
+    chosen: dict[str, list[tuple[int, int, int]]] = {
+        "the largest number": [span for span in spans if span[2] == max(values)],
+        "the smallest number": [span for span in spans if span[2] == min(values)],
+        "the first number": spans[:1],
+        "the second number": spans[1:2],
+        "the last number": spans[-1:],
+        "the answer": [span for span in spans if span[2] == answer],
+    }
+    flags = np.zeros((len(TOKEN_ROLES), len(tokens)), np.bool_)
+    for role, numbers in chosen.items():
+        for start, stop, _ in numbers:
+            flags[TOKEN_ROLES.index(role), start:stop] = True
+    for place, token in enumerate(tokens):
+        flags[TOKEN_ROLES.index("the operation"), place] = token.isalpha()
+        flags[TOKEN_ROLES.index("punctuation"), place] = token in ("(", ")", ",")
+    return flags
+
+
+def head_roles(model: Transformer, expressions: Sequence[Expression]) -> list[HeadRole]:
+    """Return what each head of a model seems to do, layer by layer.
+
+    Args:
+        model: a classifier or a decoder of the digits' vocabulary.
+        expressions: at least one; usually those that it was never trained on.
+    """
+    parts = [
+        _look(model, expressions[first : first + _BATCH])
+        for first in range(0, len(expressions), _BATCH)
+    ]
+    looks = [np.concatenate(part) for part in zip(*(part[0] for part in parts), strict=True)]
+    entropies = np.concatenate([part[1] for part in parts])
+    rows = _Rows(model, expressions)
+    roles = []
+    for place, look in enumerate(looks):
+        layer, head = divmod(place, model.config.num_heads)
+        last = layer == model.config.num_layers - 1
+        readout = rows.readout
+        only_readout = last and readout is not None
+        entropy = float(entropies[rows.chosen(only_readout), layer, head].mean())
+        by_operation = {}
+        if readout is not None:
+            by_operation = {
+                name: rows.support(look, readout & (rows.operations == name))
+                for name in dict.fromkeys(rows.operations.tolist())
+            }
+        roles.append(
+            HeadRole(
+                layer=layer + 1,
+                head=head + 1,
+                entropy=entropy,
+                kind=kind_of(entropy),
+                readout=None if readout is None else rows.support(look, readout),
+                by_operation=by_operation,
+                tokens=None if only_readout else rows.support(look, rows.chosen(False)),
+            )
+        )
+    return roles
+
+
+def _look(model: Transformer, expressions: Sequence[Expression]) -> tuple[list[Ids], Array]:
+    """Return, for each head, where each token looks most, (N,), and the entropies, (N, L, H).
+
+    N counts the tokens of all expressions.
+    """
+    batch = pack([encode(expression.tokens()) for expression in expressions])
+    lengths = np.diff(batch.offsets)
+    causal = model.blocks[0].attention.causal
+    real = np.arange(batch.longest) < lengths[:, None]
+    visible = np.concatenate([visible_tokens(int(length), causal) for length in lengths])
+    looks, entropies = [], []
+    for weights in batch_attention(model, batch):
+        rows = weights.transpose(0, 2, 1, 3)[real].astype(np.float64)  # (N, H, T)
+        looks += list(rows.argmax(axis=2).T)
+        entropies.append(relative_entropy(rows, visible[:, None]))
+    return looks, np.stack(entropies, axis=1)
+
+
+class _Rows:
+    """All tokens of all expressions, one row each, and which roles their targets would play."""
+
+    def __init__(self, model: Transformer, expressions: Sequence[Expression]) -> None:
+        flags = [role_flags(e.tokens(), e.answer()) for e in expressions]
+        lengths = np.array([part.shape[1] for part in flags])
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        self.flags = np.concatenate(flags, axis=1)
+        parts = np.stack([part.mean(axis=1) for part in flags], axis=1)
+        self.parts = np.repeat(parts, lengths, axis=1)
+        self.starts = np.repeat(starts, lengths)
+        self.lengths = np.repeat(lengths, lengths)
+        self.positions = np.arange(self.starts.size) - self.starts
+        self.operations = np.repeat([e.operation for e in expressions], lengths)
+        self.readout: Flags | None = None
+        places = [readout_position(model, int(length)) for length in lengths]
+        if None not in places:
+            self.readout = np.zeros(self.starts.size, np.bool_)
+            self.readout[starts + np.array(places)] = True
+
+    def chosen(self, only_readout: bool) -> Flags:
+        """Return the rows that are read out, or all."""
+        if only_readout and self.readout is not None:
+            return self.readout
+        return np.ones(self.starts.size, np.bool_)
+
+    def support(self, look: Ids, rows: Flags) -> Support:
+        """Return what the chosen rows support, where row n looks at look[n] of its sequence."""
+        at = look[rows]
+        played = self.flags[:, self.starts[rows] + at]
+        shares = dict(zip(TOKEN_ROLES, played.mean(axis=1).tolist(), strict=True))
+        chance = dict(zip(TOKEN_ROLES, self.parts[:, rows].mean(axis=1).tolist(), strict=True))
+        one_of = float((1 / self.lengths[rows]).mean())
+        for role, shift in _SHIFTS.items():
+            wanted = self.positions[rows] + shift
+            possible = (wanted >= 0) & (wanted < self.lengths[rows])
+            if possible.any():
+                shares[role], chance[role] = float((at == wanted)[possible].mean()), one_of
+        counts = np.bincount(at)
+        shares[FIXED], chance[FIXED] = float(counts.max() / at.size), one_of
+        return Support(shares, chance, int(counts.argmax()))

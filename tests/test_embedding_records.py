@@ -1,0 +1,83 @@
+"""The embedding tables that a run keeps after each epoch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import Recorder, everything, one_thread, small_settings, tree
+
+from fastformer.training.checkpoint import load_checkpoint
+from fastformer.training.digits_run import resume_digits, train_digits
+from fastformer.training.embedding_records import MOST_NUMBERS, EmbeddingRecords
+from fastformer.training.loop import TrainingInterrupted, load_weights
+
+__all__ = ["one_thread"]  # a fixture that every test here uses
+
+
+def test_a_run_keeps_the_table_of_each_epoch(tmp_path: Path) -> None:
+    settings = small_settings()
+    result = train_digits(settings, tmp_path / "run", Recorder())
+    records = EmbeddingRecords(tmp_path / "run")
+    tables = records.read_all()
+    assert list(tables) == [0, 1, 2, 3]
+    model = settings.new_model()
+    np.testing.assert_array_equal(tables[0], model.embedding.weight.value)
+    best = load_checkpoint(tmp_path / "run/checkpoints/best.safetensors")
+    load_weights(model, best)
+    np.testing.assert_array_equal(tables[result["best_epoch"]], model.embedding.weight.value)
+    assert all((tables[n] != tables[n + 1]).any() for n in range(3))
+
+
+def test_a_run_that_goes_on_keeps_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_settings(dropout=0.1)
+    train_digits(settings, tmp_path / "whole", Recorder())
+
+    class Stop(Recorder):
+        def stepped(self, step: int, *rest: object) -> None:
+            if step == 15:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted):
+        train_digits(settings, tmp_path / "parts", Stop())
+    records = EmbeddingRecords(tmp_path / "parts")
+    assert records.epochs() == [0, 1]
+    records.save(7, np.zeros((20, 16), np.float32))  # of an epoch that was given up
+    resume_digits(tmp_path / "parts", Recorder())
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+    assert tree(tmp_path / "parts/embeddings") == tree(tmp_path / "whole/embeddings")
+
+
+def test_a_run_in_place_of_another_has_only_its_own(tmp_path: Path) -> None:
+    train_digits(small_settings(), tmp_path / "run", Recorder())
+    train_digits(small_settings(epochs=1), tmp_path / "run", Recorder(), overwrite=True)
+    assert EmbeddingRecords(tmp_path / "run").epochs() == [0, 1]
+
+
+def test_a_run_without_records_says_what_is_missing(tmp_path: Path) -> None:
+    records = EmbeddingRecords(tmp_path)
+    assert records.epochs() == []
+    with pytest.raises(ValueError, match=r"lacks the records .*embeddings/epoch-\*\.safetensors"):
+        records.read_all()
+    with pytest.raises(ValueError, match="read checkpoint .*epoch-0003"):
+        records.read(3)
+
+
+def test_a_damaged_record_is_noticed(tmp_path: Path) -> None:
+    records = EmbeddingRecords(tmp_path)
+    records.save(2, np.ones((20, 4), np.float32))
+    file = tmp_path / "embeddings/epoch-0002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="epoch-0002.* is damaged"):
+        records.read_all()
+
+
+def test_a_large_table_is_not_recorded(tmp_path: Path) -> None:
+    EmbeddingRecords(tmp_path).save(1, np.zeros((MOST_NUMBERS + 1, 1), np.float32))
+    assert not list(tmp_path.iterdir())
