@@ -68,7 +68,8 @@ def expected_files(root: Path) -> set[str]:
     own = [path for path in package.rglob("*.py") if package / "kernels" not in path.parents]
     names = {path.relative_to(root).as_posix() for path in own}
     names |= {f"fastformer/kernels/{path.name}" for path in (root / "kernels").glob("*.py")}
-    return names | {"fastformer/py.typed"}
+    web = [path.relative_to(root).as_posix() for path in (package / "analysis/web").iterdir()]
+    return names | {"fastformer/py.typed", *web}
 
 
 def packaged_files(wheel: Path) -> set[str]:
@@ -147,7 +148,8 @@ def test_an_editable_install_runs_from_the_tree(
     assert not found["kernels"]
     files = {Path(name).resolve().relative_to(source).as_posix() for name in found["files"]}
     tree = {name.replace("fastformer/kernels/", "kernels/") for name in expected_files(source)}
-    assert tree - files == {"fastformer/__main__.py", "fastformer/py.typed"}
+    not_modules = {name for name in tree if not name.endswith(".py")}
+    assert tree - files == {"fastformer/__main__.py", *not_modules}
 
 
 def test_a_module_that_is_left_out_is_noticed(tmp_path: Path) -> None:

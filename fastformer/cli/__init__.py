@@ -76,6 +76,26 @@ app.command(
     help="Ask a run's best model for an answer, or for one after the other.",
 )
 app.command(
+    "fastformer.cli.attention:attention",
+    name="attention",
+    help="Show where a run's best model looks.",
+)
+app.command(
+    "fastformer.cli.embeddings:embeddings",
+    name="embeddings",
+    help="Show what the embeddings of a run's best model have learned.",
+)
+app.command(
+    "fastformer.cli.plot:plot",
+    name="plot",
+    help="Draw the curves of a run, or of several.",
+)
+app.command(
+    "fastformer.cli.report:report",
+    name="report",
+    help="Write all about a run into one HTML file.",
+)
+app.command(
     "fastformer.cli.bench:bench",
     name="bench",
     help="Measure kernels and training steps beside other systems.",

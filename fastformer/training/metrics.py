@@ -14,6 +14,7 @@ from fastformer.training.json_text import json_object, json_text
 HISTORY_NAMES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 OVERFITTING_FIRST_EPOCH = 7
 OVERFITTING_GAP = 0.15
+_LINES_NAMED = 10  # of the damaged ones, in a warning
 _NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the normal distribution: 95 % two-sided
 
 
@@ -185,15 +186,19 @@ class MetricsLog:
         with os_errors_as(RunError, f"write {self.file}"):
             append_line(self.file, line)
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self, skip_damaged: bool = False) -> list[dict[str, Any]]:
         """Return all records, oldest first.
 
         A last line that is torn, by a kill or a power cut, is left out with a warning.
 
+        Args:
+            skip_damaged: leave out other damaged lines too, with a warning that has their numbers:
+                for those who only look.
+
         Raises:
-            RunError: another line is damaged; the message has its number.
+            RunError: another line is damaged, and must not be left out; the message has its number.
         """
-        return [record for _, record in self._lines()]
+        return [record for _, record in self._lines(skip_damaged)]
 
     def drop_after(self, step: int) -> None:
         """Drop the records of later steps, and a torn last line. The other lines keep their bytes.
@@ -210,14 +215,14 @@ class MetricsLog:
             if self.file.exists() and self.file.stat().st_size != len(kept):
                 write_atomically(self.file, kept)
 
-    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+    def _lines(self, skip_damaged: bool = False) -> list[tuple[bytes, dict[str, Any]]]:
         """Every readable line with its line end, and the record in it."""
         with os_errors_as(RunError, f"read {self.file}"):
             if not self.file.exists():
                 return []
             with self.file.open("rb") as stream:
                 lines = list(stream)
-        records = []
+        records, damaged = [], []
         for number, line in enumerate(lines, start=1):
             record = json_object(line) if line.endswith(b"\n") else None
             if record is not None and isinstance(record.get("step"), int):
@@ -226,11 +231,21 @@ class MetricsLog:
                 warnings.warn(
                     f"{self.file}: line {number}, the last, is torn: left out", stacklevel=4
                 )
+            elif skip_damaged:
+                damaged.append(number)
             else:
                 raise RunError(
                     f"{self.file}: line {number} is damaged: it is not a JSON object with a step; "
                     "mend or remove that line"
                 )
+        if damaged:
+            listed = ", ".join(map(str, damaged[:_LINES_NAMED]))
+            more = f" and {len(damaged) - _LINES_NAMED} more" * (len(damaged) > _LINES_NAMED)
+            warnings.warn(
+                f"{self.file}: left out is what is damaged, no JSON object with a step: "
+                f"line {listed}{more}",
+                stacklevel=4,
+            )
         return records
 
 

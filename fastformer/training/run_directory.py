@@ -5,6 +5,7 @@
     checkpoints/step-00000500.safetensors   the newest two, to go on from
     checkpoints/best.safetensors            the best by validation
     result.json                             what came out, once training is finished
+    curves.png, report.html                 drawn by fastformer plot and fastformer report
 
 One process at a time writes to it; any number may read.
 """
@@ -39,6 +40,8 @@ FORMAT = "fastformer"
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 2
 
+CURVES = "curves.png"
+REPORT = "report.html"
 _CONFIG = "config.toml"
 _METRICS = "metrics.jsonl"
 _RESULT = "result.json"
@@ -110,9 +113,9 @@ class RunDirectory:
         """Append a record to `metrics.jsonl` and force it to disk. See `MetricsLog.append`."""
         self._metrics.append(record)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self, skip_damaged: bool = False) -> list[dict[str, Any]]:
         """Return all records of `metrics.jsonl`, oldest first. See `MetricsLog.read`."""
-        return self._metrics.read()
+        return self._metrics.read(skip_damaged)
 
     def drop_metrics_after(self, step: int) -> None:
         """Drop the records of steps after the one that training goes on from.
@@ -341,7 +344,7 @@ def _remove_run_files(path: Path) -> None:
                 entry.unlink()
         with contextlib.suppress(OSError):  # it stays if files of others are in it
             checkpoints.rmdir()
-    for name in (_RESULT, _METRICS):
+    for name in (_RESULT, _METRICS, CURVES, REPORT):
         (path / name).unlink(missing_ok=True)
     remove_temporary_files(path)
     sync_directory(path)

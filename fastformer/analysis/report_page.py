@@ -1,0 +1,345 @@
+"""A report as one HTML page: no file beside it, no network, nothing but what a browser has.
+
+Tables and curves are there without scripts; the attention explorer and the map's epochs need them.
+"""
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+import fastformer
+from fastformer.analysis.evaluation import CONFUSION_LABELS, Share, place_name
+from fastformer.analysis.head_roles import Support
+from fastformer.analysis.plots import CURVE_NAMES, PANELS, Curves
+from fastformer.analysis.report import Example, Report
+from fastformer.analysis.svg import map_places, map_svg, panel_svg
+from fastformer.errors import RunError
+from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
+from fastformer.training.json_text import json_text
+
+_DECIMALS: Final[int] = 3
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write a report's page; the directories above it are made. An older file is replaced.
+
+    Raises:
+        RunError: the operating system refused.
+    """
+    content = page(report).encode()
+    with os_errors_as(RunError, f"write report {path}"):
+        make_directory(path.parent)
+        write_atomically(path, content)
+
+
+def page(report: Report) -> str:
+    """Return a report as HTML."""
+    parts = {
+        "title": escape(report.name),
+        "summary": _summary(report),
+        "notes": _notes(report.notes),
+        "curves": _curves(report.curves),
+        "answers": _answers(report),
+        "attention": _attention(report),
+        "embeddings": _embeddings(report),
+        "settings": _settings(report.config),
+        "footer": f"Written by fastformer {escape(fastformer.__version__)}. "
+        "All of it is in this file: it needs no network.",
+        "style": _resource("report.css"),
+        "script": _resource("report.js"),
+        "data": _embedded(_data(report)),
+    }
+    html = _resource("report.html")
+    first, *pieces = html.split("{{")
+    # Piece by piece, so that braces within a part are left alone.
+    filled = [first]
+    for piece in pieces:
+        name, rest = piece.split("}}", 1)
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def _resource(name: str) -> str:
+    return (importlib.resources.files("fastformer.analysis") / "web" / name).read_text("utf-8")
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """Return JSON that can stand within a script element: nothing in it can close one."""
+    return json_text("the data of a report", data).replace("<", "\\u003c")
+
+
+def _data(report: Report) -> dict[str, Any]:
+    """Return what the page's script needs."""
+    places = map_places(report.maps) if report.maps else []
+    return {
+        "attention": [_example_data(example) for example in report.examples],
+        "maps": [
+            {"label": label, "places": points}
+            for label, points in zip(report.map_labels, places, strict=True)
+        ],
+    }
+
+
+def _example_data(example: Example) -> dict[str, Any]:
+    prediction, attention = example.prediction, example.attention
+    wrong = "" if prediction.correct else f" (answered {prediction.prediction})"
+    return {
+        "label": f"{prediction.expression}{wrong}",
+        "tokens": attention.tokens,
+        "readout": attention.readout,
+        "layers": [layer.round(_DECIMALS).astype(float).tolist() for layer in attention.layers],
+        "heads": [summary.as_json() for summary in example.heads],
+        "prediction": prediction.prediction,
+        "probability": prediction.probability,
+        "expected": prediction.expected,
+        "correct": prediction.correct,
+        "top": prediction.top,
+    }
+
+
+def _percent(share: float, decimals: int = 1) -> str:
+    """Write a share in percent, rounded down: 100 % is the whole only."""
+    scale = 10**decimals
+    return f"{int(share * 100 * scale + 1e-9) / scale:.{decimals}f} %"
+
+
+def _summary(report: Report) -> str:
+    """Show the few numbers that matter most."""
+    facts = []
+    if report.scores is not None:
+        exact = report.scores.exact
+        low, high = exact.interval
+        facts += [
+            ("right on inputs never seen", f"{_percent(exact.accuracy)} of {exact.total:,}"),
+            ("95 % interval", f"{_percent(low)} to {_percent(high)}"),
+        ]
+    if report.curves is not None and report.curves.best is not None:
+        facts.append((f"best {report.curves.axis}", f"{report.curves.best:g}"))
+    if report.result is not None:
+        for name, form in (
+            ("parameters", "{:,}"),
+            ("steps", "{:,}"),
+            ("seconds", "{:.1f}"),
+            ("examples_per_second", "{:,.0f}"),
+        ):
+            if name in report.result:
+                facts.append((name.replace("_", " "), form.format(report.result[name])))
+    items = [f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in facts]
+    return f'<dl class="facts">{"".join(items)}</dl>' if items else ""
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    items = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f'<div class="notes" role="note">{items}</div>'
+
+
+def _missing(what: str) -> str:
+    return f'<p class="missing">{escape(what)} The reason is at the top of this page.</p>'
+
+
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = ""
+) -> str:
+    """Return a table of cells that are HTML already; the first of a row is its header."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    title = f"<caption>{caption}</caption>" if caption else ""
+    return (
+        f'<div class="scroll"><table class="{kind}">{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _curves(curves: Curves | None) -> str:
+    """Return the four panels, their legend, and the numbers in a table."""
+    if curves is None:
+        return _missing("There are no records to draw.")
+    figures = "".join(
+        f"<figure><figcaption>{escape(panel.title)}</figcaption>{panel_svg(panel, curves)}</figure>"
+        for panel in PANELS
+    )
+    names = [name for name in CURVE_NAMES if name in curves.values]
+    rows = [
+        [f"{x:g}", *(f"{curves.values[name][place]:.5g}" for name in names)]
+        for place, x in enumerate(curves.x)
+    ]
+    numbers = _table([curves.axis, *(name.replace("_", " ") for name in names)], rows)
+    return (
+        '<p class="hint"><span class="swatch train"></span>training'
+        '<span class="swatch"></span>validation<span class="swatch best"></span>'
+        f"best {curves.axis}. Point at a dot for its value.</p>"
+        f'<div class="panels">{figures}</div>'
+        f"<details><summary>The numbers</summary>{numbers}</details>"
+    )
+
+
+def _answers(report: Report) -> str:
+    """Return the accuracy by operation and by digit, and what was taken for what."""
+    scores = report.scores
+    if scores is None:
+        return _missing("There is no model to ask.")
+    ranked = sorted(scores.per_operation.items(), key=lambda item: item[1].accuracy)
+    operations = _share_table("operation", ranked, "Whole answers, hardest operation first")
+    places = [(place_name(place), share) for place, share in enumerate(scores.per_digit)]
+    digits = _share_table("digit", places, "By digit of the answer") if len(places) > 1 else ""
+    return (
+        f'<p class="hint">On {scores.exact.total:,} test inputs, none of which was trained on.</p>'
+        f'<div class="columns wide"><div>{operations}{digits}</div>'
+        f"<div>{_confusion(scores.confusion.tolist())}</div></div>"
+    )
+
+
+def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -> str:
+    rows = [
+        [
+            escape(label),
+            _percent(share.accuracy),
+            f'<span class="bar"><i style="width:{100 * share.accuracy:.2f}%"></i></span>',
+            f"{share.correct:,} of {share.total:,}",
+            f"{_percent(share.interval[0])[:-2]} to {_percent(share.interval[1])}",
+        ]
+        for label, share in shares
+    ]
+    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption)
+
+
+def _confusion(counts: list[list[int]]) -> str:
+    """Return the confusion matrix, shaded by share of a row; empty rows and columns left out."""
+    used = [
+        place
+        for place in range(len(counts))
+        if any(counts[place]) or any(row[place] for row in counts)
+    ]
+    rows = []
+    for row in used:
+        total = sum(counts[row]) or 1
+        cells = "".join(_heat_cell(counts[row][c] / total, str(counts[row][c] or "")) for c in used)
+        rows.append(f'<tr><th scope="row">{CONFUSION_LABELS[row]}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{CONFUSION_LABELS[place]}</th>' for place in used)
+    return (
+        '<div class="scroll"><table class="heat compact"><caption>Right digit (row) and answered '
+        f"digit (column)</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}"
+        "</tbody></table></div>"
+    )
+
+
+def _heat_cell(share: float, text: str) -> str:
+    return f'<td style="--w:{max(0.0, share):.3f}">{text}</td>'
+
+
+def _attention(report: Report) -> str:
+    """Return the explorer, which a script fills, and what each head does over the test inputs."""
+    if not report.examples:
+        return _missing("There is no model to look into.")
+    rows = [
+        [
+            f"layer {role.layer}, head {role.head}",
+            escape(role.kind),
+            _percent(role.entropy),
+            _support(role.readout, "all are read"),
+            _support(role.tokens, "not read"),
+        ]
+        for role in report.roles
+    ]
+    roles = _table(
+        ["head", "kind", "entropy", "from the token that is read out", "from all tokens"],
+        rows,
+        "What each head looks at most, and the share of test inputs that support it",
+        "words",
+    )
+    return (
+        '<p class="hint">The weights that the model computes for the expression. Each row sums to '
+        "100 %. Pale rows of the last layer reach no answer. Entropy is given in parts of the "
+        "largest possible.</p>"
+        '<noscript><p class="notes">The explorer needs JavaScript; all else on this page does not.'
+        "</p></noscript>"
+        '<div class="controls"><label>Expression <select id="expression"></select></label>'
+        '<label>Layer <select id="layer"></select></label>'
+        '<label>Head <select id="head"></select></label></div>'
+        '<p id="answer"></p><div class="explorer">'
+        '<div><div class="scroll"><table id="weights" class="heat"></table></div>'
+        '<p id="readout" aria-live="polite"></p><p id="kind" class="hint"></p></div>'
+        '<div><h3>All heads</h3><div id="heads" class="heads"></div></div></div>'
+        f"<h3>Over the whole test set</h3>{roles}"
+    )
+
+
+def _support(support: Support | None, otherwise: str) -> str:
+    """Say what a head looks at most, and how often."""
+    if support is None:
+        return otherwise
+    found = f"{escape(support.name)} ({_percent(support.share, 0)})"
+    return found if support.clear else f"nothing clear; most often {found}"
+
+
+def _embeddings(report: Report) -> str:
+    """Return the map, the cosines, and likeness against distance."""
+    found = report.embeddings
+    if found is None:
+        return _missing("There is no embedding to show.")
+    first, second = found.map.explained
+    places = map_places(report.maps)
+    last = len(places) - 1
+    slider = (
+        '<div class="controls"><label>Epoch <input type="range" id="epoch" min="0" '
+        f'max="{last}" value="{last}"></label><output id="epoch-label" for="epoch"></output></div>'
+        if last > 0
+        else ""
+    )
+    distances = _table(
+        ["distance", "pairs", "mean cosine"],
+        [[str(d.distance), str(d.pairs), f"{d.mean:+.3f}"] for d in found.by_distance],
+        f"Digits: likeness against distance (correlation {found.trend:+.2f})",
+    )
+    digits = [str(digit) for digit in range(len(found.digit_cosines))]
+    norms = _table(
+        ["token", "length"], [[escape(t), f"{n:.3f}"] for t, n in found.norms.items()], "Lengths"
+    )
+    return (
+        '<p class="hint">Digits and operations, in the plane in which they differ most: it holds '
+        f"{_percent(first + second)} of the variance ({_percent(first)} across, "
+        f"{_percent(second)} up). Cosines of random rows have a standard deviation of "
+        f"{found.chance:.3f}: less means nothing.</p>"
+        f'<div class="columns"><div>{slider}{map_svg(found.map.tokens, places[-1])}</div>'
+        f"<div>{_cosines(digits, found.digit_cosines.tolist(), 'Cosines of digits')}"
+        f"{_cosines(found.operations, found.operation_cosines.tolist(), 'Cosines of operations')}"
+        f"</div><div>{distances}</div><div><details><summary>Lengths of all tokens</summary>"
+        f"{norms}</details></div></div>"
+    )
+
+
+def _cosines(names: Sequence[str], values: list[list[float]], caption: str) -> str:
+    """Return a matrix of cosines; positive ones are shaded."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(_heat_cell(value, f"{value:.1f}".replace("-0.0", "0.0")) for value in row)
+        + "</tr>"
+        for name, row in zip(names, values, strict=True)
+    )
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    return (
+        f'<div class="scroll"><table class="heat compact"><caption>{caption}</caption><thead><tr>'
+        f"<td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _settings(config: dict[str, dict[str, Any]]) -> str:
+    """Return a table for each table of the config."""
+    tables = []
+    for title, table in config.items():
+        rows = [[escape(name), escape(_setting(value))] for name, value in table.items()]
+        tables.append(f"<div>{_table(['setting', 'value'], rows, escape(title))}</div>")
+    return f'<div class="columns">{"".join(tables)}</div>'
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

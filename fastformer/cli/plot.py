@@ -1,0 +1,49 @@
+"""`fastformer plot`: the curves of runs, as a picture and as a sketch in the terminal."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fastformer.cli import console
+
+_WIDEST = 120
+
+
+def plot(
+    run: Path,
+    /,
+    *more: Path,
+    out: Path | None = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> None:
+    """Draw loss, accuracy, learning rate and gradient norm over the epochs of a run, or of several.
+
+    The best epoch is marked. It needs no display, and no window opens.
+
+    Args:
+        run: directory of the run; it may still be training.
+        more: directories of other runs, drawn over it.
+        out: the picture: .png, .svg or .pdf; without it curves.png in the directory of the first
+            run.
+        json: print one JSON object, with the curves, and nothing else.
+    """
+    from fastformer.analysis import plots, sketch
+    from fastformer.analysis.figures import check_picture, save_picture
+    from fastformer.training.run_directory import CURVES
+
+    path = check_picture(out or run / CURVES)
+    runs = [plots.read_curves(directory) for directory in (run, *more)]
+    figure = plots.curves_figure(runs)
+    for text in map(plots.missing_text, runs):
+        if text is not None:
+            console.error(f"warning: {text}")
+    save_picture(figure, path)
+    if json:
+        console.json_line(plots.curves_as_json(runs, path))
+        return
+    for text in sketch.sketch(runs, min(_WIDEST, shutil.get_terminal_size().columns - 2)):
+        console.line(text)
+    console.line()
+    console.facts([("picture", str(path))])
