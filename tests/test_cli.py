@@ -13,7 +13,7 @@ from program import ROOT, start_program
 
 from fastformer.cli import main
 
-COMMANDS = ("train", "evaluate", "predict", "doctor")
+COMMANDS = ("train", "evaluate", "predict", "attention", "embeddings", "doctor")
 
 
 @pytest.mark.smoke

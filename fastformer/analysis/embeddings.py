@@ -1,6 +1,6 @@
 """What an embedding table has learned: norms, cosines, likeness against distance, a map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -186,3 +186,19 @@ def embedding_report(
         chance=float(table.shape[1] ** -0.5),
         map=embedding_map(np.concatenate([digits, chosen]), [*DIGITS, *operations]),
     )
+
+
+def learned_changes(tables: Mapping[int, npt.NDArray[Any]]) -> dict[int, Array]:
+    """Return what training added to the table until each epoch: the difference to epoch 0.
+
+    Embeddings begin at random, and large; so what was learned is seen in the difference.
+
+    Args:
+        tables: (V, C) by epoch.
+
+    Returns:
+        (V, C) by epoch, in order, without epoch 0; nothing where epoch 0 is not there.
+    """
+    if 0 not in tables:
+        return {}
+    return {epoch: tables[epoch] - tables[0] for epoch in sorted(tables) if epoch}

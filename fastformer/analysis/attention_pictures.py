@@ -1,0 +1,124 @@
+"""Pictures of attention: one head, the heads of a layer side by side, all layers, all roles."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastformer.analysis.attention import ExpressionAttention, HeadSummary, head_summaries
+from fastformer.analysis.figures import INK, heatmap, new_figure
+from fastformer.analysis.head_roles import FIXED, ROLES, HeadRole
+from fastformer.parameters import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+COLORS = "magma"
+_MOST_NUMBERED = 12  # tokens, up to which a cell has room for its number
+
+
+def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figure":
+    """Return a figure of one head.
+
+    Args:
+        attention: on an expression.    layer, head: counted from 1.
+    """
+    weights = attention.layers[layer - 1][head - 1]
+    size = 2.2 + 0.55 * len(attention.tokens)
+    figure = new_figure(size + 1.2, size, f"{_text(attention)}: layer {layer}, head {head}")
+    axes = figure.subplots()
+    image = _draw(axes, attention, weights, numbers=len(attention.tokens) <= _MOST_NUMBERED)
+    axes.set_xlabel(f"looks at\n{_caption(attention, [layer])}".rstrip(), color=INK)
+    axes.set_ylabel("token", color=INK)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
+    return figure
+
+
+def layer_figure(attention: ExpressionAttention, layer: int) -> "Figure":
+    """Return a figure of all heads of a layer, counted from 1, side by side."""
+    return _grid_figure(attention, [layer], f"{_text(attention)}: layer {layer}")
+
+
+def layers_figure(attention: ExpressionAttention) -> "Figure":
+    """Return a figure of all heads of all layers, a row of heads for each layer."""
+    layers = list(range(1, len(attention.layers) + 1))
+    return _grid_figure(attention, layers, f"{_text(attention)}: all layers")
+
+
+def roles_figure(roles: Sequence[HeadRole]) -> "Figure":
+    """Return a figure of what the heads do over a data set: heads down, roles across.
+
+    Args:
+        roles: of `head_roles`. Where no row is read out, the shares are of all rows.
+    """
+    supports = [role.readout or role.tokens for role in roles]
+    shares = np.array(
+        [
+            [support.shares.get(role, 0.0) if support else 0.0 for role in ROLES]
+            for support in supports
+        ]
+    )
+    texts = [[f"{share * 100:.0f}" for share in row] for row in shares.tolist()]
+    for row, support in zip(texts, supports, strict=True):
+        if support:
+            row[ROLES.index(FIXED)] += f"\nat {support.position}"
+    rows = [f"layer {role.layer}, head {role.head}" for role in roles]
+    figure = new_figure(
+        8.5, 2.6 + 0.45 * len(roles), "Examples (%) whose largest weight is on the role's token"
+    )
+    axes = figure.subplots()
+    heatmap(axes, shares, rows, list(ROLES), texts=texts)
+    axes.set_xticks(range(len(ROLES)), ROLES, rotation=40, ha="right", fontsize=8)
+    return figure
+
+
+def _text(attention: ExpressionAttention) -> str:
+    return " ".join(attention.tokens)
+
+
+def _grid_figure(attention: ExpressionAttention, layers: list[int], title: str) -> "Figure":
+    """Return a figure with a row of heads for each layer."""
+    heads = len(attention.layers[0])
+    tokens = len(attention.tokens)
+    size = 1.0 + 0.24 * tokens
+    figure = new_figure(heads * size + 1.0, len(layers) * (size + 0.35) + 0.5, title)
+    grid = figure.subplots(len(layers), heads, squeeze=False)
+    summaries = {(s.layer, s.head): s for s in head_summaries(attention)}
+    for row, layer in zip(grid, layers, strict=True):
+        for head, axes in enumerate(row, start=1):
+            image = _draw(axes, attention, attention.layers[layer - 1][head - 1], numbers=False)
+            axes.set_title(_heading(summaries[layer, head]), fontsize=8, color=INK)
+    figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
+    figure.supxlabel(_caption(attention, layers), fontsize=9, color=INK)
+    return figure
+
+
+def _caption(attention: ExpressionAttention, layers: list[int]) -> str:
+    """Say what the bold token is, and which rows reach no answer."""
+    if attention.readout is None:
+        return ""
+    text = "the answer is read from the bold token"
+    last = len(attention.layers)
+    return f"{text}: in layer {last}, no other row reaches it" if last in layers else text
+
+
+def _heading(summary: HeadSummary) -> str:
+    return (
+        f"layer {summary.layer}, head {summary.head}\n{summary.kind}, entropy {summary.entropy:.2f}"
+    )
+
+
+def _draw(
+    axes: "Axes", attention: ExpressionAttention, weights: Array, numbers: bool
+) -> "AxesImage":
+    """Draw one head's weights; mark the row that the answer is read from."""
+    labels = list(attention.tokens)
+    texts = None
+    if numbers:
+        texts = [[f"{weight:.2f}".lstrip("0") for weight in row] for row in weights.tolist()]
+    image = heatmap(axes, weights, labels, labels, colors=COLORS, texts=texts)
+    if attention.readout is not None:
+        axes.get_yticklabels()[attention.readout].set_fontweight("bold")
+    return image

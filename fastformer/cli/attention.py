@@ -1,0 +1,214 @@
+"""`fastformer attention`: where a run's best model looks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from fastformer import threads
+from fastformer.cli import console
+from fastformer.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fastformer.analysis.attention import ExpressionAttention
+    from fastformer.analysis.head_roles import HeadRole
+    from fastformer.training.digits_run import Predictor
+
+
+def attention(
+    run: Path,
+    expression: str | None = None,
+    /,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    picture: Path | None = None,
+    out: Path | None = None,
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> None:
+    """Show where a run's best model looks: in one expression, or in all test examples.
+
+    Args:
+        run: directory of the run.
+        expression: for instance "Max ( 5 3 9 )", in quotes; without one, what each head seems to
+            do in the run's test examples.
+        layer: show the heads of this layer alone, counted from 1; without it, an overview.
+        head: show this head alone, counted from 1.
+        picture: file for a picture of what is shown: .png, .svg or .pdf.
+        out: directory for pictures of all heads, one by one, by layer, and together.
+        json: print one JSON object and nothing else.
+    """
+    threads.configure()
+    from fastformer.analysis.figures import check_picture
+    from fastformer.analysis.loading import load_run
+
+    if picture is not None:
+        check_picture(picture)
+    loaded = load_run(run)
+    _check_place(layer, head, loaded.model.config.num_layers, loaded.model.config.num_heads)
+    if expression is None:
+        from fastformer.analysis.head_roles import head_roles
+
+        if layer is not None or out is not None:
+            raise InvalidValueError(
+                "--layer, --head and --out show the attention in one expression; give one, for "
+                'instance "Max ( 5 3 9 )"'
+            )
+        roles = head_roles(loaded.model, loaded.splits.test.expressions)
+        _show_roles(roles, run, len(loaded.splits.test), picture, json)
+    else:
+        _show_expression(loaded.predictor, expression, layer, head, picture, out, json)
+
+
+def _check_place(layer: int | None, head: int | None, layers: int, heads: int) -> None:
+    """Raise unless the model has such a layer and head."""
+    from fastformer import checks
+
+    if head is not None and layer is None:
+        raise InvalidValueError(f"--head {head} is one of a layer; add --layer")
+    if layer is not None:
+        checks.integer("--layer", layer, 1, layers)
+    if head is not None:
+        checks.integer("--head", head, 1, heads)
+
+
+def _show_expression(
+    predictor: "Predictor",
+    expression: str,
+    layer: int | None,
+    head: int | None,
+    picture: Path | None,
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Show the attention in one expression."""
+    from fastformer.analysis.attention import expression_attention, head_summaries
+
+    found = expression_attention(predictor, expression)
+    answer = predictor.predict(expression)
+    saved = _save(found, layer, head, picture, out)
+    if json:
+        layers = [weights.tolist() for weights in found.layers]
+        console.json_line(
+            {
+                "expression": answer.expression,
+                "prediction": answer.prediction,
+                "expected": answer.expected,
+                "tokens": found.tokens,
+                "readout": found.readout,
+                "layers": layers,
+                "heads": [summary.as_json() for summary in head_summaries(found)],
+                "pictures": [str(path) for path in saved],
+            }
+        )
+        return
+    verdict = "right" if answer.correct else f"wrong, it is {answer.expected}"
+    console.line(f"{answer.expression} = {answer.prediction}   ({verdict})\n")
+    for text in _expression_lines(found, layer, head):
+        console.line(text)
+    for path in saved:
+        console.line(f"picture {path}")
+
+
+def _expression_lines(
+    found: "ExpressionAttention", layer: int | None, head: int | None
+) -> list[str]:
+    """Return the overview, or the heads that are asked for, as text."""
+    from fastformer.analysis.attention_text import (
+        head_lines,
+        legend,
+        overview_lines,
+        summary_lines,
+    )
+
+    readout = found.readout
+    source = "from all tokens, in the mean" if readout is None else f"from {found.tokens[readout]}"
+    last = len(found.layers)
+    lines: list[str] = []
+    if layer is None:
+        lines += [f"where each head looks {source}, which the answer is read from"]
+        lines += [*overview_lines(found), legend(), "", *summary_lines(found), ""]
+        lines += [f"For each row of a layer: --layer 1 to {last}. For all examples: no expression."]
+    else:
+        heads = range(1, len(found.layers[0]) + 1) if head is None else [head]
+        for number in heads:
+            lines += [*head_lines(found, layer, number), ""]
+        lines += [legend()]
+    if readout is not None and layer in (None, last):
+        lines += [
+            f"In layer {last}, only the row of {found.tokens[readout]} reaches the answer; the "
+            "other rows are computed to be seen, and summaries leave them out."
+        ]
+    return lines
+
+
+def _save(
+    found: "ExpressionAttention",
+    layer: int | None,
+    head: int | None,
+    picture: Path | None,
+    out: Path | None,
+) -> list[Path]:
+    """Write the pictures that are asked for, and return where they are."""
+    if picture is None and out is None:
+        return []
+    from fastformer.analysis.attention_pictures import head_figure, layer_figure, layers_figure
+    from fastformer.analysis.figures import save_picture
+
+    pictures: list[tuple[Path, Figure]] = []
+    if picture is not None:
+        if layer is None:
+            pictures.append((picture, layers_figure(found)))
+        elif head is None:
+            pictures.append((picture, layer_figure(found, layer)))
+        else:
+            pictures.append((picture, head_figure(found, layer, head)))
+    if out is not None:
+        pictures.append((out / "all-layers.png", layers_figure(found)))
+        for number, weights in enumerate(found.layers, start=1):
+            pictures.append((out / f"layer-{number}.png", layer_figure(found, number)))
+            pictures += [
+                (out / f"layer-{number}-head-{each}.png", head_figure(found, number, each))
+                for each in range(1, len(weights) + 1)
+            ]
+    return [save_picture(figure, path) for path, figure in pictures]
+
+
+def _show_roles(
+    roles: list["HeadRole"], run: Path, examples: int, picture: Path | None, json: bool
+) -> None:
+    """Show what each head seems to do over the test examples."""
+    if picture is not None:
+        from fastformer.analysis.attention_pictures import roles_figure
+        from fastformer.analysis.figures import save_picture
+
+        save_picture(roles_figure(roles), picture)
+    if json:
+        console.json_line(
+            {
+                "run": str(run),
+                "examples": examples,
+                "heads": [role.as_json() for role in roles],
+                "picture": None if picture is None else str(picture),
+            }
+        )
+        return
+    console.line(
+        f"what each head seems to do in {examples:,} test examples: in so many of them, the\n"
+        "largest of its weights, from the token that the answer is read from, is on this token\n"
+    )
+    for role in roles:
+        console.line(
+            f"layer {role.layer}, head {role.head}: {role.kind}, entropy {role.entropy:.2f} of its "
+            "maximum"
+        )
+        if role.readout is not None:
+            console.line(f"  all operations   {role.readout.text()}")
+        for name, support in role.by_operation.items():
+            console.line(f"  {name:<16} {support.text()}")
+        if role.tokens is not None:
+            console.line(f"  from every token {role.tokens.text()}")
+    if picture is not None:
+        console.line(f"\npicture {picture}")
