@@ -1,0 +1,71 @@
+"""`fastformer train --seeds`: several runs one after the other, and what they agree on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastformer.cli import console
+
+if TYPE_CHECKING:
+    from fastformer.cli.progress import LineProgress
+
+
+def train_several(
+    train_one: Callable[[int, Path, "LineProgress"], dict[str, Any]],
+    first_seed: int,
+    count: int,
+    directory: Path,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Train with several seeds, each with a progress of its own.
+
+    Args:
+        train_one: (seed, directory of the run, observer) -> the result of that run.
+        first_seed, count, directory, overwrite: see `train_seeds`, and what it returns.
+    """
+    from fastformer.analysis.seeds import train_seeds
+    from fastformer.cli import progress
+
+    def train(seed: int, place: Path) -> dict[str, Any]:
+        console.notice(f"seed {seed}, run {place}")
+        with progress.observer() as observer:
+            return train_one(seed, place, observer)
+
+    return train_seeds(train, first_seed, count, directory, overwrite)
+
+
+def show_seeds(result: dict[str, Any]) -> None:
+    """Write the results of several seeds for a person.
+
+    Args:
+        result: of `train_seeds`.
+    """
+    console.line()
+    console.line(f"{'seed':>10}  {'accuracy':>9}  {'seconds':>7}  run")
+    for run in result["runs"]:
+        accuracy = console.percent(run["test_accuracy"], 2)
+        console.line(f"{run['seed']:>10}  {accuracy:>9}  {run['seconds']:>7.1f}  {run['run']}")
+    console.line()
+    notes = {name: _range(spread) for name, spread in result["operation_spread"].items()}
+    console.per_operation(result["per_operation"], notes)
+    console.line()
+    spread = result["spread"]
+    console.facts(
+        [
+            (
+                "test accuracy",
+                f"{console.percent(spread['mean'], 2).strip()} in the mean of "
+                f"{len(result['seeds'])} seeds, each on inputs that it never saw",
+            ),
+            ("spread", f"{spread['spread'] * 100:.2f} points (standard deviation)"),
+            ("range", _range(spread)),
+            ("time", f"{result['steps']:,} steps in {result['seconds']:.1f} s"),
+            ("runs", result["run"]),
+        ]
+    )
+
+
+def _range(spread: dict[str, float]) -> str:
+    """Write the smallest and the largest of several accuracies."""
+    ends = (console.percent(spread[end], 2).strip() for end in ("minimum", "maximum"))
+    return " to ".join(ends)
