@@ -33,6 +33,10 @@ class RunOptions:
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
         default=False, metadata={"help": "replace the run that is in the directory"}
     )
+    tour: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
+        default=False,
+        metadata={"help": "explain the run in ten steps; at a terminal, Enter goes on"},
+    )
     seed: int = field(default=42, metadata={"help": "same seed, same bits"})
     backend: Literal["numba", "reference"] = field(
         default="numba", metadata={"help": "compiled kernels, or their NumPy twins"}
@@ -93,7 +97,7 @@ def train(
             if resume is not None:
                 result = _resume(resume, observer)
             else:
-                result = _start(*new_run, observer)
+                result = _start(*new_run, observer, json)
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
@@ -120,6 +124,7 @@ def _start(
     model: DigitModel | None,
     training: TrainingConfig | None,
     observer: "LineProgress",
+    json: bool,
 ) -> dict[str, Any]:
     """Start a new run; a group of options of which none was given has its defaults."""
     from fastformer.training.digits_run import RunSettings, train_digits
@@ -135,6 +140,11 @@ def _start(
         dtype=options.dtype,
     )
     directory = options.out or next_free_run(_RUNS, "digits")
+    if options.tour:
+        from fastformer.cli.tour import take_tour
+
+        overwrite = options.overwrite
+        return take_tour(settings, directory, observer, overwrite=overwrite, to_stderr=json)
     return train_digits(settings, directory, observer, overwrite=options.overwrite)
 
 

@@ -40,13 +40,11 @@ FORMAT = "fastformer"
 FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 2
 
-CURVES = "curves.png"
-REPORT = "report.html"
+CURVES, REPORT = "curves.png", "report.html"
 _CONFIG = "config.toml"
 _METRICS = "metrics.jsonl"
 _RESULT = "result.json"
-_CHECKPOINTS = "checkpoints"
-_BEST = "best.safetensors"
+_CHECKPOINTS, _BEST = "checkpoints", "best.safetensors"
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
 
 
@@ -89,8 +87,7 @@ class RunDirectory:
                 make_directory(path.parent)
                 path.mkdir()
                 sync_directory(path.parent)
-            elif _is_occupied(path):
-                _check_replaceable(path, overwrite)
+            elif is_replaceable(path, overwrite):
                 _remove_run_files(path)
             # Last, so that an overwrite that is interrupted leaves a run to overwrite again.
             write_atomically(path / _CONFIG, content)
@@ -319,8 +316,10 @@ def _is_occupied(path: Path) -> bool:
     return any(not is_temporary(entry) for entry in path.iterdir())
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> None:
-    """Raise unless a non-empty directory may be replaced by a new run."""
+def is_replaceable(path: Path, overwrite: bool) -> bool:
+    """Tell whether a path has a run, to be replaced; raise if it must not take a new one."""
+    if not os.path.lexists(path) or not _is_occupied(path):
+        return False
     try:
         _read_config(path)
     except RunError as error:
@@ -333,6 +332,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
             f"run {path} is already there; choose another directory with --out, or replace that "
             "run with --overwrite"
         )
+    return True
 
 
 def _remove_run_files(path: Path) -> None:

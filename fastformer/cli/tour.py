@@ -1,0 +1,349 @@
+"""`fastformer train --tour`: a training run in ten steps, each of them shown and explained.
+
+At a terminal it waits for Enter after each step; elsewhere it goes straight through.
+"""
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastformer.cli import console
+from fastformer.training.observer import TrainingObserver
+
+if TYPE_CHECKING:
+    from fastformer.analysis.loading import LoadedRun
+    from fastformer.data.digits import Splits
+    from fastformer.data.expressions import Expression
+    from fastformer.models.transformer import Transformer
+    from fastformer.parameters import Array
+    from fastformer.training.digits_run import Prediction, RunSettings
+
+STEPS: Final[tuple[str, ...]] = (
+    "Examples are drawn",
+    "They are split, so that no test input is ever trained on",
+    "A batch is packed",
+    "The model",
+    "What it answers untrained",
+    "How it will be trained",
+    "Training",
+    "What it can do now",
+    "One answer for each operation",
+    "Where it looks, and what it thinks of the tokens",
+)
+GUESS_EVERY: Final[int] = 2
+_SAMPLES = 3
+_NEAREST = 3
+_BAR_CELLS = 50
+
+
+def take_tour(
+    settings: "RunSettings",
+    directory: Path,
+    observer: TrainingObserver,
+    *,
+    overwrite: bool,
+    to_stderr: bool,
+) -> dict[str, Any]:
+    """Train as `train_digits` does, and show each step.
+
+    Args:
+        settings, directory, observer, overwrite: as for `train_digits`.
+        to_stderr: write to the standard error, and do not wait for Enter.
+
+    Returns, raises: as `train_digits`.
+    """
+    from fastformer.errors import RunError
+    from fastformer.training.atomic_file import os_errors_as
+    from fastformer.training.digits_run import train_digits
+    from fastformer.training.run_directory import is_replaceable
+
+    with os_errors_as(RunError, f"make run {directory}"):
+        is_replaceable(directory, overwrite)  # before a person has pressed Enter six times
+    paced = not to_stderr and sys.stdin.isatty() and sys.stdout.isatty()
+    tour = Tour(settings, console.notice if to_stderr else _line_at_once, paced)
+    first = tour.before()
+    watcher = GuessingObserver(settings, directory, str(first), observer, tour.write)
+    result = train_digits(settings, directory, watcher, overwrite=overwrite)
+    tour.after(directory, result)
+    return result
+
+
+def _line_at_once(text: str) -> None:
+    """Write a line to standard output now, for the training's own lines go elsewhere."""
+    console.line(text)
+    sys.stdout.flush()
+
+
+class Tour:
+    """Leads through a run. `before` is shown before training, `after` after it."""
+
+    def __init__(self, settings: "RunSettings", write: Callable[[str], None], paced: bool) -> None:
+        """Prepare the tour; nothing is computed or shown.
+
+        Args:
+            settings: of the run.    write: takes each line.    paced: wait for Enter before steps.
+        """
+        self.settings, self.write, self._paced = settings, write, paced
+        self._number = 0
+
+    def before(self) -> "Expression":
+        """Show steps 1 to 6, announce the training, and return what it will guess at."""
+        splits, model = self.settings.splits(), self.settings.new_model()
+        self._begin()
+        self._draw(splits)
+        self._begin()
+        self._split(splits)
+        self._begin()
+        self._batch(splits)
+        self._begin()
+        self._model(model)
+        self._begin()
+        self._untrained(model, splits.test.expressions[0])
+        self._begin()
+        self._training(len(splits.train))
+        self._begin()
+        self.write(
+            f"After the first epoch, and then every {GUESS_EVERY}, the model guesses at an input "
+            "that it never sees."
+        )
+        return splits.test.expressions[0]
+
+    def after(self, directory: Path, result: dict[str, Any]) -> None:
+        """Show steps 8 to 10, and what to do next.
+
+        Args:
+            directory: of the finished run.    result: of its training.
+        """
+        from fastformer.analysis.loading import load_run
+
+        loaded = load_run(directory)
+        self._begin()
+        self._results(result)
+        self._begin()
+        for operation in self.settings.task.operations:
+            tests = loaded.splits.test.expressions
+            chosen = next(e for e in tests if e.operation == operation)
+            self._prediction(loaded.predictor.predict(str(chosen)))
+        self._begin()
+        self._attention(loaded)
+        self._embeddings(loaded)
+        self.write("")
+        self.write(f"All of it is in {directory}. To see more of it:")
+        for command in ("plot", "report", "attention", "embeddings", "predict"):
+            self.write(f"  fastformer {command} {shlex.quote(str(directory))}")
+
+    def _begin(self) -> None:
+        """Wait for Enter where somebody is there, and write the next step's title."""
+        if self._paced and self._number:
+            try:
+                input("\nEnter goes on. ")
+            except EOFError:
+                self._paced = False
+        self._number += 1
+        self.write("")
+        self.write(f"{self._number} of {len(STEPS)}  {STEPS[self._number - 1]}")
+        self.write("-" * 72)
+
+    def _draw(self, splits: "Splits") -> None:
+        """Step 1: how often each operation comes, how long inputs are, some of them with ids."""
+        from fastformer.data.lengths import length_statistics
+
+        task = self.settings.task
+        parts = (splits.train, splits.validation, splits.test)
+        self.write(
+            f"{task.examples:,} examples are drawn of {task.num_inputs:,} that exist: "
+            f"{task.num_arguments} numbers from {task.min_value} to {task.max_value}."
+        )
+        counts = Counter(e.operation for e in splits.train.expressions)
+        for name in task.operations:
+            count, share = counts[name], counts[name] / counts.total()
+            cells = round(share * _BAR_CELLS)
+            self.write(f"  {name:<8} {'█' * cells:<{_BAR_CELLS}} {count:>7,} to train on")
+        lengths = length_statistics([ids for part in parts for ids in part.inputs])
+        self.write(
+            f"Inputs have {lengths.shortest} to {lengths.longest} tokens, {lengths.mean:.2f} in "
+            f"the mean (standard deviation {lengths.deviation:.2f})."
+        )
+        for place, expression in enumerate(splits.train.expressions[:_SAMPLES]):
+            ids = " ".join(map(str, splits.train.inputs[place]))
+            self.write(f"  {expression} = {expression.answer()}   ids {ids}")
+
+    def _split(self, splits: "Splits") -> None:
+        """Step 2: the sizes of the parts, and that they share no input."""
+        train = set(splits.train.expressions)
+        shared = len(train & {*splits.validation.expressions, *splits.test.expressions})
+        for name, text in (
+            ("training", f"{len(splits.train):,} examples, {len(train):,} of them different"),
+            ("validation", f"{len(splits.validation):,} inputs: which epoch is the best?"),
+            ("test", f"{len(splits.test):,} inputs: how good is it, once, at the end"),
+            ("shared", f"{shared} inputs of validation and test are also in training"),
+        ):
+            self.write(f"  {name:<11} {text}")
+
+    def _batch(self, splits: "Splits") -> None:
+        """Step 3: the arrays of a batch, some rows, and what padding would have cost."""
+        from fastformer.batch import pack
+        from fastformer.data.lengths import length_statistics
+
+        size = min(self.settings.training.batch_size, len(splits.train))
+        ids, targets = splits.train.inputs[:size], splits.train.targets[:size]
+        batch = pack(ids)
+        self.write(
+            f"tokens {batch.tokens.shape}, all sequences end to end; offsets {batch.offsets.shape},"
+            f" where each begins; targets {targets.shape}."
+        )
+        for place in range(min(_SAMPLES, size)):
+            start, stop = batch.offsets[place], batch.offsets[place + 1]
+            row = " ".join(map(str, batch.tokens[start:stop]))
+            self.write(f"  tokens {start} to {stop - 1}: {row}   target {targets[place]}")
+        limit = self.settings.model.max_seq_len
+        waste = [length_statistics(ids, padded_to).waste for padded_to in (None, limit)]
+        self.write(
+            f"Nothing is padded. Padding to the longest would waste {waste[0]:.0%} of the work, to "
+            f"max_seq_len {limit}, {waste[1]:.0%}."
+        )
+
+    def _model(self, model: "Transformer") -> None:
+        """Step 4: the parts of the model, and how many numbers each learns."""
+        counts: Counter[str] = Counter()
+        for name, value, _ in model.parameters():
+            pieces = name.split(".")
+            counts[" ".join(pieces[:3] if pieces[0] == "blocks" else pieces[:1])] += value.size
+        for name, count in counts.items():
+            self.write(f"  {name:<28} {count:>12,}")
+        if self.settings.model.positions == "sinusoidal":
+            self.write(f"  {'positions':<28} {'0':>12}   sines, nothing to learn")
+        self.write(f"  {'in all':<28} {counts.total():>12,}")
+
+    def _untrained(self, model: "Transformer", expression: "Expression") -> None:
+        """Step 5: the shapes on the way through the model, and its guess."""
+        from fastformer.training.digits_run import Predictor
+
+        config, length = self.settings.model, len(expression.tokens())
+        self.write(f"Input: {expression}, {length} tokens.")
+        for name, shape in (
+            ("embedding and positions", (length, config.embed_dim)),
+            ("attention weights, a block", (config.num_heads, length, length)),
+            ("feed-forward, inside", (length, config.ffn_dim)),
+            ("logits", (1, config.vocab_size)),
+        ):
+            self.write(f"  {name:<28} {shape}")
+        self._prediction(Predictor(model, self.settings.task).predict(str(expression)))
+
+    def _training(self, examples: int) -> None:
+        """Step 6: the optimizer's settings, and how many steps it will make."""
+        training = self.settings.training
+        steps = -(-examples // (training.batch_size * training.accumulation_steps))
+        for name, text in (
+            ("optimizer", training.optimizer),
+            ("learning rate", f"{training.learning_rate:g}, schedule {training.schedule}"),
+            ("batch", f"{training.batch_size} examples"),
+            ("steps", f"about {steps:,} an epoch, {steps * training.epochs:,} in all"),
+            ("epochs", f"{training.epochs}; the weights of the best one are kept"),
+        ):
+            self.write(f"  {name:<14} {text}")
+
+    def _prediction(self, prediction: "Prediction") -> None:
+        """Show an answer with the likeliest tokens; an arrow is at the right one."""
+        verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
+        self.write(f"{prediction.expression} = {prediction.prediction}   ({verdict})")
+        for token, share in prediction.top:
+            arrow = "->" if token == prediction.expected else "  "
+            self.write(f"  {arrow} {token:<6} {console.bar(share)} {console.percent(share, 2)}")
+
+    def _results(self, result: dict[str, Any]) -> None:
+        """Step 8: the accuracy on the test inputs, and of each operation."""
+        for name, text in console.unseen_accuracy(result):
+            self.write(f"{name:<15} {text}")
+        for name, share in sorted(result["per_operation"].items(), key=lambda item: item[1]):
+            self.write(f"  {name:<10} {console.bar(share)} {console.percent(share)}")
+
+    def _attention(self, loaded: "LoadedRun") -> None:
+        """Step 10: the weights of one head on a real input."""
+        from fastformer.analysis.attention import expression_attention
+        from fastformer.analysis.attention_text import head_lines, legend
+
+        text = str(loaded.splits.test.expressions[0])
+        attention = expression_attention(loaded.predictor, text)
+        self.write(f"The attention on {text}; each row is a token, and where it looks.")
+        for line in (*head_lines(attention, len(attention.layers), 1), legend()):
+            self.write(line)
+
+    def _embeddings(self, loaded: "LoadedRun") -> None:
+        """Step 10: which tokens the embedding holds for alike."""
+        import numpy as np
+
+        from fastformer.analysis.embeddings import DIGITS, cosine_matrix, rows_of
+
+        names = [*DIGITS, *self.settings.task.operations]
+        cosines: Array = cosine_matrix(rows_of(loaded.model.embedding.weight.value, names))
+        first, second = np.triu_indices(len(names), 1)
+        order = np.argsort(-cosines[first, second])[:_NEAREST]
+        pairs = ", ".join(
+            f"{names[first[pair]]} and {names[second[pair]]} "
+            f"({cosines[first[pair], second[pair]]:+.2f})"
+            for pair in order
+        )
+        chance = loaded.settings.model.embed_dim**-0.5
+        self.write("")
+        self.write(f"Most alike in the embedding, by cosine: {pairs}.")
+        self.write(f"Random rows differ from 0 by about {chance:.2f}.")
+
+
+class GuessingObserver(TrainingObserver):
+    """Tells another observer everything, and a guess of the model every few epochs."""
+
+    def __init__(
+        self,
+        settings: "RunSettings",
+        directory: Path,
+        text: str,
+        inner: TrainingObserver,
+        write: Callable[[str], None],
+    ) -> None:
+        """Watch a run.
+
+        Args:
+            settings: of the run.    directory: where its checkpoints will be.
+            text: the expression to guess at.    inner: the other observer.
+            write: takes each guess.
+        """
+        self._settings, self._directory, self._text = settings, directory, text
+        self._inner, self._write = inner, write
+        self._model = settings.new_model()
+
+    def started(self, total_steps: int, first_step: int, description: str) -> None:
+        """Pass it on."""
+        self._inner.started(total_steps, first_step, description)
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples: int) -> None:
+        """Pass it on."""
+        self._inner.stepped(step, loss, learning_rate, examples)
+
+    def message(self, text: str) -> None:
+        """Pass it on."""
+        self._inner.message(text)
+
+    def finished(self) -> None:
+        """Pass it on."""
+        self._inner.finished()
+
+    def epoch_finished(self, record: dict[str, Any]) -> None:
+        """Pass it on, and ask the weights that the epoch ended with."""
+        self._inner.epoch_finished(record)
+        if record["epoch"] != 1 and record["epoch"] % GUESS_EVERY:
+            return
+        from fastformer.training.digits_run import Predictor
+        from fastformer.training.loop import load_weights
+        from fastformer.training.run_directory import RunDirectory
+
+        load_weights(self._model, RunDirectory.open(self._directory).latest())
+        guess = Predictor(self._model, self._settings.task).predict(self._text)
+        verdict = "right" if guess.correct else f"wrong, it is {guess.expected}"
+        probability = console.percent(guess.probability, 2).strip()
+        self._write(
+            f"       guess: {guess.expression} = {guess.prediction}   {probability}   ({verdict})"
+        )
