@@ -238,3 +238,33 @@ def test_a_run_without_records_shows_the_rest_and_says_what_is_missing(
     assert "lacks the records of its embeddings" in err
     assert "over the epochs" not in out and "cosines of embeddings" in out
     assert object_of(capsys, "embeddings", old)["missing"] == [str(old / "embeddings")]
+
+
+def test_several_seeds_are_runs_like_any_other(
+    run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    directory = tmp_path / "several"
+    arguments = ["train", "digits", *TINY.split(), "--out", directory, "--seed", 41, "--seeds", 2]
+    result = object_of(capsys, *arguments)
+    assert result["seeds"] == [41, 42] and result["run"] == str(directory)
+    own = json.loads((run_directory / "result.json").read_text())
+    for name in ("test_accuracy", "test_loss", "per_operation", "best_epoch"):
+        assert result["runs"][1][name] == own[name]
+    accuracies = [run["test_accuracy"] for run in result["runs"]]
+    assert accuracies[0] != accuracies[1]
+    assert result["test_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert result["spread"]["spread"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert object_of(capsys, "evaluate", directory / "seed-42")["test_accuracy"] == accuracies[1]
+    assert "seed-41 is already there" in mistake_of(capsys, *arguments)
+    out = text_of(capsys, *arguments, "--overwrite")
+    assert re.search(r"^test accuracy +\d+\.\d\d % in the mean of 2 seeds", out, re.MULTILINE)
+    assert re.search(r"^ +42 +\d", out, re.MULTILINE) and "standard deviation" in out
+
+
+def test_a_number_of_seeds_that_makes_no_sense_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "seeds must be an integer >= 1, got 0" in mistake_of(capsys, "train", "--seeds", 0)
+    assert "leave out --seeds" in mistake_of(capsys, "train", "--seeds", 2, "--tour")
+    assert not list(tmp_path.iterdir())

@@ -38,6 +38,13 @@ class RunOptions:
         metadata={"help": "explain the run in ten steps; at a terminal, Enter goes on"},
     )
     seed: int = field(default=42, metadata={"help": "same seed, same bits"})
+    seeds: int = field(
+        default=1,
+        metadata={
+            "help": "train so many runs, with this seed and those after it, into seed-42 and so on "
+            "in the directory; shows mean and spread"
+        },
+    )
     backend: Literal["numba", "reference"] = field(
         default="numba", metadata={"help": "compiled kernels, or their NumPy twins"}
     )
@@ -140,16 +147,35 @@ def _start(
         dtype=options.dtype,
     )
     directory = options.out or next_free_run(_RUNS, "digits")
+    if options.tour and options.seeds != 1:
+        raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if options.tour:
         from fastformer.cli.tour import take_tour
 
         overwrite = options.overwrite
         return take_tour(settings, directory, observer, overwrite=overwrite, to_stderr=json)
+    if options.seeds != 1:
+        from fastformer.cli.seeds import train_several
+
+        return train_several(
+            lambda seed, place, own: train_digits(
+                dataclasses.replace(settings, seed=seed), place, own, overwrite=options.overwrite
+            ),
+            options.seed,
+            options.seeds,
+            directory,
+            options.overwrite,
+        )
     return train_digits(settings, directory, observer, overwrite=options.overwrite)
 
 
 def _show(result: dict[str, Any]) -> None:
     """Write a finished run's result for a person."""
+    if "runs" in result:
+        from fastformer.cli.seeds import show_seeds
+
+        show_seeds(result)
+        return
     console.line()
     console.per_operation(result["per_operation"])
     console.line()
