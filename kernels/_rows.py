@@ -5,6 +5,8 @@ from ._compile import kernel
 # Elements that make a task worth its start, and the most tasks (so also the most partial sums).
 TASK_ELEMENTS = 4096
 MOST_TASKS = 32
+# Long sums are made of sums of so many terms: the error of a chain grows with its length.
+SUM_BLOCK = 16
 
 
 @kernel

@@ -55,5 +55,5 @@ def adam_step(
             v = fma(load_first(exp_avg_sq, n, i), beta2, g * g * (1 - beta2))
             store_first(exp_avg, n, m, i)
             store_first(exp_avg_sq, n, v, i)
-            change = m * step_size / (sqrt(v * correction) + epsilon)
-            store_first(parameters, n, load_first(parameters, n, i) * kept - change, i)
+            change = m * -step_size / (sqrt(v * correction) + epsilon)
+            store_first(parameters, n, fma(load_first(parameters, n, i), kept, change), i)

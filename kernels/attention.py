@@ -19,6 +19,7 @@ import numpy as np
 
 from ._blocks import multiply_panels, multiply_rows, pack_panel_transposed, pack_panels, panel_width
 from ._compile import kernel, prange
+from ._rows import SUM_BLOCK
 from ._simd import (
     drop_first,
     exp,
@@ -168,10 +169,13 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
             m = maximum(row, m)
         shrink = exp(before - m)
         sums = load(total, c) * shrink
-        for j in range(count):
-            row = exp(load(scores, j * width + c) - m)
-            store(scores, row, j * width + c)
-            sums = sums + row
+        for start in range(0, count, SUM_BLOCK):
+            part = splat(scores, 0.0)
+            for j in range(start, min(count, start + SUM_BLOCK)):
+                row = exp(load(scores, j * width + c) - m)
+                store(scores, row, j * width + c)
+                part = part + row
+            sums = sums + part
         store(largest, m, c)
         store(total, sums, c)
         store(factor, shrink, c)
@@ -383,6 +387,7 @@ def _attention_weights_pair(
     for t in range(weights.shape[2]):
         i = first + t
         seen = _visible(i, last, T, causal) if i < last else 0
+        total = 0.0
         for j in range(weights.shape[3]):
             weight = q.dtype.type(0)
             if j < seen:
@@ -390,7 +395,11 @@ def _attention_weights_pair(
                 for d in range(column, column + D):
                     score += q[i, d] * k[first_key + j, d]
                 weight = math.exp(score * scale - logsumexp[i, head])
+                total += weight
             weights[b, head, t, j] = weight
+        # Their sum is 1 but for the rounding of logsumexp, which is an error of all of them.
+        for j in range(seen):
+            weights[b, head, t, j] /= total
 
 
 @kernel(parallel=True)

@@ -26,6 +26,7 @@ from ._blocks import (
     task_part,
 )
 from ._compile import kernel, prange
+from ._rows import SUM_BLOCK
 from ._simd import lanes, load, load_first, splat, store_first
 from ._tile import WIDE
 from .activation import (
@@ -96,8 +97,11 @@ def _add_column_sums(panel, depth, columns, column_sums, start):
     width = panel_width(columns, panel)
     for j in range(0, columns, lanes(panel)):
         total = splat(panel, 0.0)
-        for k in range(depth):
-            total = total + load(panel, k * width + j)
+        for first in range(0, depth, SUM_BLOCK):
+            part = splat(panel, 0.0)
+            for k in range(first, min(depth, first + SUM_BLOCK)):
+                part = part + load(panel, k * width + j)
+            total = total + part
         total = total + load_first(column_sums, columns - j, start + j)
         store_first(column_sums, columns - j, total, start + j)
 

@@ -8,7 +8,7 @@ mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import row_tasks
+from ._rows import SUM_BLOCK, row_tasks
 from ._simd import lanes, load_first, splat, store_first
 
 
@@ -85,8 +85,11 @@ def mean_forward(x, offsets, out):
             length = offsets[b + 1] - offsets[b]
             for j in range(0, C, lanes(x)):
                 total = splat(x, 0.0)
-                for i in range(offsets[b], offsets[b + 1]):
-                    total = total + load_first(x, C - j, i, j)
+                for first in range(offsets[b], offsets[b + 1], SUM_BLOCK):
+                    part = splat(x, 0.0)
+                    for i in range(first, min(offsets[b + 1], first + SUM_BLOCK)):
+                        part = part + load_first(x, C - j, i, j)
+                    total = total + part
                 store_first(out, C - j, total / length, b, j)
 
 
