@@ -13,7 +13,9 @@ from program import ROOT, start_program
 
 from fastformer.cli import main
 
-COMMANDS = ("train", "evaluate", "predict", "attention", "embeddings", "doctor")
+COMMANDS = (
+    *("train", "evaluate", "predict", "attention", "embeddings", "plot", "report", "doctor"),
+)
 
 
 @pytest.mark.smoke

@@ -23,15 +23,13 @@ from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
 from fastformer.analysis.head_roles import HeadRole, head_roles
 from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.plots import Curves, missing_text, read_curves
-from fastformer.batch import pack
+from fastformer.analysis.run_evaluation import answers_of
 from fastformer.data.expressions import Expression, parse_expression
-from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.errors import RunError
 from fastformer.parameters import Array
 from fastformer.training.digits_run import Prediction, RunSettings
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.steps import predict_classes
 
 EXAMPLES_PER_OPERATION: Final[int] = 3
 MISTAKES_SHOWN: Final[int] = 5
@@ -109,7 +107,7 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         report.result = run.read_result()
     except RunError as error:
         report.notes.append(str(error))
-    answers = _answers(loaded)
+    answers, _ = answers_of(loaded.model, loaded.splits.test)
     tests = loaded.splits.test.expressions
     report.scores = evaluate_answers(
         answers, [str(e.answer()) for e in tests], [e.operation for e in tests]
@@ -136,12 +134,6 @@ def _readable_curves(path: Path, notes: list[str]) -> Curves | None:
     if text is not None:
         notes.append(text)
     return curves
-
-
-def _answers(loaded: LoadedRun) -> list[str]:
-    """Return the model's answer to each test input."""
-    logits = predict_classes(loaded.model, pack(loaded.splits.test.inputs))
-    return [DIGIT_TOKENS[index] for index in logits.argmax(axis=1)]
 
 
 def _chosen(tests: Sequence[Expression], answers: Sequence[str]) -> list[Expression]:

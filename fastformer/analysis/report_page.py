@@ -89,7 +89,7 @@ def _example_data(example: Example) -> dict[str, Any]:
         "label": f"{prediction.expression}{wrong}",
         "tokens": attention.tokens,
         "readout": attention.readout,
-        "layers": [layer.round(_DECIMALS).astype(float).tolist() for layer in attention.layers],
+        "layers": [layer.astype(float).round(_DECIMALS).tolist() for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
         "prediction": prediction.prediction,
         "probability": prediction.probability,
@@ -266,7 +266,8 @@ def _attention(report: Report) -> str:
         '<p id="answer"></p><div class="explorer">'
         '<div><div class="scroll"><table id="weights" class="heat"></table></div>'
         '<p id="readout" aria-live="polite"></p><p id="kind" class="hint"></p></div>'
-        '<div><h3>All heads</h3><div id="heads" class="heads"></div></div></div>'
+        '<div><h3>All heads</h3><div class="scroll">'
+        '<div id="heads" class="heads"></div></div></div></div>'
         f"<h3>Over the whole test set</h3>{roles}"
     )
 

@@ -92,11 +92,12 @@ const explorer = {
     grid.style.setProperty("--heads", layers[0].length);
     const buttons = layers.flatMap((heads, layer) => heads.map((weights, head) => {
       const pressed = layer === this.layer && head === this.head;
-      const button = element("button", { type: "button", "aria-pressed": pressed });
+      const button = element("button", { type: "button", "aria-pressed": pressed,
+        "aria-label": `layer ${layer + 1}, head ${head + 1}` });
       const thumb = element("span", { class: "thumb", "aria-hidden": "true",
         style: `grid-template-columns:repeat(${tokens.length},1fr)` });
       thumb.append(...weights.flat().map((weight) => element("i", { style: `--w:${weight}` })));
-      button.append(thumb, `layer ${layer + 1}, head ${head + 1}`);
+      button.append(thumb, `L${layer + 1} H${head + 1}`);
       button.addEventListener("click", () => this.choose(layer, head));
       return button;
     }));
