@@ -62,6 +62,21 @@ def test_all_heads_and_all_layers_are_side_by_side() -> None:
     ]
 
 
+def test_many_heads_go_to_the_next_line_and_keep_their_places() -> None:
+    random = np.random.default_rng(3)
+    layers = [random.dirichlet(np.full(6, 3.0), (5, 6)) for _ in range(2)]
+    figure = attention_pictures.layers_figure(ExpressionAttention(TOKENS, layers, readout=0))
+    np.testing.assert_array_equal(drawn(figure), np.concatenate(layers))
+    assert [axes.axison for axes in figure.axes[:16]] == [*[True] * 5, *[False] * 3] * 2
+    assert figure.axes[8].get_title().startswith("layer 2, head 1")
+    # One scale for all: the largest weight, rounded up to a tenth.
+    limits = {image.get_clim() for axes in figure.axes[:16] for image in axes.get_images()}
+    assert len(limits) == 1
+    ((low, high),) = limits
+    largest = np.max(layers)
+    assert low == 0 and largest <= high < largest + 0.1 and high < 1
+
+
 def test_the_picture_of_roles_has_every_share() -> None:
     shares = {role: place / 20 for place, role in enumerate(ROLES)}
     support = Support(shares, dict.fromkeys(ROLES, 0.1), position=5)
@@ -170,6 +185,10 @@ def test_a_text_heatmap_has_a_row_for_each_token_and_marks_the_one_read_out() ->
     many = np.full((1, 30), 1 / 30)
     header, row = heatmap_lines(many, ["Max"], list("123456789,") * 3)
     assert "." not in row and len(header) == 5 + 60
+    assert "·" not in row and "·" not in legend(16)
+    many[0, 7] = 2 / 30
+    row = heatmap_lines(many, ["Max"], list("123456789,") * 3)[1]
+    assert row.rstrip().endswith("··") and row.count("·") == 2 and "·" in legend(30)
 
 
 def test_the_overview_is_of_the_row_that_is_read_out_or_of_the_mean() -> None:

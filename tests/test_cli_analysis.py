@@ -204,6 +204,15 @@ def test_attention_says_what_heads_do_over_the_test_examples(
     assert share == pytest.approx(hits / result["examples"])
     out = text_of(capsys, "attention", run_directory)
     assert out.count("all operations") == 4 and out.count("from every token") == 2
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Max ( 1 2 3 )\nMax ( 3 2 1 )\n")
+    result = object_of(capsys, "attention", run_directory, "--data", mine)
+    assert result["examples"] == 2 and list(result["heads"][0]["by_operation"]) == ["Max"]
+    assert f"2 expressions of {mine}" in text_of(capsys, "attention", run_directory, "--data", mine)
+    mine.write_text("Max ( 1 2 3 )\nMax\n")
+    assert "line 2" in mistake_of(capsys, "attention", run_directory, "--data", mine)
+    both = ("attention", run_directory, EXPRESSION, "--data", mine)
+    assert "not both" in mistake_of(capsys, *both)
 
 
 def test_embeddings_are_those_of_the_best_epoch(

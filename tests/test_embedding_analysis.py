@@ -5,10 +5,12 @@ import pytest
 
 from fastformer.analysis.embeddings import (
     DIGITS,
+    alike,
     cosine_matrix,
     distance_trend,
     embedding_map,
     embedding_report,
+    near_minus_far,
     rows_of,
     similarity_by_distance,
 )
@@ -43,6 +45,18 @@ def test_likeness_against_distance_is_the_mean_over_pairs() -> None:
     assert distance_trend(line) == pytest.approx(-1)
     assert distance_trend(-line) == pytest.approx(1)
     assert distance_trend(np.ones((10, 10))) == 0.0
+
+
+def test_pairs_come_most_alike_first_and_neighbours_are_told_from_far_ones() -> None:
+    cosines = np.array([[1.0, 0.5, -0.1], [0.5, 1.0, 0.3], [-0.1, 0.3, 1.0]])
+    assert alike(cosines, "abc") == [("a", "b", 0.5), ("b", "c", 0.3), ("a", "c", -0.1)]
+    first, second = np.meshgrid(np.arange(10), np.arange(10))
+    line = 1 - 0.2 * np.abs(first - second)
+    gains = near_minus_far(line)
+    # 0 has one neighbour, 0.8, and far ones from 5 to 9, whose mean distance is 7.
+    assert gains[0] == pytest.approx(0.8 - (1 - 0.2 * 7))
+    assert gains[5] == pytest.approx(0.8 - (1 - 0.2 * 5))
+    assert near_minus_far(-line) == pytest.approx([-gain for gain in gains])
 
 
 def test_a_map_finds_the_plane_that_points_lie_in(rng: np.random.Generator) -> None:

@@ -1,5 +1,6 @@
 """Pictures of attention: one head, the heads of a layer side by side, all layers, all roles."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 COLORS = "magma"
 _MOST_NUMBERED = 12  # tokens, up to which a cell has room for its number
+_LARGEST = 8.5  # inches of one head
+_MOST_BESIDE = 4  # heads, and then the next line
 
 
 def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figure":
@@ -26,10 +29,11 @@ def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figur
         attention: on an expression.    layer, head: counted from 1.
     """
     weights = attention.layers[layer - 1][head - 1]
-    size = 2.2 + 0.55 * len(attention.tokens)
+    size = min(2.2 + 0.55 * len(attention.tokens), _LARGEST)
     figure = new_figure(size + 1.2, size, f"{_text(attention)}: layer {layer}, head {head}")
     axes = figure.subplots()
-    image = _draw(axes, attention, weights, numbers=len(attention.tokens) <= _MOST_NUMBERED)
+    numbers = len(attention.tokens) <= _MOST_NUMBERED
+    image = _draw(axes, attention, weights, _highest(weights), numbers)
     axes.set_xlabel(f"looks at\n{_caption(attention, [layer])}".rstrip(), color=INK)
     axes.set_ylabel("token", color=INK)
     figure.colorbar(image, ax=axes, shrink=0.8, label="weight")
@@ -37,12 +41,12 @@ def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figur
 
 
 def layer_figure(attention: ExpressionAttention, layer: int) -> "Figure":
-    """Return a figure of all heads of a layer, counted from 1, side by side."""
+    """Return a figure of all heads of a layer, counted from 1, four side by side."""
     return _grid_figure(attention, [layer], f"{_text(attention)}: layer {layer}")
 
 
 def layers_figure(attention: ExpressionAttention) -> "Figure":
-    """Return a figure of all heads of all layers, a row of heads for each layer."""
+    """Return a figure of all heads of all layers, one layer below the other."""
     layers = list(range(1, len(attention.layers) + 1))
     return _grid_figure(attention, layers, f"{_text(attention)}: all layers")
 
@@ -79,17 +83,23 @@ def _text(attention: ExpressionAttention) -> str:
 
 
 def _grid_figure(attention: ExpressionAttention, layers: list[int], title: str) -> "Figure":
-    """Return a figure with a row of heads for each layer."""
+    """Return a figure with lines of heads for each layer, all in the same colours."""
     heads = len(attention.layers[0])
-    tokens = len(attention.tokens)
-    size = 1.0 + 0.24 * tokens
-    figure = new_figure(heads * size + 1.0, len(layers) * (size + 0.35) + 0.5, title)
-    grid = figure.subplots(len(layers), heads, squeeze=False)
-    summaries = {(s.layer, s.head): s for s in head_summaries(attention)}
-    for row, layer in zip(grid, layers, strict=True):
-        for head, axes in enumerate(row, start=1):
-            image = _draw(axes, attention, attention.layers[layer - 1][head - 1], numbers=False)
-            axes.set_title(_heading(summaries[layer, head]), fontsize=8, color=INK)
+    beside = min(heads, _MOST_BESIDE)
+    lines = len(layers) * -(-heads // beside)
+    size = min(1.0 + 0.24 * len(attention.tokens), 0.5 * _LARGEST)
+    figure = new_figure(beside * size + 1.0, lines * (size + 0.35) + 0.5, title)
+    grid = figure.subplots(lines, beside, squeeze=False)
+    highest = _highest(*(attention.layers[layer - 1] for layer in layers))
+    summaries = [s for s in head_summaries(attention) if s.layer in layers]
+    for row, layer in zip(np.split(grid, len(layers)), layers, strict=True):
+        places = list(row.flat)
+        for axes in places[heads:]:
+            axes.set_axis_off()
+        for axes, summary in zip(places, (s for s in summaries if s.layer == layer), strict=False):
+            weights = attention.layers[layer - 1][summary.head - 1]
+            image = _draw(axes, attention, weights, highest, numbers=False)
+            axes.set_title(_heading(summary), fontsize=8, color=INK)
     figure.colorbar(image, ax=grid, shrink=0.8, label="weight")
     figure.supxlabel(_caption(attention, layers), fontsize=9, color=INK)
     return figure
@@ -110,15 +120,21 @@ def _heading(summary: HeadSummary) -> str:
     )
 
 
+def _highest(*weights: Array) -> float:
+    """Return the weight of the brightest colour: the largest, rounded up to a tenth."""
+    largest = max(float(each.max()) for each in weights)
+    return min(math.ceil(largest * 10) / 10, 1.0)
+
+
 def _draw(
-    axes: "Axes", attention: ExpressionAttention, weights: Array, numbers: bool
+    axes: "Axes", attention: ExpressionAttention, weights: Array, highest: float, numbers: bool
 ) -> "AxesImage":
     """Draw one head's weights; mark the row that the answer is read from."""
     labels = list(attention.tokens)
     texts = None
     if numbers:
         texts = [[f"{weight:.2f}".lstrip("0") for weight in row] for row in weights.tolist()]
-    image = heatmap(axes, weights, labels, labels, colors=COLORS, texts=texts)
+    image = heatmap(axes, weights, labels, labels, high=highest, colors=COLORS, texts=texts)
     if attention.readout is not None:
         axes.get_yticklabels()[attention.readout].set_fontweight("bold")
     return image

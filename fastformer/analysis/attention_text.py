@@ -14,6 +14,7 @@ SHADES: Final[str] = " ░▒▓█"
 
 _STEPS = (0.1, 0.3, 0.6, 0.85)
 _MOST_NUMBERED = 16  # tokens, up to which cells have their numbers
+_HINT, _HINT_FROM = "·", 2.0  # without numbers, for lower weights of so many equal shares
 
 
 def shade(weight: float) -> str:
@@ -21,12 +22,14 @@ def shade(weight: float) -> str:
     return SHADES[sum(weight >= step for step in _STEPS)]
 
 
-def legend() -> str:
-    """Return one line that says what the shades mean."""
+def legend(columns: int = 0) -> str:
+    """Return one line that says what the shades mean, in a heatmap of so many columns."""
     ends = ["0", *map(str, _STEPS), "1"]
     parts = [
         f"'{mark}' {low} to {high}" for mark, low, high in zip(SHADES, ends, ends[1:], strict=False)
     ]
+    if columns > _MOST_NUMBERED:
+        parts.insert(1, f"'{_HINT}' below, but {_HINT_FROM:g} equal shares")
     return "shades: " + ", ".join(parts)
 
 
@@ -45,7 +48,7 @@ def heatmap_lines(
     margin = max(len(row) for row in rows) + 2
     lines = [" " * margin + "".join(f"{column:>{width}}" for column in columns)]
     for place, (label, row) in enumerate(zip(rows, weights.tolist(), strict=True)):
-        cells = [_cell(weight, numbered).rjust(width) for weight in row]
+        cells = [_cell(weight, numbered, len(columns)).rjust(width) for weight in row]
         mark = ">" if place == marked else " "
         lines.append(f"{mark}{label:<{margin - 1}}" + "".join(cells))
     return lines
@@ -88,10 +91,11 @@ def summary_lines(attention: ExpressionAttention) -> list[str]:
     return lines
 
 
-def _cell(weight: float, numbered: bool) -> str:
+def _cell(weight: float, numbered: bool, columns: int) -> str:
     mark = shade(weight) * 2
     if not numbered:
-        return mark
+        unshaded = weight < _STEPS[0] and weight * columns >= _HINT_FROM
+        return _HINT * 2 if unshaded else mark
     # Rounded down, so that 1.00 is all of it.
     hundredths = math.floor(weight * 100 + 1e-4)
     return f"{mark}{hundredths / 100:.2f}".replace("0.", ".") if hundredths < 100 else f"{mark}1.0"

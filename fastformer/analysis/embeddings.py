@@ -119,6 +119,37 @@ def similarity_by_distance(cosines: Array) -> list[DistanceSimilarity]:
     ]
 
 
+def alike(cosines: Array, names: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Return all pairs of rows with their cosine, the most alike first.
+
+    Args:
+        cosines: (n, n).    names: n.
+    """
+    first, second = np.triu_indices(len(cosines), 1)
+    order = np.argsort(-cosines[first, second], kind="stable")
+    return [
+        (names[a], names[b], float(cosines[a, b]))
+        for a, b in zip(first[order], second[order], strict=True)
+    ]
+
+
+def near_minus_far(cosines: Array) -> list[float]:
+    """Return, for each number, its mean cosine with neighbours minus that with far numbers.
+
+    Neighbours are 1 away, and far ones n / 2 or more: 5 of the 10 digits.
+
+    Args:
+        cosines: (n, n), of the numbers 0 to n - 1, n even and >= 4.
+    """
+    numbers = np.arange(len(cosines))
+    distance = np.abs(numbers[:, None] - numbers)
+    far = distance >= len(cosines) / 2
+    return [
+        float(row[near].mean() - row[away].mean())
+        for row, near, away in zip(cosines, distance == 1, far, strict=True)
+    ]
+
+
 def distance_trend(cosines: Array) -> float:
     """Return the correlation, -1 to 1, of cosine and distance over all pairs of numbers.
 

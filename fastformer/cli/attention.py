@@ -24,6 +24,7 @@ def attention(
     *,
     layer: int | None = None,
     head: int | None = None,
+    data: Path | None = None,
     picture: Path | None = None,
     out: Path | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -36,6 +37,7 @@ def attention(
             do in the run's test examples.
         layer: show the heads of this layer alone, counted from 1; without it, an overview.
         head: show this head alone, counted from 1.
+        data: a file of your own expressions, one a line, to look at instead of the test examples.
         picture: file for a picture of what is shown: .png, .svg or .pdf.
         out: directory for pictures of all heads, one by one, by layer, and together.
         json: print one JSON object and nothing else.
@@ -56,8 +58,16 @@ def attention(
                 "--layer, --head and --out show the attention in one expression; give one, for "
                 'instance "Max ( 5 3 9 )"'
             )
-        roles = head_roles(loaded.model, loaded.splits.test.expressions)
-        _show_roles(roles, run, len(loaded.splits.test), picture, json)
+        if data is None:
+            expressions, source = loaded.splits.test.expressions, "test examples"
+        else:
+            from fastformer.analysis.run_evaluation import read_expressions
+
+            expressions, source = read_expressions(data, loaded), f"expressions of {data}"
+        roles = head_roles(loaded.model, expressions)
+        _show_roles(roles, run, len(expressions), source, picture, json)
+    elif data is not None:
+        raise InvalidValueError("give an expression, or --data with a file of them, not both")
     else:
         _show_expression(loaded.predictor, expression, layer, head, picture, out, json)
 
@@ -124,18 +134,20 @@ def _expression_lines(
     )
 
     readout = found.readout
-    source = "from all tokens, in the mean" if readout is None else f"from {found.tokens[readout]}"
+    source = "in the mean of all tokens, from which the answer is read"
+    if readout is not None:
+        source = f"from {found.tokens[readout]}, the token that the answer is read from"
     last = len(found.layers)
     lines: list[str] = []
     if layer is None:
-        lines += [f"where each head looks {source}, which the answer is read from"]
-        lines += [*overview_lines(found), legend(), "", *summary_lines(found), ""]
+        lines += [f"where each head looks {source}"]
+        lines += [*overview_lines(found), legend(len(found.tokens)), "", *summary_lines(found), ""]
         lines += [f"For each row of a layer: --layer 1 to {last}. For all examples: no expression."]
     else:
         heads = range(1, len(found.layers[0]) + 1) if head is None else [head]
         for number in heads:
             lines += [*head_lines(found, layer, number), ""]
-        lines += [legend()]
+        lines += [legend(len(found.tokens))]
     if readout is not None and layer in (None, last):
         lines += [
             f"In layer {last}, only the row of {found.tokens[readout]} reaches the answer; the "
@@ -177,9 +189,14 @@ def _save(
 
 
 def _show_roles(
-    roles: list["HeadRole"], run: Path, examples: int, picture: Path | None, json: bool
+    roles: list["HeadRole"],
+    run: Path,
+    examples: int,
+    source: str,
+    picture: Path | None,
+    json: bool,
 ) -> None:
-    """Show what each head seems to do over the test examples."""
+    """Show what each head seems to do over a number of examples from a source."""
     if picture is not None:
         from fastformer.analysis.attention_pictures import roles_figure
         from fastformer.analysis.figures import save_picture
@@ -195,9 +212,12 @@ def _show_roles(
             }
         )
         return
+    which = "the token that the answer is read from"
+    if roles[0].readout is None:
+        which = "each of their tokens"
     console.line(
-        f"what each head seems to do in {examples:,} test examples: in so many of them, the\n"
-        "largest of its weights, from the token that the answer is read from, is on this token\n"
+        f"what each head seems to do in {examples:,} {source}: in so many, the largest\n"
+        f"weight from {which} is on this token\n"
     )
     for role in roles:
         console.line(

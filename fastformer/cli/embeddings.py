@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastformer.parameters import Array
 
 _MAP_COLUMNS, _MAP_ROWS = 64, 20
+_PAIRS = 5
 
 
 def embeddings(
@@ -63,7 +64,7 @@ def embeddings(
         lacks = [str(records.directory)] if missing else []
         console.json_line({**own, "missing": lacks, "pictures": [str(path) for path in pictures]})
         return
-    _show(report, changes[max(changes)] if changes else None)
+    _show(report, changes)
     if missing:
         console.notice(missing)
     else:
@@ -97,15 +98,19 @@ def _save(
     return [save_picture(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 
-def _show(report: "EmbeddingReport", learned: "EmbeddingReport | None") -> None:
+def _show(report: "EmbeddingReport", changes: "Mapping[int, EmbeddingReport]") -> None:
     """Write what is known of a table, and of what training added to it, for a person."""
     console.line("norm of each token's embedding, beside the largest")
     largest = max(report.norms.values()) or 1.0
     for name, norm in report.norms.items():
         console.line(f"  {name:<8} {console.bar(norm / largest)} {norm:7.3f}")
     _show_cosines(report, "embeddings")
-    if learned is not None:
-        _show_cosines(learned, "what was learned, the difference to the random table of epoch 0")
+    if changes:
+        last = max(changes)
+        _show_cosines(
+            changes[last],
+            f"what was learned until epoch {last}, the difference to the random table of epoch 0",
+        )
     first, second = (console.percent(share).strip() for share in report.map.explained)
     console.line(f"\nmap: the plane of the most variance ({first} across, {second} up)")
     for text in map_lines(report.map):
@@ -114,7 +119,7 @@ def _show(report: "EmbeddingReport", learned: "EmbeddingReport | None") -> None:
 
 def _show_cosines(report: "EmbeddingReport", what: str) -> None:
     """Write the cosines of digits and operations, and those of digits against their distance."""
-    from fastformer.analysis.embeddings import DIGITS
+    from fastformer.analysis.embeddings import DIGITS, alike, near_minus_far
 
     console.line(
         f"\ncosines of {what}\n(between random rows of this width they are 0 ± "
@@ -129,6 +134,18 @@ def _show_cosines(report: "EmbeddingReport", what: str) -> None:
     console.line(f"  mean cosine        {''.join(f'{p.mean:>+7.2f}' for p in report.by_distance)}")
     console.line(
         f"  correlation over all pairs: {report.trend:+.2f} (negative where near numbers are alike)"
+    )
+    pairs = alike(report.digit_cosines, DIGITS)
+    for label, listed in (
+        ("most alike", pairs[:_PAIRS]),
+        ("least alike", pairs[: -_PAIRS - 1 : -1]),
+    ):
+        console.line(
+            f"  {label:<18} {', '.join(f'{a} {b} {value:+.2f}' for a, b, value in listed)}"
+        )
+    nearer = sum(gain > 0 for gain in near_minus_far(report.digit_cosines))
+    console.line(
+        f"  {nearer} of {len(DIGITS)} digits are more like their neighbours than like far ones"
     )
 
 
