@@ -12,6 +12,8 @@ import pytest
 from parity import (
     STEPS,
     TRAINED,
+    DecaysAll,
+    NoBiasCorrection,
     Run,
     assert_same_losses,
     assert_same_step,
@@ -94,22 +96,6 @@ def test_training_on_the_reference_backend(torch: Any, kind: str) -> None:
     config = config_of(kind)
     ours, theirs = train_ours(config, 20, backend="reference"), train_torch(config, 20)
     assert_same_losses(ours, theirs, FIRST_LOSSES["float32"], ALL_LOSSES["float32"])
-
-
-class NoBiasCorrection(ff.AdamW):
-    """Begins as if it had made a million steps: then there is nothing to correct."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.steps = 1_000_000
-
-
-class DecaysAll(ff.AdamW):
-    """Decays biases and norms too."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.parameters.decaying = self.parameters.values.size
 
 
 def assert_same_training(found: Run, expected: Run) -> None:
