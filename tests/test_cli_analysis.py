@@ -247,6 +247,16 @@ def test_a_run_without_records_shows_the_rest_and_says_what_is_missing(
     assert "lacks the records of its embeddings" in err
     assert "over the epochs" not in out and "cosines of embeddings" in out
     assert object_of(capsys, "embeddings", old)["missing"] == [str(old / "embeddings")]
+    shutil.copytree(run_directory / "embeddings", old / "embeddings")
+    first = old / "embeddings/epoch-0000.safetensors"
+    first.unlink()
+    assert main(["embeddings", str(old)]) == 0
+    out, err = capsys.readouterr()
+    assert f"missing: {first}" in err
+    assert "over the epochs" in out and "what was learned" not in out
+    assert object_of(capsys, "embeddings", old)["missing"] == [str(first)]
+    (old / "embeddings/epoch-0001.safetensors").write_bytes(b"damaged")
+    assert "epoch-0001.safetensors is truncated, damaged" in mistake_of(capsys, "embeddings", old)
 
 
 def test_several_seeds_are_runs_like_any_other(

@@ -39,9 +39,11 @@ def embeddings(
     report = embedding_report(table, operations)
     records = EmbeddingRecords(run)
     tables: dict[int, Array] = {}
-    missing = ""
+    gaps, missing = [str(records.directory)], ""
     try:
         tables = records.read_all()
+        gaps = [str(records.file(e)) for e in range(max(tables)) if e not in tables]
+        missing = f"these records of epochs are missing: {', '.join(gaps)}" if gaps else ""
     except RunError as error:
         if records.epochs():
             raise
@@ -61,13 +63,12 @@ def embeddings(
             for epoch, each in history.items()
         ]
         own = {"run": str(run), **report.as_json(), "epochs": epochs}
-        lacks = [str(records.directory)] if missing else []
-        console.json_line({**own, "missing": lacks, "pictures": [str(path) for path in pictures]})
+        console.json_line({**own, "missing": gaps, "pictures": [str(path) for path in pictures]})
         return
     _show(report, changes)
     if missing:
         console.notice(missing)
-    else:
+    if history:
         _show_history(history, changes)
     for path in pictures:
         console.line(f"picture {path}")

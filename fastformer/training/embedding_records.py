@@ -48,7 +48,11 @@ class EmbeddingRecords:
             return
         with os_errors_as(RunError, f"make {self.directory}"):
             make_directory(self.directory)
-        save_checkpoint(self._file(epoch), {_TABLE: table}, {"epoch": epoch})
+        save_checkpoint(self.file(epoch), {_TABLE: table}, {"epoch": epoch})
+
+    def file(self, epoch: int) -> Path:
+        """Return where the table after an epoch is, or would be."""
+        return self.directory / f"epoch-{epoch:04d}.safetensors"
 
     def epochs(self) -> list[int]:
         """Return the epochs whose tables are there, in order."""
@@ -62,7 +66,7 @@ class EmbeddingRecords:
         Raises:
             CheckpointError: it is missing or damaged.
         """
-        checkpoint = load_checkpoint(self._file(epoch))
+        checkpoint = load_checkpoint(self.file(epoch))
         if checkpoint.tensors.keys() != {_TABLE}:
             raise CheckpointError(
                 f"{checkpoint.path} does not hold one embedding table; remove that file"
@@ -95,9 +99,6 @@ class EmbeddingRecords:
         with os_errors_as(RunError, f"remove embeddings of run {self.run}"):
             for later in self.epochs():
                 if later > epoch:
-                    self._file(later).unlink()
+                    self.file(later).unlink()
             if self.directory.is_dir():
                 remove_temporary_files(self.directory)
-
-    def _file(self, epoch: int) -> Path:
-        return self.directory / f"epoch-{epoch:04d}.safetensors"
