@@ -24,6 +24,7 @@ def test_whole_answers_and_operations_are_counted() -> None:
     assert list(scores.per_operation) == ["Max", "Min"]
 
 
+@pytest.mark.smoke
 def test_digits_are_compared_place_by_place_from_the_units() -> None:
     scores = evaluate_answers(["12", "7", "Max", "100", "1"], ["13", "7", "5", "10", "21"])
     # Units: 2 for 3, 7, none for 5, 0, 1. Tens: 1, then 0 for 1, none for 2.

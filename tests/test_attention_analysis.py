@@ -102,6 +102,7 @@ def test_an_expression_that_the_task_lacks_is_refused() -> None:
         expression_attention(predictor, "Max ( 1 2 )")
 
 
+@pytest.mark.smoke
 def test_entropy_is_relative_to_that_of_equal_weights() -> None:
     weights = np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     np.testing.assert_allclose(relative_entropy(weights, 4), [0, 0.5, 1], atol=1e-12)
@@ -246,3 +247,16 @@ def test_a_model_that_reads_the_mean_has_no_row_that_is_read_out() -> None:
     assert all(r.readout is None and r.tokens is not None and not r.by_operation for r in roles)
     last = make_model("encoder", pooling="last", **OPTIONS)
     assert token_attention(last, TOKENS).readout == 7
+
+
+def test_heads_of_a_decoder_look_from_the_last_token_and_never_ahead() -> None:
+    model = make_model("decoder", **OPTIONS)
+    roles = head_roles(model, EXPRESSIONS)
+    assert len(roles) == 6
+    for role in roles:
+        assert role.readout is not None and "the next token" not in role.readout.shares
+        assert role.tokens is None or role.tokens.shares["the next token"] == 0.0
+    found = token_attention(model, TOKENS)
+    assert (found.readout, found.causal) == (7, True)
+    assert not np.triu(found.layers[0], 1).any()
+    assert head_summaries(found)[0].entropy < 1.0
