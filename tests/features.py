@@ -73,6 +73,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     74: ("$ embeddings", "fastformer.analysis.embeddings:embedding_report"),
     75: ("fastformer.analysis.embeddings:similarity_by_distance",),
     76: ("fastformer.analysis.embeddings:embedding_map", "$ embeddings --out"),
+    77: ("$ inspect --picture", "fastformer.analysis.landscape:loss_landscape"),
     78: ("$ predict", "tests/test_cli_runs.py::test_a_conversation_survives_a_mistake"),
     79: (
         "$ evaluate --data",
@@ -129,7 +130,6 @@ MISSING: dict[int, str] = {
     41: "no key-value cache",
     43: "no label smoothing",
     55: "no presets",
-    77: "the gradient's norm is drawn (plot); no histograms, no landscape of the loss",
     81: "no generation, so nothing to try it with",
     82: "numbers from 0 to 9 only",
     83: "answers of one digit only",

@@ -14,7 +14,8 @@ from program import ROOT, start_program
 from fastformer.cli import main
 
 COMMANDS = (
-    *("train", "evaluate", "predict", "attention", "embeddings", "plot", "report", "doctor"),
+    *("train", "evaluate", "predict", "attention", "embeddings", "plot", "report"),
+    *("inspect", "doctor"),
 )
 
 

@@ -96,6 +96,11 @@ app.command(
     help="Write all about a run into one HTML file.",
 )
 app.command(
+    "fastformer.cli.inspect:inspect",
+    name="inspect",
+    help="Show sizes of weights and gradients, and the loss around the weights.",
+)
+app.command(
     "fastformer.cli.bench:bench",
     name="bench",
     help="Measure kernels and training steps beside other systems.",
