@@ -14,7 +14,8 @@ whose error is smaller:
   its last place. Where a result is a small difference of large terms, that is much, and what either
   library's last digits are is luck; the mean over many cases averages luck, the worst picks it.
   Where such a change moves the result by a tenth, no digit of it is known: that is no case
-  (the gradient by a score that is alone in its softmax, for instance: it is 0).
+  (the gradient by a score that is alone in its softmax, for instance: it is 0). Nor is it one
+  where the true result is 0 throughout, relative to which nothing can be said.
 """
 
 import zlib
@@ -127,7 +128,9 @@ def errors(case: Case, *computes: Compute) -> list[Errors]:
         sizes = [(number + 1) * value.size for value in truth.values()]
         if min(sizes) >= MOST_LUCK or sum(sizes) >= MOST_ELEMENTS:
             break
-    return [sums.errors() for sums in found]
+    *pairs, sensitivity = (sums.errors() for sums in found)
+    zeros = [name for name, (_, true) in found[-1].largest.items() if true == 0]
+    return [*pairs, sensitivity | dict.fromkeys(zeros, (np.inf, np.inf))]
 
 
 class _Sums:
