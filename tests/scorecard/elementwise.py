@@ -1,0 +1,238 @@
+"""Row A2: every elementwise function of the kernels, in float32, in units in the last place.
+
+The unit is that of the true result. GELU's derivative is a sum of two terms that cancel near
+x = -0.75, and its unit is that of the larger term. Where GELU's sigmoid is below the smallest
+normal number, the unit is no less than the sigmoid's step times what it is multiplied by.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastformer.kernels._compile import kernel
+from fastformer.kernels._simd import exp, lanes, load_first, log, sqrt, store_first
+from fastformer.kernels.activation import (
+    CUBIC,
+    TWICE_SLOPE,
+    gelu_gradient_vector,
+    gelu_vector,
+    relu_gradient_vector,
+    relu_vector,
+)
+from tests.scorecard.rows import Finding, Row, Tier
+
+LIMIT = 2.0
+TINY, STEP = float(np.finfo(np.float32).tiny), 2.0**-149
+PART = 1 << 20
+
+Array = np.ndarray[Any, Any]
+
+
+@kernel
+def _exp(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, exp(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _log(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, log(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _sqrt(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, sqrt(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _inverse_root(x: Any, out: Any) -> None:
+    """Compute what a layer norm multiplies by: its variance plus epsilon is a float64."""
+    for i in range(x.size):
+        out[i] = 1 / math.sqrt(np.float64(x[i]))
+
+
+@kernel
+def _gelu(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, gelu_vector(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _gelu_gradient(x: Any, ones: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        n = x.size - i
+        v = gelu_gradient_vector(load_first(ones, n, i), load_first(x, n, i))
+        store_first(out, n, v, i)
+
+
+@kernel
+def _relu(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, relu_vector(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _relu_gradient(x: Any, ones: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        n = x.size - i
+        v = relu_gradient_vector(load_first(ones, n, i), load_first(x, n, i))
+        store_first(out, n, v, i)
+
+
+def _with_ones(function: Callable[..., None]) -> Callable[[Array, Array], None]:
+    return lambda x, out: function(x, np.ones_like(x), out)
+
+
+def _sigmoid(z: Array) -> Array:
+    e = np.exp(-np.abs(z))
+    return np.where(z < 0, e, 1) / (1 + e)
+
+
+def _argument(x: Array) -> Array:
+    return TWICE_SLOPE * (x + CUBIC * x * x * x)
+
+
+def _gelu_truth(x: Array) -> Array:
+    return x * _sigmoid(_argument(x))
+
+
+def _gelu_unit(x: Array) -> Array:
+    s = _sigmoid(_argument(x))
+    return np.where(s < TINY, np.abs(x) * STEP, 0)
+
+
+def _terms(x: Array) -> tuple[Array, Array]:
+    """Return both terms of the derivative; at the infinities their limits."""
+    near = np.clip(x, -100, 100)
+    s, other = _sigmoid(_argument(near)), _sigmoid(-_argument(near))
+    return s, near * s * other * TWICE_SLOPE * (1 + 3 * CUBIC * near * near)
+
+
+def _gradient_unit(x: Array) -> Array:
+    s, term = _terms(x)
+    unit = np.spacing(np.maximum(np.abs(s), np.abs(term)).astype(np.float32)).astype(np.float64)
+    steep = np.abs(1 + np.clip(x, -100, 100) * TWICE_SLOPE * (1 + 3 * CUBIC * x * x))
+    return np.fmax(unit, np.where(s < TINY, np.minimum(steep, 1e9) * STEP, 0))
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of one number: as the kernels have it, and as float64 has it."""
+
+    name: str
+    run: Callable[[Array, Array], None]
+    truth: Callable[[Array], Array]
+    unit: Callable[[Array], Array] = np.zeros_like
+    domain: Callable[[Array], Array] = lambda x: np.ones(x.shape, bool)
+
+
+FUNCTIONS = (
+    Function("exp", _exp, np.exp),
+    # Of sums of exponentials, the largest of which is 1.
+    Function("log", _log, np.log, domain=lambda x: (x >= TINY) | np.isnan(x)),
+    Function("sqrt", _sqrt, np.sqrt),
+    # Of a variance plus epsilon.
+    Function("1/sqrt", _inverse_root, lambda x: 1 / np.sqrt(x), domain=lambda x: ~(x <= 0)),
+    Function("relu", _relu, lambda x: np.where(x < 0, 0, x)),
+    Function("relu'", _with_ones(_relu_gradient), lambda x: np.where(x > 0, 1.0, 0.0)),
+    Function("gelu", _gelu, _gelu_truth, _gelu_unit),
+    Function("gelu'", _with_ones(_gelu_gradient), lambda x: sum(_terms(x)), _gradient_unit),
+)
+
+
+def errors(function: Function, x: Array) -> Array:
+    """Return the error for each float32 in units; infinite where NaN or infinity is misplaced."""
+    out = np.empty_like(x)
+    function.run(x, out)
+    with np.errstate(all="ignore"):
+        truth = function.truth(x.astype(np.float64))
+        rounded = truth.astype(np.float32)
+        unit = np.spacing(np.abs(rounded)).astype(np.float64)
+        unit = np.fmax(unit, function.unit(x.astype(np.float64)))
+        found = np.abs(out.astype(np.float64) - truth) / unit
+    same = (out == rounded) | (np.isnan(out) & np.isnan(rounded))
+    return np.where(np.isfinite(rounded) & np.isfinite(out), found, np.where(same, 0, np.inf))
+
+
+def sampled(each: int) -> Iterator[Array]:
+    """Yield so many floats of each sign and exponent, the first and last of each among them."""
+    rng = np.random.default_rng(2)
+    for high in range(512):
+        low = rng.integers(0, 1 << 23, each).astype(np.uint32)
+        low[:64], low[64:128] = np.arange(64), np.arange((1 << 23) - 64, 1 << 23)
+        yield (low | np.uint32(high << 23)).view(np.float32)
+
+
+def every_float() -> Iterator[Array]:
+    """Yield all 2^32 floats."""
+    for first in range(0, 1 << 32, PART):
+        yield np.arange(first, first + PART, dtype=np.uint64).astype(np.uint32).view(np.float32)
+
+
+def sweep(function: Function, parts: Iterator[Array]) -> tuple[int, int, float, float]:
+    """Return how many inputs are within the limit, of how many, the largest error, and where."""
+    held, cases, worst, where = 0, 0, 0.0, math.nan
+    for part in parts:
+        x = part[function.domain(part)]
+        if not x.size:
+            continue
+        found = errors(function, x)
+        held, cases = held + int(np.count_nonzero(found <= LIMIT)), cases + x.size
+        place = int(np.argmax(np.where(np.isnan(found), np.inf, found)))
+        if not found[place] <= worst:
+            worst, where = float(found[place]), float(x[place])
+    return held, cases, worst, where
+
+
+def _planted() -> list[bool]:
+    """Tell for each planted fault whether it is noticed."""
+
+    def series(x: Array, out: Array) -> None:
+        _exp(x, out)
+        out *= np.float32(1 + 3 * 2.0**-23)
+
+    def loses_nan(x: Array, out: Array) -> None:
+        _exp(x, out)
+        out[np.isnan(x)] = 0
+
+    def flushes(x: Array, out: Array) -> None:
+        _exp(x, out)
+        out[out < TINY] = 0
+
+    def plain_gelu(x: Array, out: Array) -> None:
+        with np.errstate(all="ignore"):
+            inner = np.float32(TWICE_SLOPE) * (x + np.float32(CUBIC) * x * x * x)
+            out[...] = x / (1 + np.exp(-inner))
+
+    wrong = [Function("", run, np.exp) for run in (series, loses_nan, flushes)]
+    wrong.append(Function("", plain_gelu, _gelu_truth, _gelu_unit))
+    return [held < cases for held, cases, _, _ in (sweep(f, sampled(256)) for f in wrong)]
+
+
+def measure(tier: Tier, each: int = 8192) -> Finding:
+    """Sweep every function over a sample of each exponent, or over all floats."""
+    held, cases, numbers, failures = 0, 0, [], []
+    for function in FUNCTIONS:
+        parts = every_float() if tier == "nightly" else sampled(each)
+        good, all_cases, worst, where = sweep(function, parts)
+        held, cases = held + good, cases + all_cases
+        numbers.append(f"{function.name} {worst:.2f}")
+        if good < all_cases:
+            wrong = all_cases - good
+            failures.append(f"{function.name}: {wrong} above {LIMIT}, worst {worst} at {where}")
+    planted = _planted()
+    number = f"worst in ULP: {', '.join(numbers)}"
+    return Finding(held, cases, sum(planted), len(planted), number, tuple(failures))
+
+
+ROW = Row(
+    "A2",
+    "elementwise functions are right to 2 units in the last place over every float32",
+    "<= 2 ULP; NaN and infinity where they belong",
+    measure,
+)

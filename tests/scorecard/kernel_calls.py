@@ -1,0 +1,223 @@
+"""Calls of every public kernel on random arguments of odd sizes, for the rows on memory and races.
+
+An argument is a float64 array (given in the dtype of the case), an array of ids, a scalar as the
+layers give it, or an `Out`, which the kernel writes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from twins import Out
+
+from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.kernels.attention import attention_forward_reference
+
+# Around the lanes of a register of either dtype, its double, and the heights of tiles.
+SIZES = (1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 25, 31, 32, 33, 47)
+NONE, EMPTY = np.empty((0, 0)), np.empty(0)
+
+Random = np.random.Generator
+Arguments = tuple[Any, ...]
+
+
+def _size(rng: Random) -> int:
+    return int(rng.choice(SIZES))
+
+
+def _rows(rng: Random) -> int:
+    """Return a number of rows, in one of ten cases none."""
+    return 0 if rng.random() < 0.1 else _size(rng)
+
+
+def _real(rng: Random, *shape: int) -> Any:
+    return rng.standard_normal(shape)
+
+
+def _lengths(rng: Random) -> Any:
+    return rng.integers(1, 12, int(rng.integers(0, 5)))
+
+
+def offsets_of(lengths: Any) -> Any:
+    """Return where sequences of such lengths begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _activation_forward(rng: Random) -> Arguments:
+    x = _real(rng, _rows(rng), _size(rng))
+    return x, int(rng.choice([RELU, GELU])), Out(x.shape)
+
+
+def _activation_backward(rng: Random) -> Arguments:
+    x = _real(rng, _rows(rng), _size(rng))
+    return _real(rng, *x.shape), x, int(rng.choice([RELU, GELU])), Out(x.shape)
+
+
+def _adam_step(rng: Random) -> Arguments:
+    size = (_rows(rng) * _size(rng),)
+    state = Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size))
+    return *state, Out(size, np.abs(_real(rng, *size))), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3
+
+
+def _sgd_step(rng: Random) -> Arguments:
+    size = (_rows(rng) * _size(rng),)
+    return Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size)), 0.1, 0.9
+
+
+def _attention(rng: Random) -> dict[str, Any]:
+    """Return queries, keys, values and what goes with them, by name."""
+    causal, heads, width = bool(rng.integers(2)), int(rng.integers(1, 4)), _size(rng)
+    keys = _lengths(rng)
+    queries = rng.integers(1, keys + 1) if len(keys) else keys
+    q = _real(rng, int(queries.sum()), heads * width)
+    k, v = _real(rng, 2, int(keys.sum()), heads * width)
+    shared = (offsets_of(queries), offsets_of(keys), causal, width**-0.5)
+    lse = np.empty((len(q), heads))
+    attention_forward_reference(q, k, v, *shared, np.empty_like(q), lse)
+    shape = (len(keys), heads, int(max(queries, default=0)), int(max(keys, default=0)))
+    return {"q": q, "k": k, "v": v, "shared": shared, "lse": lse, "weights": shape}
+
+
+def _attention_forward(rng: Random) -> Arguments:
+    a = _attention(rng)
+    return a["q"], a["k"], a["v"], *a["shared"], Out(a["q"].shape), Out(a["lse"].shape)
+
+
+def _attention_backward(rng: Random) -> Arguments:
+    a = _attention(rng)
+    q, k, v = a["q"], a["k"], a["v"]
+    saved = _real(rng, *q.shape), q, k, v, _real(rng, *q.shape), a["lse"]
+    return *saved, *a["shared"], Out(q.shape), Out(k.shape), Out(v.shape)
+
+
+def _attention_weights(rng: Random) -> Arguments:
+    a = _attention(rng)
+    return a["q"], a["k"], a["lse"], *a["shared"], Out(a["weights"])
+
+
+def _logits(rng: Random) -> Any:
+    logits = _real(rng, _rows(rng), _size(rng))
+    return logits, rng.integers(-1, logits.shape[1], len(logits))
+
+
+def _cross_entropy_forward(rng: Random) -> Arguments:
+    logits, targets = _logits(rng)
+    rows = Out(targets.shape)
+    return logits, targets, rows, rows, rows
+
+
+def _cross_entropy_backward(rng: Random) -> Arguments:
+    logits, targets = _logits(rng)
+    largest, total = logits.max(axis=1), 1 + np.abs(_real(rng, len(logits)))
+    return logits, targets, largest, total, 0.25, Out(logits.shape)
+
+
+def _dropout_forward(rng: Random) -> Arguments:
+    x = _real(rng, _rows(rng), _size(rng))
+    residual = _real(rng, *x.shape) if rng.integers(2) else NONE
+    return x, residual, 0.3, np.uint64(rng.integers(2**63)), np.uint64(7), Out(x.shape)
+
+
+def _dropout_backward(rng: Random) -> Arguments:
+    dout = _real(rng, _rows(rng), _size(rng))
+    return dout, 0.3, np.uint64(rng.integers(2**63)), np.uint64(7), Out(dout.shape)
+
+
+def _embedding_forward(rng: Random) -> Arguments:
+    N, V, C, T = _rows(rng), _size(rng), _size(rng), int(rng.choice([0, 5]))
+    tokens, positions = rng.integers(0, V, N), rng.integers(0, max(T, 1), N)
+    return tokens, positions, _real(rng, V, C), _real(rng, T, C), Out((N, C))
+
+
+def _embedding_backward(rng: Random) -> Arguments:
+    N, V, C = _rows(rng), _size(rng), _size(rng)
+    return rng.integers(0, V, N), _real(rng, N, C), Out((V, C), _real(rng, V, C))
+
+
+def _gradient_norm(rng: Random) -> Arguments:
+    return (_real(rng, _rows(rng) * _size(rng)),)
+
+
+def _scale_gradient(rng: Random) -> Arguments:
+    (gradients,) = _gradient_norm(rng)
+    return Out(gradients.shape, gradients), 0.37
+
+
+def _layernorm_forward(rng: Random) -> Arguments:
+    N, C = _rows(rng), _size(rng)
+    return (
+        *(_real(rng, N, C), _real(rng, C), _real(rng, C), 1e-5),
+        *(Out((N, C)), Out((N,)), Out((N,))),
+    )
+
+
+def _layernorm_backward(rng: Random) -> Arguments:
+    N, C = _rows(rng), _size(rng)
+    residual = _real(rng, N, C) if rng.integers(2) else NONE
+    saved = _real(rng, N, C), _real(rng, N, C), _real(rng, C), _real(rng, N), _real(rng, N)
+    parameters = Out((C,), _real(rng, C)), Out((C,), _real(rng, C))
+    return *saved, residual, Out((N, C)), *parameters
+
+
+def _matmul(rng: Random) -> Arguments:
+    G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU]))
+    a = _real(rng, M if rng.integers(2) else G * M, K)
+    bias = _real(rng, G * N) if rng.integers(2) else EMPTY
+    addend = _real(rng, G * M, N) if rng.integers(2) else NONE
+    preactivation = Out((G * M, N) if activation == GELU else (0, 0))
+    return a, _real(rng, G, K, N), bias, addend, activation, preactivation, Out((G * M, N))
+
+
+def _matmul_nt(rng: Random) -> Arguments:
+    G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU]))
+    shape = (M if rng.integers(2) else G * M, N)
+    saved = _real(rng, *shape) if activation != NO_ACTIVATION else NONE
+    addend = _real(rng, *shape) if rng.integers(2) else NONE
+    return _real(rng, G * M, K), _real(rng, G, N, K), saved, addend, activation, Out(shape)
+
+
+def _matmul_tn(rng: Random) -> Arguments:
+    G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
+    a = _real(rng, M if rng.integers(2) else G * M, K)
+    sums = Out((G * N,), _real(rng, G * N)) if rng.integers(2) else Out((0,))
+    return a, _real(rng, G * M, N), sums, Out((G, K, N), _real(rng, G, K, N))
+
+
+def _gather_rows(rng: Random) -> Arguments:
+    N, B, C = _size(rng), _rows(rng), _size(rng)
+    return _real(rng, N, C), rng.integers(0, N, B), Out((B, C))
+
+
+def _scatter_rows(rng: Random) -> Arguments:
+    N, C = _size(rng), _size(rng)
+    rows = rng.permutation(N)[: int(rng.integers(0, N + 1))]
+    return _real(rng, len(rows), C), rows, Out((N, C), _real(rng, N, C))
+
+
+def _mean_forward(rng: Random) -> Arguments:
+    offsets, C = offsets_of(_lengths(rng)), _size(rng)
+    return _real(rng, int(offsets[-1]), C), offsets, Out((offsets.size - 1, C))
+
+
+def _mean_backward(rng: Random) -> Arguments:
+    offsets, C = offsets_of(_lengths(rng)), _size(rng)
+    return _real(rng, offsets.size - 1, C), offsets, Out((int(offsets[-1]), C))
+
+
+def _softmax_forward(rng: Random) -> Arguments:
+    x = _real(rng, _rows(rng), _size(rng))
+    return x, Out(x.shape)
+
+
+def _softmax_backward(rng: Random) -> Arguments:
+    x = _real(rng, _rows(rng), _size(rng))
+    return x, np.abs(_real(rng, *x.shape)) / x.shape[1], Out(x.shape)
+
+
+DRAWS: dict[str, Callable[[Random], Arguments]] = {
+    name.removeprefix("_"): draw
+    for name, draw in list(globals().items())
+    if getattr(draw, "__annotations__", {}).get("return") is Arguments
+}

@@ -1,0 +1,5 @@
+"""Rows D1 to D7: memory, misuse, damage and extreme values; the measurements are in other files."""
+
+from tests.scorecard import memory
+
+ROWS = (*memory.ROWS,)

@@ -1,0 +1,19 @@
+"""The scorecard's rows on misuse, each with few cases: they hold, and notice planted faults."""
+
+import pytest
+
+from tests.scorecard import memory
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: memory.guard_pages(400),
+        lambda: memory.bounds_checks("fast", 60),
+        lambda: memory.races("fast", 1),
+    ],
+    ids=["D1", "D2", "D3"],
+)
+def test_row_holds_and_notices_planted_faults(measure):
+    found = measure()
+    assert found.reached, found
