@@ -83,6 +83,8 @@ FEATURES: dict[int, tuple[str, ...]] = {
     85: ("$ train --num-arguments", "fastformer.data.digits:MAX_ARGUMENTS"),
     88: ("tests/test_torch_parity.py::test_logits_loss_and_gradients", "$ bench --against"),
     89: ("$ train --embed-dim --num-heads --num-layers --ffn-dim --examples --epochs",),
+    91: ("README.md: ## Which settings matter", "$ train --seeds"),
+    92: ("README.md: ## Which settings matter", "$ bench --suite"),
     93: ("$ train --norm --activation --positions --pooling --attention-bias",),
     95: ("$ bench --profile",),
     99: ("tests/test_layernorm.py::test_", "tests/test_softmax.py::test_"),
@@ -137,7 +139,5 @@ MISSING: dict[int, str] = {
     86: "expressions do not nest",
     87: "no arithmetic",
     90: "no run of 100,000 examples is recorded",
-    91: "no record of what each part of the model is worth",
-    92: "speed is measured (bench); there is no guide to settings",
     94: "float32 and float64 only",
 }
