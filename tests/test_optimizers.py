@@ -9,6 +9,7 @@ import pytest
 import fastformer as ff
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.parameters import Parameters
+from fastformer.training.optimizers import NotFiniteError
 
 BACKENDS = ("numba", "reference")
 DTYPES = ("float32", "float64")
@@ -242,3 +243,38 @@ def test_against_torch() -> None:
             other.step()
         for name, value, _ in parameters:
             np.testing.assert_allclose(value, theirs[name].numpy(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [ff.SGD, ff.Adam, ff.AdamW])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+def test_what_is_not_finite_is_refused_before_anything_changes(
+    make: Any, backend: str, value: float
+) -> None:
+    parameters = model(backend).parameters()
+    optimizer = make(parameters)
+    random_gradients(parameters, 0)
+    optimizer.step()
+    arrays = {"the gradient of": parameters.gradients}
+    if value != 1e200:
+        arrays |= {"the parameter": parameters.values}
+        arrays |= {f"{name} of": flat for name, flat in optimizer.state.items()}
+    for kind, flat in arrays.items():
+        name, view = list(parameters.views_of(flat))[3]
+        old, view[0] = view[0].copy(), value
+        before = [flat.tobytes() for flat in (parameters.values, *optimizer.state.values())]
+        with pytest.raises(NotFiniteError, match=f"{kind} {name} is not finite at step 2; nothing"):
+            optimizer.step()
+        assert [f.tobytes() for f in (parameters.values, *optimizer.state.values())] == before
+        assert optimizer.steps == 1
+        view[0] = old
+    optimizer.step()
+
+
+def test_a_state_that_is_not_finite_is_not_loaded() -> None:
+    optimizer = ff.Adam(model().parameters())
+    state = optimizer.state_dict()
+    name = list(state)[2]
+    state[name].flat[0] = np.nan
+    with pytest.raises(InvalidValueError, match=f"state '{name}' must be finite everywhere"):
+        optimizer.load_state_dict(state, 1)

@@ -1,8 +1,9 @@
 """The scorecard's rows on misuse, each with few cases: they hold, and notice planted faults."""
 
+import models
 import pytest
 
-from tests.scorecard import memory
+from tests.scorecard import damage, memory
 
 
 @pytest.mark.parametrize(
@@ -11,9 +12,11 @@ from tests.scorecard import memory
         lambda: memory.guard_pages(400),
         lambda: memory.bounds_checks("fast", 60),
         lambda: memory.races("fast", 1),
+        lambda: damage.measure("fast", 1, ("adamw",)),
     ],
-    ids=["D1", "D2", "D3"],
+    ids=["D1", "D2", "D3", "D5"],
 )
 def test_row_holds_and_notices_planted_faults(measure):
+    models.use_one_thread()
     found = measure()
     assert found.reached, found

@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.batches import batch_order, iterate_batches
@@ -23,7 +23,7 @@ from fastformer.training.interrupt import StopRequest
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.metrics import MetricsTracker
 from fastformer.training.observer import TrainingObserver
-from fastformer.training.optimizers import SGD, Adam, AdamW, Optimizer
+from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.steps import count_correct, evaluate
@@ -191,7 +191,10 @@ class Trainer:
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             self._raise_diverged(loss_sum / examples)
         self.optimizer.learning_rate = self._learning_rate(progress.step)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except NotFiniteError:
+            self._raise_diverged(loss_sum / examples)
         progress.step += 1
         progress.batch += len(group)
         progress.loss_sum += loss_sum
@@ -222,6 +225,7 @@ class Trainer:
                 f"training diverged in epoch {progress.epoch + 1}: the validation loss is "
                 f"{scores.loss}; the files are as they were. {_REMEDY}"
             )
+        self._refuse_damage()
         train_loss, train_accuracy = (
             progress.loss_sum / progress.seen,
             progress.correct / progress.seen,
@@ -266,23 +270,26 @@ class Trainer:
             total_steps=self.total_steps,
         )
 
-    def _raise_diverged(self, loss: float) -> None:
-        """Name the first tensor whose gradient is not finite."""
-        where = next(
-            (
-                f"the gradient of {name}"
-                for name, _, gradient in self.model.parameters()
-                if not math.isfinite(float(abs(gradient).max()))
-            ),
-            "the loss",
-        )
+    def _raise_diverged(self, loss: float) -> NoReturn:
+        """Name the first tensor that is not finite."""
+        where = self.optimizer.first_not_finite() or "the loss"
         raise TrainingDivergedError(
             f"training diverged at step {self.progress.step + 1}: the loss is {loss}, and {where} "
             f"is not finite; weights and files are as they were. {_REMEDY}"
         )
 
+    def _refuse_damage(self) -> None:
+        """Raise where a file would have NaN or infinity."""
+        where = self.optimizer.first_not_finite(gradients=False)
+        if where is not None:
+            raise TrainingDivergedError(
+                f"training diverged in step {self.progress.step}: {where} is not finite; the files "
+                f"are as they were. {_REMEDY}"
+            )
+
     def save(self) -> None:
-        """Save a checkpoint to go on from."""
+        """Save a checkpoint to go on from, unless something in it is not finite."""
+        self._refuse_damage()
         tensors = self.model.state_dict()
         for name, array in self.optimizer.state_dict().items():
             tensors[_OPTIMIZER_PREFIX + name] = array

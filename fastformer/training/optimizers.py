@@ -1,16 +1,21 @@
 """SGD, Adam and AdamW over all parameters of a model at once."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from fastformer import checks
-from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
 from fastformer.parameters import Array, Parameters, aligned_zeros
 
 
+class NotFiniteError(FastformerError, ArithmeticError):
+    """A step would bring NaN or infinity into the parameters; nothing was changed."""
+
+
 class Optimizer:
-    """Changes parameters by their gradients.
+    """Changes parameters by their gradients, and refuses to where anything is not finite.
 
     Attributes:
         learning_rate: of the next step; a schedule sets it.
@@ -43,8 +48,51 @@ class Optimizer:
         }
 
     def step(self) -> None:
-        """Change the parameters; the gradients stay as they are."""
+        """Change the parameters; the gradients stay as they are.
+
+        Raises:
+            NotFiniteError: a parameter, a gradient or the state is not finite, or a gradient is so
+                large that its square is not. The message names it, and nothing is changed.
+        """
+        where = self.first_not_finite()
+        if where is not None:
+            raise NotFiniteError(
+                f"{type(self).__name__}: {where} is not finite at step {self.steps + 1}; nothing "
+                "was changed. Look at the loss before the step, or try a lower learning rate"
+            )
+        self.steps += 1
+        self._update()
+
+    def _update(self) -> None:
         raise NotImplementedError
+
+    @np.errstate(over="ignore")
+    def first_not_finite(self, *, gradients: bool = True) -> str | None:
+        """Return the first tensor that is not finite, such as "the gradient of x", or None.
+
+        One pass over each flat array, as the gradient's norm is one; tensors are looked at only
+        where something is wrong.
+        """
+        norm_of = self.parameters.ops.gradient_norm
+        kinds = [("the parameter ", self.parameters.values)]
+        kinds += [(f"{name} of ", flat) for name, flat in self.state.items()]
+        for kind, flat in kinds:
+            if not math.isfinite(norm_of(flat)):
+                return kind + self._worst(flat)
+        flat = self.parameters.gradients
+        norm = float(norm_of(flat)) if gradients else 0.0
+        # Moments are of squares.
+        if not norm * norm < float(np.finfo(flat.dtype).max):
+            return "the gradient of " + self._worst(flat)
+        return None
+
+    def _worst(self, flat: Array) -> str:
+        """Return the tensor with NaN, or else the one with the largest number."""
+        sizes = {
+            name: float(np.nan_to_num(np.abs(view), nan=np.inf, posinf=np.inf).max(initial=0))
+            for name, view in self.parameters.views_of(flat)
+        }
+        return max(sizes, key=lambda name: sizes[name])
 
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of the state: for each of its arrays and each parameter `array.name`."""
@@ -58,7 +106,8 @@ class Optimizer:
         """Copy a state in, and the number of steps made; nothing is changed unless all fit.
 
         Raises:
-            ValueError: a name that is missing or unknown, or a shape that differs.
+            ValueError: a name that is missing or unknown, a shape that differs, or a value that
+                is not finite.
         """
         steps = checks.integer("steps", steps, 0)
         owned = {
@@ -76,6 +125,8 @@ class Optimizer:
                 raise InvalidValueError(
                     f"state {name!r} must be {view.shape}, got {np.shape(state[name])}"
                 )
+            if not np.isfinite(state[name]).all():
+                raise InvalidValueError(f"state {name!r} must be finite everywhere")
         for name, view in owned.items():
             view[...] = state[name]
         self.steps = steps
@@ -91,9 +142,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
 
-    def step(self) -> None:
-        """Change the parameters; the gradients stay as they are."""
-        self.steps += 1
+    def _update(self) -> None:
         self.parameters.ops.sgd_step(
             self.parameters.values,
             self.parameters.gradients,
@@ -133,9 +182,7 @@ class AdamW(Optimizer):
         self.epsilon = checks.number("epsilon", epsilon, above=0)
         self.weight_decay = checks.number("weight_decay", weight_decay, at_least=0)
 
-    def step(self) -> None:
-        """Change the parameters; the gradients stay as they are."""
-        self.steps += 1
+    def _update(self) -> None:
         whole = slice(0, self.parameters.values.size)
         if self.weight_decay == 0:
             self._step(whole, 0.0)
