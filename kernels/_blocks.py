@@ -13,22 +13,28 @@ DEPTH_BLOCK = 256
 # A task is worth its start from about a million multiply-adds on.
 TASK_SIZE = 1 << 19
 MOST_TASKS = 32
+# Tasks that there are at least, and tiles that a task has at least, where the rows allow it.
+FEWEST_TASKS = 4
+TILES_OF_A_TASK = 16
 
 
 @kernel
 def task_grid(rows, columns, depth, width):
     """Return (row tasks, column tasks) for an output of rows x columns.
 
-    Rows are cut first: then each task packs all panels for itself, which is little work where a
-    task has many rows. What is left is cut by columns.
+    Each row task packs the panels that it uses for itself, which costs as much as multiplying 4
+    rows: so rows are cut into large pieces, and columns into as many as are still wanted. Where
+    there are few panels, some of them narrow, rows are cut further, so that halves are alike.
     """
     tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
     panels = max(1, (columns + width - 1) // width)
-    wanted = min(MOST_TASKS, rows * columns * depth // TASK_SIZE)
-    wanted = max(1, wanted // 4 * 4 if wanted > 4 else wanted)
-    row_tasks = max(1, min(wanted, tiles // 4))
+    wanted = max(1, min(MOST_TASKS, rows * columns * depth // TASK_SIZE))
+    row_tasks = 1
+    while 2 * row_tasks <= min(wanted, tiles // TILES_OF_A_TASK):
+        row_tasks *= 2
     column_tasks = min(panels, (wanted + row_tasks - 1) // row_tasks)
-    row_tasks = min(tiles, (wanted + column_tasks - 1) // column_tasks)
+    while row_tasks * column_tasks < min(wanted, FEWEST_TASKS) and 8 * row_tasks <= tiles:
+        row_tasks *= 2
     return row_tasks, column_tasks
 
 

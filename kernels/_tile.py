@@ -33,6 +33,7 @@ from ._llvm import (
     load_ir,
     masked_load_ir,
     masked_store_ir,
+    prefetch_ir,
     splat_ir,
     store_ir,
 )
@@ -78,6 +79,14 @@ def _sums_ir(
         builder.gep(a_pointer, [builder.mul(a_row_step, INDEX(first))])
         for first in range(0, rows, 4)
     ]
+    # Each step of k asks for one cache line of `a` that is needed next: where rows are contiguous,
+    # of the rows below; where columns are, of the row 16 steps on (its end is what is new).
+    across = builder.icmp_signed("==", a_row_step, INDEX(1))
+    ahead_step = builder.select(across, a_k_step, a_row_step)
+    ahead_rows = builder.select(across, INDEX(16), INDEX(rows))
+    ahead_offset = builder.mul(ahead_rows, ahead_step)
+    last_row = builder.select(across, INDEX(rows - 1), INDEX(0))
+    ahead = builder.gep(a_pointer, [builder.add(ahead_offset, last_row)])
     entry = builder.block
     body = builder.append_basic_block(f"multiply_{rows}_{vectors}")
     done = builder.append_basic_block(f"multiplied_{rows}_{vectors}")
@@ -103,6 +112,9 @@ def _sums_ir(
                 for v in range(vectors)
             ]
         )
+    near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
+    far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))
+    prefetch_ir(builder, builder.gep(ahead, [builder.add(near, far)]))
     k_next = builder.add(k, INDEX(1))
     k.add_incoming(INDEX(0), entry)
     k.add_incoming(k_next, body)
