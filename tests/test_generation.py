@@ -1,0 +1,219 @@
+"""Generation: the cache's logits, greedy and drawn tokens, beams, and where sequences end."""
+
+import itertools
+
+import numpy as np
+import pytest
+from models import BACKENDS, make_model, make_sequences, same_bits
+
+import fastformer as ff
+from fastformer.generation import KeyValueCache, beam_search, draw, generate, log_softmax
+
+CHUNKINGS = [(1, 1, 1, 1, 1, 1), (6,), (3, 2, 1), (1, 5)]
+OPTIONS = [
+    {},
+    {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False, "dropout": 0.5},
+]
+END = 4
+
+
+def read_in_chunks(model, sequences, chunking):
+    """Return the logits of all tokens, read a chunk of each sequence at a time, and the cache."""
+    cache = KeyValueCache(model, len(sequences))
+    parts, first = [[] for _ in sequences], 0
+    for size in chunking:
+        logits = cache.extend(ff.pack([ids[first : first + size] for ids in sequences]))
+        for part, rows in zip(parts, logits.reshape(len(sequences), size, -1), strict=True):
+            part.append(rows)
+        first += size
+    return np.concatenate([row for part in parts for row in part]), cache
+
+
+@pytest.mark.parametrize("chunking", CHUNKINGS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_cache_has_the_bits_of_the_full_forward(options, dtype, chunking):
+    model = make_model("decoder", dtype=dtype, **options).eval()
+    sequences = make_sequences((6, 6, 6))
+    logits, cache = read_in_chunks(model, sequences, chunking)
+    assert same_bits(logits, model.forward(ff.pack(sequences)))
+    assert cache.lengths.tolist() == [6, 6, 6]
+    # One weight that differs is seen: the comparison is not empty.
+    model.blocks[0].attention.qkv_weight.value[1] *= 1.01
+    assert not same_bits(logits, model.forward(ff.pack(sequences)))
+
+
+def test_a_wide_model_and_long_sequences_keep_the_bits():
+    sizes = {"embed_dim": 64, "num_heads": 4, "ffn_dim": 256, "max_seq_len": 300}
+    model = make_model("decoder", dtype="float32", **sizes)
+    sequences = make_sequences((290, 290))
+    expected = model.forward(ff.pack(sequences))
+    logits, _ = read_in_chunks(model, sequences, (131, 150, 1, 7, 1))
+    assert same_bits(logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_reference_agrees_up_to_rounding(dtype):
+    model = make_model("decoder", backend="reference", dtype=dtype)
+    sequences = make_sequences((6, 6))
+    logits, _ = read_in_chunks(model, sequences, (2, 3, 1))
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(logits, model.forward(ff.pack(sequences)), tolerance, tolerance)
+
+
+def test_a_selected_sequence_goes_on_as_it_would_alone():
+    model = make_model("decoder")
+    sequences = make_sequences((4, 2, 3))
+    cache = KeyValueCache(model, 3)
+    cache.extend(ff.pack(sequences))
+    cache.select([2, 0, 2])
+    logits = cache.extend(ff.pack([[1, 2], [3], [5]]))
+    expected = [(2, [1, 2], slice(0, 2)), (0, [3], slice(2, 3)), (2, [5], slice(3, 4))]
+    for number, more, rows in expected:
+        alone = model.forward(ff.pack([[*sequences[number], *more]]))
+        assert same_bits(logits[rows], alone[len(sequences[number]) :])
+
+
+def test_dropout_is_off_while_a_cache_reads_and_then_as_before():
+    model = make_model("decoder", dropout=0.5).train()
+    first = KeyValueCache(model, 1).extend(ff.pack([[1, 2]]))
+    assert same_bits(first, KeyValueCache(model, 1).extend(ff.pack([[1, 2]])))
+    assert model.dropout_counter.training
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_takes_the_likeliest_token_each_time_alone_and_in_a_batch(backend):
+    model = make_model("decoder", backend=backend)
+    prompts = make_sequences((2, 1, 3))
+    together = generate(model, prompts, max_new_tokens=3)
+    for prompt, found in zip(prompts, together, strict=True):
+        ids, total = list(prompt), 0.0
+        for _ in range(3):
+            scores = log_softmax(model.forward(ff.pack([ids]))[-1:])[0]
+            ids.append(int(scores.argmax()))
+            total += scores.max()
+        assert found.tokens == ids[len(prompt) :]
+        assert found.log_probability == pytest.approx(total, rel=1e-10)
+        assert not found.ended
+        (alone,) = generate(model, [prompt], max_new_tokens=3)
+        assert alone.tokens == found.tokens
+
+
+def test_a_sequence_ends_at_its_end_and_others_go_on():
+    model = make_model("decoder")
+    prompts = [[token] for token in range(11)]
+    free = generate(model, prompts, max_new_tokens=5)
+    produced = {token for one in free for token in one.tokens}
+    end = min(produced, key=lambda token: sum(token in one.tokens for one in free))
+    ended = [found.tokens.index(end) if end in found.tokens else None for found in free]
+    assert 0 < ended.count(None) < len(ended)
+    for found, whole, place in zip(
+        generate(model, prompts, max_new_tokens=5, end=end), free, ended, strict=True
+    ):
+        assert found.tokens == whole.tokens[:place]
+        assert found.ended == (place is not None)
+
+
+def test_draws_depend_on_seed_prompt_and_place_alone():
+    model = make_model("decoder")
+    prompts = [[1]] * 8
+
+    def tokens(seed, prompts=prompts):
+        found = generate(model, prompts, max_new_tokens=4, temperature=2.0, seed=seed)
+        return [one.tokens for one in found]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+    assert tokens(1)[:3] == tokens(1, prompts[:3])
+    assert len(set(map(tuple, tokens(1)))) > 1
+
+
+def test_draws_have_the_frequencies_of_the_softmax():
+    logits = np.array([0.0, 2.0, 1.0, -3.0])
+    uniform = (np.arange(20_000) + 0.5) / 20_000
+    for temperature, top_k in [(1.0, None), (0.5, 3), (3.0, 2)]:
+        chosen = draw(np.tile(logits, (uniform.size, 1)), uniform, temperature, top_k)
+        expected = np.exp(logits / temperature)
+        expected[np.argsort(-logits)[top_k or 4 :]] = 0
+        shares = np.bincount(chosen, minlength=4) / uniform.size
+        np.testing.assert_allclose(shares, expected / expected.sum(), atol=1e-4)
+
+
+def test_one_likeliest_or_a_low_temperature_is_greedy():
+    model = make_model("decoder")
+    prompts = make_sequences((1, 2))
+    greedy = generate(model, prompts, max_new_tokens=4)
+    assert generate(model, prompts, max_new_tokens=4, temperature=5.0, top_k=1) == greedy
+    assert generate(model, prompts, max_new_tokens=4, temperature=1e-9) == greedy
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_one_beam_is_greedy(seed):
+    model = make_model("decoder", seed=seed)
+    for prompt in make_sequences((1, 2, 3)):
+        (greedy,) = generate(model, [prompt], max_new_tokens=3, end=END)
+        (beam,) = beam_search(model, prompt, beams=1, max_new_tokens=3, end=END)
+        assert beam.tokens == greedy.tokens
+        assert beam.ended == greedy.ended
+        assert beam.log_probability == pytest.approx(greedy.log_probability, rel=1e-12)
+
+
+def all_ways(model, prompt, length, end):
+    """Return (log probability, tokens) of every way to go on, by full forwards."""
+    ways = []
+    for count in range(length + 1):
+        for ids in itertools.product(set(range(5)) - {end}, repeat=count):
+            whole = [*ids] if count == length else [*ids, end]
+            scores = log_softmax(model.forward(ff.pack([[*prompt, *whole]])))
+            rows = np.arange(len(whole)) + len(prompt) - 1
+            ways.append((scores[rows, whole].sum(), list(ids)))
+    return sorted(ways, key=lambda way: -way[0])
+
+
+@pytest.mark.parametrize("end", [END, 1])
+def test_many_beams_find_the_best_of_all_ways(end):
+    model = make_model("decoder", vocab_size=5)
+    ways = all_ways(model, [2, 3], 3, end)
+    assert np.exp([way[0] for way in ways]).sum() == pytest.approx(1)
+    found = beam_search(model, [2, 3], beams=125, max_new_tokens=3, end=end)
+    assert [beam.tokens for beam in found] == [way[1] for way in ways]
+    np.testing.assert_allclose([b.log_probability for b in found], [way[0] for way in ways])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature must be a finite number > 0"),
+        ({"temperature": -1.0}, "temperature must be a finite number > 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k must be"),
+        ({"temperature": 1.0, "top_k": 12}, "top_k must be"),
+        ({"top_k": 3}, "give a temperature too"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+        ({"max_new_tokens": 9}, "of 10 tokens is 4 longer than max_seq_len=6"),
+        ({"end": 11}, "end must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"prompts": [[]]}, "empty"),
+        ({"prompts": [[11]]}, "below vocab_size=11, got 11"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    model = make_model("decoder")
+    given = {"prompts": [[1, 2]], "max_new_tokens": 2} | options
+    with pytest.raises(ValueError, match=message):
+        generate(model, given.pop("prompts"), **given)
+
+
+def test_other_models_caches_and_beams_are_refused():
+    with pytest.raises(TypeError, match="needs a TransformerDecoder, got Transformer"):
+        generate(make_model("encoder"), [[1]], max_new_tokens=1)
+    model = make_model("decoder")
+    with pytest.raises(ValueError, match="beams must be"):
+        beam_search(model, [1], beams=0, max_new_tokens=1)
+    cache = KeyValueCache(model, 2)
+    with pytest.raises(ValueError, match="the cache's 2 sequences, got 1"):
+        cache.extend(ff.pack([[1]]))
+    with pytest.raises(TypeError, match="must be a PackedBatch"):
+        cache.extend([[1]])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        cache.select([2])
