@@ -8,7 +8,7 @@ import functools
 import importlib
 from types import SimpleNamespace
 
-from fastformer import checks
+from fastformer import callers, checks
 
 BACKENDS = ("numba", "reference")
 
@@ -48,4 +48,7 @@ def _backend(name: str) -> SimpleNamespace:
     for stem, names in OPS.items():
         module = importlib.import_module(f"fastformer.kernels.{stem}")
         ops.update({op: getattr(module, op + suffix) for op in names})
-    return SimpleNamespace(name=name, **ops)
+    table = SimpleNamespace(name=name, **ops)
+    if name == "numba":
+        callers.prepare(table)
+    return table

@@ -21,6 +21,10 @@ class NotForwardedError(FastformerError, AttributeError):
     """What only a forward pass leaves behind was asked for before there was one."""
 
 
+class ForkedProcessError(FastformerError, RuntimeError):
+    """A kernel was called in a process that was forked in a way that its threads do not survive."""
+
+
 class RunError(InvalidValueError):
     """A run directory that is missing, already there, damaged, or of another version."""
 

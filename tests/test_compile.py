@@ -51,7 +51,8 @@ def plant(directory, files):
     """Make a package of the real _compile.py and of other files."""
     package = directory / "planted"
     package.mkdir()
-    shutil.copy(KERNELS / "_compile.py", package)
+    for name in ("_cache.py", "_compile.py"):
+        shutil.copy(KERNELS / name, package)
     for name, text in files.items():
         (package / name).write_text(text)
     return package
@@ -185,7 +186,9 @@ def test_kernels_run_where_nothing_can_be_cached(tmp_path):
 
 def test_unknown_build_is_an_error(monkeypatch):
     monkeypatch.setenv("FASTFORMER_BUILD", "fast")
-    spec = importlib.util.spec_from_file_location("compile_again", KERNELS / "_compile.py")
+    spec = importlib.util.spec_from_file_location(
+        "fastformer.kernels.compile_again", KERNELS / "_compile.py"
+    )
     with pytest.raises(ValueError, match=re.escape("must be one of production, checked")):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

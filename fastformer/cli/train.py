@@ -15,6 +15,7 @@ from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.errors import InvalidValueError
 from fastformer.models.config import TransformerConfig
 from fastformer.training.config import TrainingConfig
+from fastformer.training.interrupt import EndAtOnce
 
 if TYPE_CHECKING:
     from fastformer.cli.progress import LineProgress
@@ -96,15 +97,24 @@ def train(
             "--threads and --json, or leave out --resume to start a new run"
         )
     thread_count.configure(threads)
+    from fastformer.training.run_directory import next_free_run
+
+    directory = resume or (options and options.out) or next_free_run(_RUNS, "digits")
+    with EndAtOnce(lambda: _last_words(directory)):
+        return _train(directory, resume is not None, new_run, json)
+
+
+def _train(directory: Path, resume: bool, new_run: tuple[Any, ...], json: bool) -> int:
+    """Train, write the result, and return the exit code."""
     from fastformer.cli import progress
     from fastformer.training.loop import TrainingInterrupted
 
     try:
         with progress.observer() as observer:
-            if resume is not None:
-                result = _resume(resume, observer)
+            if resume:
+                result = _resume(directory, observer)
             else:
-                result = _start(*new_run, observer, json)
+                result = _start(directory, observer, json, *new_run)
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
@@ -118,6 +128,20 @@ def train(
     return 0
 
 
+def _last_words(directory: Path) -> str:
+    """Say what a signal left of a run, and how to go on with it."""
+    # Of several seeds, the one that was begun last.
+    directory = max(
+        directory.glob("seed-*"), key=lambda run: run.stat().st_mtime, default=directory
+    )
+    name = shlex.quote(str(directory))
+    if any(directory.glob("checkpoints/step-*.safetensors")):
+        return f"Stopped; the run is saved. To go on:\n  fastformer train --resume {name}"
+    if (directory / "config.toml").exists():
+        return f"Stopped before the first checkpoint of {name}: start anew, with --overwrite"
+    return "Stopped before a run was begun: nothing is saved"
+
+
 def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
     """Go on with a stopped run."""
     from fastformer.training.digits_run import resume_digits
@@ -126,16 +150,16 @@ def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
 
 
 def _start(
+    directory: Path,
+    observer: "LineProgress",
+    json: bool,
     options: RunOptions | None,
     task: DigitTask | None,
     model: DigitModel | None,
     training: TrainingConfig | None,
-    observer: "LineProgress",
-    json: bool,
 ) -> dict[str, Any]:
     """Start a new run; a group of options of which none was given has its defaults."""
     from fastformer.training.digits_run import RunSettings, train_digits
-    from fastformer.training.run_directory import next_free_run
 
     options = options or RunOptions()
     settings = RunSettings(
@@ -146,7 +170,6 @@ def _start(
         backend=options.backend,
         dtype=options.dtype,
     )
-    directory = options.out or next_free_run(_RUNS, "digits")
     if options.tour and options.seeds != 1:
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if options.tour:

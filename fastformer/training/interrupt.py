@@ -1,7 +1,10 @@
-"""Ctrl-C and SIGTERM become a flag that the loop looks at after each step."""
+"""Ctrl-C and SIGTERM: in training a flag that the loop looks at after each step, else the end."""
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -48,3 +51,21 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class EndAtOnce(StopRequest):
+    """A context in which a signal ends the process: for the time before and after training.
+
+    Every file is whole at any moment, so there is nothing to wait for. An exception instead would
+    get lost wherever Python is called from C, as imports and the compiler do.
+    """
+
+    def __init__(self, last_words: Callable[[], str]) -> None:
+        """Begin; `last_words` says what is left and how to go on."""
+        super().__init__()
+        self._last_words = last_words
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        sys.stdout.flush()
+        os.write(2, f"{self._last_words()}\n".encode(errors="replace"))
+        os._exit(128 + number)  # as shells have it
