@@ -19,7 +19,7 @@ from fastformer.bench.environment import describe
 from fastformer.bench.environment import thread_count as default_threads
 from tests.scorecard.rows import Measured, Row, Tier, measure
 
-MODULES: tuple[str, ...] = ("numbers", "misuse", "peers")
+MODULES: tuple[str, ...] = ("numbers", "misuse", "peers", "files", "determinism")
 
 
 def all_rows() -> dict[str, Row]:
