@@ -11,13 +11,15 @@ from runs import SIZES, Recorder, one_thread
 
 import fastformer as ff
 from fastformer.data import DigitTask, generate
+from fastformer.data.batches import batch_order
 from fastformer.errors import CheckpointError
 from fastformer.training import loop
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
 from fastformer.training.config import TrainingConfig
-from fastformer.training.loop import Examples, Trainer, TrainingDivergedError
+from fastformer.training.loop import Trainer, TrainingDivergedError
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
+from fastformer.training.source import Examples
 from fastformer.training.steps import Scores
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -73,7 +75,7 @@ def test_the_loop_is_plain_steps_in_the_order_of_the_epoch(tmp_path: Path) -> No
     other = make_trainer(tmp_path / "other", learning_rate=0.01, examples=100)
     optimizer, losses, right = ff.Adam(other.model.parameters(), lr=0.01), [], []
     for epoch in range(2):
-        order = loop.batch_order(100, 1, epoch)
+        order = batch_order(100, 1, epoch)
         for first in range(0, 100, 32):
             chosen = order[first : first + 32]
             batch = other.train_examples.inputs.select(chosen)

@@ -136,6 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
+            if "train" in words[:1] and any(word.startswith("--preset") for word in words):
+                from fastformer.training.presets import with_preset
+
+                words = with_preset(words)
             code = app(words)
             sys.stdout.flush()
         except CycloptsError as error:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from fastformer import threads
 from fastformer.cli import console
+from fastformer.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from fastformer.analysis.evaluation import AnswerScores, Share
@@ -32,6 +33,12 @@ def evaluate(
         json: print one JSON object and nothing else.
     """
     threads.configure()
+    from fastformer.training.answers_run import KIND
+    from fastformer.training.run_directory import RunDirectory
+
+    if RunDirectory.open(run).config.get("run", {}).get("kind") == KIND:
+        _evaluate_answers(run, data, picture, json)
+        return
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.analysis.run_evaluation import evaluate_run
 
@@ -48,6 +55,26 @@ def evaluate(
     _show(result)
     if picture is not None:
         console.line(f"\npicture         {picture}")
+
+
+def _evaluate_answers(run: Path, data: Path | None, picture: Path | None, json: bool) -> None:
+    """Measure a decoder's run on its unseen inputs: whole answers."""
+    from fastformer.training.answers_run import evaluate_answers
+
+    if data is not None or picture is not None:
+        raise InvalidValueError(
+            f"run {run} has answers of several tokens: --data and --picture are for runs of the "
+            "classifier; leave them out"
+        )
+    result = evaluate_answers(run)
+    if json:
+        console.json_line(result)
+        return
+    facts = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
+    loss = ("test loss", f"{result['test_loss']:.4f}")
+    console.facts([*facts, *console.unseen_accuracy(result), loss])
+    console.line()
+    console.per_operation(result["per_operation"])
 
 
 def _show(result: "RunScores") -> None:

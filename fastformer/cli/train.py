@@ -38,6 +38,14 @@ class RunOptions:
         default=False,
         metadata={"help": "explain the run in ten steps; at a terminal, Enter goes on"},
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "settings with a name, which other options go before: small, medium, large or "
+            "wide; or a harder task for the decoder: double-digits, three-digits, long-lists, "
+            "nested, arithmetic, addition"
+        },
+    )
     seed: int = field(default=42, metadata={"help": "same seed, same bits"})
     seeds: int = field(
         default=1,
@@ -144,8 +152,12 @@ def _last_words(directory: Path) -> str:
 
 def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
     """Go on with a stopped run."""
+    from fastformer.training.answers_run import KIND, resume_answers
     from fastformer.training.digits_run import resume_digits
+    from fastformer.training.run_directory import RunDirectory
 
+    if RunDirectory.open(directory).config.get("run", {}).get("kind") == KIND:
+        return resume_answers(directory, observer)
     return resume_digits(directory, observer)
 
 
@@ -160,8 +172,11 @@ def _start(
 ) -> dict[str, Any]:
     """Start a new run; a group of options of which none was given has its defaults."""
     from fastformer.training.digits_run import RunSettings, train_digits
+    from fastformer.training.presets import is_answer_task
 
     options = options or RunOptions()
+    if is_answer_task(options.preset):
+        return _start_answers(directory, observer, options, task, model, training)
     settings = RunSettings(
         task=task or DigitTask(),
         model=TransformerConfig(**dataclasses.asdict(model or DigitModel())),
@@ -190,6 +205,40 @@ def _start(
             options.overwrite,
         )
     return train_digits(settings, directory, observer, overwrite=options.overwrite)
+
+
+def _start_answers(
+    directory: Path,
+    observer: "LineProgress",
+    options: RunOptions,
+    task: DigitTask | None,
+    model: DigitModel | None,
+    training: TrainingConfig | None,
+) -> dict[str, Any]:
+    """Start a run of the decoder on a harder task."""
+    from fastformer.data.answers import ANSWER_TOKENS, AnswerTask
+    from fastformer.models.config import DecoderConfig
+    from fastformer.training.answers_run import AnswerSettings, train_answers
+
+    digits, sizes = task or DigitTask(), dataclasses.asdict(model or DigitModel())
+    if dataclasses.replace(digits, examples=1) != DigitTask(examples=1):
+        raise InvalidValueError(
+            f"--preset {options.preset} draws its own questions; of the digit task's options it "
+            "takes --examples alone"
+        )
+    if options.tour or options.seeds != 1 or sizes.pop("pooling") != DigitModel().pooling:
+        raise InvalidValueError(
+            f"--preset {options.preset} trains one decoder; leave out --tour, --seeds and --pooling"
+        )
+    settings = AnswerSettings(
+        task=AnswerTask(name=str(options.preset), examples=digits.examples),
+        model=DecoderConfig(**sizes | {"vocab_size": len(ANSWER_TOKENS)}),
+        training=training or TrainingConfig(),
+        seed=options.seed,
+        backend=options.backend,
+        dtype=options.dtype,
+    )
+    return train_answers(settings, directory, observer, overwrite=options.overwrite)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -34,6 +34,9 @@ class TrainingConfig:
     warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up"})
     min_learning_rate: float = field(default=0.0, metadata={"help": "where the cosine ends"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decay of weight matrices"})
+    beta2: float = field(
+        default=0.999, metadata={"help": "decay of the mean square gradient of adam and adamw"}
+    )
     momentum: float = field(default=0.0, metadata={"help": "momentum of sgd"})
     clip_norm: float = field(
         default=0.0, metadata={"help": "largest norm of the whole gradient; 0 for no clipping"}
@@ -70,5 +73,6 @@ class TrainingConfig:
             "min_learning_rate", self.min_learning_rate, at_least=0, at_most=self.learning_rate
         )
         checks.number("weight_decay", self.weight_decay, at_least=0)
+        checks.number("beta2", self.beta2, at_least=0, below=1)
         checks.number("momentum", self.momentum, at_least=0, below=1)
         checks.number("clip_norm", self.clip_norm, at_least=0)

@@ -15,14 +15,16 @@ from fastformer.data.expressions import OPERATIONS, parse_expression
 from fastformer.data.vocabulary import DIGIT_TOKENS, decode, encode
 from fastformer.errors import RunError
 from fastformer.models.config import DTYPES, TransformerConfig
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
-from fastformer.training.loop import Examples, Trainer, load_weights
+from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
 
 _RESULT_NAMES = frozenset(
@@ -233,7 +235,7 @@ def _train_to_the_end(trainer: Trainer, settings: RunSettings, splits: Splits) -
 
 
 def _test_scores(
-    model: Transformer, checkpoint: Checkpoint, examples: DigitExamples
+    model: Transformer | TransformerDecoder, checkpoint: Checkpoint, examples: DigitExamples
 ) -> dict[str, Any]:
     """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint."""
     load_weights(model, checkpoint)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastformer.batch import Ids, PackedBatch
-from fastformer.data.batches import batch_order, iterate_batches
 from fastformer.errors import CheckpointError, FastformerError
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
@@ -26,7 +26,8 @@ from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
-from fastformer.training.steps import count_correct, evaluate
+from fastformer.training.source import Examples, Source
+from fastformer.training.steps import count_right, evaluate
 
 _OPTIMIZER_PREFIX = "optimizer."
 _REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
@@ -47,14 +48,6 @@ class TrainingInterrupted(Exception):
 
 class TrainingDivergedError(FastformerError, ArithmeticError):
     """A loss or the gradient is not finite; it is raised before anything of that step is kept."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What is learned: sequences and the class of each."""
-
-    inputs: PackedBatch
-    targets: Ids
 
 
 @dataclass
@@ -86,24 +79,24 @@ class Progress:
         self.loss_sum = self.norm_sum = 0.0
 
 
-def make_optimizer(model: Transformer, config: TrainingConfig) -> Optimizer:
+def make_optimizer(model: Transformer | TransformerDecoder, config: TrainingConfig) -> Optimizer:
     """Return the optimizer that a config names."""
     parameters, lr = model.parameters(), config.learning_rate
     if config.optimizer == "sgd":
         return SGD(parameters, lr, config.momentum)
     if config.optimizer == "adamw":
-        return AdamW(parameters, lr, weight_decay=config.weight_decay)
-    return Adam(parameters, lr)
+        return AdamW(parameters, lr, beta2=config.beta2, weight_decay=config.weight_decay)
+    return Adam(parameters, lr, beta2=config.beta2)
 
 
 class Trainer:
-    """Trains a classifier in a run directory."""
+    """Trains a classifier or a decoder in a run directory."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | TransformerDecoder,
         config: TrainingConfig,
-        train: Examples,
+        train: Source,
         validation: Examples,
         run: RunDirectory,
         seed: int,
@@ -124,7 +117,7 @@ class Trainer:
         self.loss_fn = CrossEntropyLoss(backend=model.ops.name)
         self.tracker = MetricsTracker()
         self.progress = Progress()
-        num_batches = -(-train.inputs.num_sequences // config.batch_size)
+        num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
         self.total_steps = self.steps_per_epoch * config.epochs
 
@@ -151,15 +144,8 @@ class Trainer:
         """Train one epoch from where it stands, validate, log and save."""
         started, first_seen = time.perf_counter(), self.progress.seen
         self.model.train()
-        order = batch_order(
-            self.train_examples.inputs.num_sequences, self.seed, self.progress.epoch
-        )
-        batches = iterate_batches(
-            self.train_examples.inputs,
-            self.train_examples.targets,
-            self.config.batch_size,
-            order,
-            start=self.progress.batch,
+        batches = self.train_examples.batches(
+            self.seed, self.progress.epoch, self.config.batch_size, self.progress.batch
         )
         group: list[tuple[PackedBatch, Ids]] = []
         for batch in batches:
@@ -182,7 +168,7 @@ class Trainer:
             loss = self.loss_fn.forward(logits, targets)
             self.model.backward(self.loss_fn.backward())
             loss_sum += loss * batch.num_sequences
-            correct += count_correct(logits, targets)
+            correct += count_right(batch, logits, targets)
             examples += batch.num_sequences
         if len(group) > 1:
             parameters.ops.scale_gradient(parameters.gradients, 1 / len(group))
@@ -330,7 +316,7 @@ class Trainer:
         self.embeddings.drop_after(self.progress.epoch)
 
 
-def load_weights(model: Transformer, checkpoint: Checkpoint) -> None:
+def load_weights(model: Transformer | TransformerDecoder, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights into a model.
 
     Raises:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.loss import CrossEntropyLoss
@@ -22,6 +23,19 @@ class Scores(NamedTuple):
 def count_correct(logits: Array, targets: Ids) -> int:
     """Return in how many rows the largest logit is the target's."""
     return int(np.count_nonzero(logits.argmax(axis=1) == targets))
+
+
+def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
+    """Return how many sequences are right: all rows that have a target, where there are several.
+
+    Args:
+        batch: B sequences of N tokens.    logits: (B, V) or (N, V).
+        targets: one for each row, negative where nothing is asked.
+    """
+    wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
+    if wrong.size != batch.num_sequences:
+        wrong = np.logical_or.reduceat(wrong, batch.offsets[:-1])
+    return int(wrong.size - np.count_nonzero(wrong))
 
 
 def train_step(
@@ -47,8 +61,13 @@ def train_step(
     return Scores(loss, count_correct(logits, targets) / batch.num_sequences)
 
 
-def predict_classes(model: Transformer, inputs: PackedBatch, batch_size: int = 256) -> Array:
-    """Return the logits (B, V) of all sequences, computed a part at a time, without dropout."""
+def predict_classes(
+    model: Transformer | TransformerDecoder, inputs: PackedBatch, batch_size: int = 256
+) -> Array:
+    """Return the logits (B, V) of all sequences, computed a part at a time, without dropout.
+
+    A decoder's are (N, V), those of all tokens.
+    """
     checks.integer("batch_size", batch_size, 1)
     training = model.dropout_counter.training
     model.eval()
@@ -64,7 +83,7 @@ def predict_classes(model: Transformer, inputs: PackedBatch, batch_size: int = 2
 
 
 def evaluate(
-    model: Transformer,
+    model: Transformer | TransformerDecoder,
     inputs: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
@@ -73,9 +92,10 @@ def evaluate(
     """Return the mean loss and the accuracy over all sequences; nothing is trained.
 
     Args:
-        model: a classifier.    inputs: all sequences.    targets: (B,) class ids.
+        model: a classifier or a decoder.    inputs: all sequences.
+        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
     """
     logits = predict_classes(model, inputs, batch_size)
     loss = loss_fn.forward(logits, targets)
-    return Scores(loss, count_correct(logits, targets) / inputs.num_sequences)
+    return Scores(loss, count_right(inputs, logits, targets) / inputs.num_sequences)

@@ -1,0 +1,44 @@
+"""Where the examples of training come from: a set in an order of its own, or a stream."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastformer.batch import Ids, PackedBatch
+from fastformer.data.batches import batch_order, iterate_batches
+
+
+class Source(Protocol):
+    """Where the examples of training come from."""
+
+    @property
+    def size(self) -> int:
+        """How many examples an epoch has."""
+
+    def batches(
+        self, seed: int, epoch: int, batch_size: int, start: int
+    ) -> Iterator[tuple[PackedBatch, Ids]]:
+        """Yield an epoch's batches with their targets, from batch `start` on.
+
+        They depend on the arguments alone, so that a run which goes on needs nothing else.
+        """
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned: sequences, and the class of each or what comes after each token."""
+
+    inputs: PackedBatch
+    targets: Ids
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return self.inputs.num_sequences
+
+    def batches(
+        self, seed: int, epoch: int, batch_size: int, start: int
+    ) -> Iterator[tuple[PackedBatch, Ids]]:
+        """Yield the batches of an epoch in its own order; see `Source`."""
+        order = batch_order(self.size, seed, epoch)
+        return iterate_batches(self.inputs, self.targets, batch_size, order, start=start)
