@@ -17,6 +17,9 @@ from fastformer.errors import InvalidTypeError, InvalidValueError
 
 ConfigT = TypeVar("ConfigT")
 
+_LARGEST = int(np.finfo(np.float64).max)
+MOST_ELEMENTS = 1 << 40
+
 
 def fail(message: str) -> NoReturn:
     """Raise an `InvalidValueError`."""
@@ -55,6 +58,8 @@ def number(
     wanted = f"{name} must be a finite number {allowed}".rstrip()
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise InvalidTypeError(f"{wanted}, got {value!r}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise InvalidValueError(f"{wanted}, got an integer of {value.bit_length()} bits")
     if (
         not math.isfinite(value)
         or (above is not None and value <= above)
@@ -64,6 +69,15 @@ def number(
     ):
         raise InvalidValueError(f"{wanted}, got {value!r}")
     return float(value)
+
+
+def table_size(owner: str, **sizes: int) -> None:
+    """Raise unless an array of these sizes has at most MOST_ELEMENTS elements."""
+    if math.prod(int(size) for size in sizes.values()) > MOST_ELEMENTS:
+        given = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise InvalidValueError(
+            f"{owner}: {' x '.join(sizes)} must be at most {MOST_ELEMENTS} elements, got {given}"
+        )
 
 
 def choice(name: str, value: object, allowed: Collection[str]) -> str:
@@ -133,8 +147,7 @@ def matrix(owner: str, name: str, x: Any, rows: int | None, columns: int, dtype:
         and x.shape[1] == columns
         and (rows is None or x.shape[0] == rows)
         and x.dtype == dtype
-        and x.flags.c_contiguous
-        and x.flags.writeable
+        and x.flags.carray  # C-contiguous, aligned, writable
     ):
         return
     wanted = f"({'N' if rows is None else rows}, {columns}) {np.dtype(dtype)}"
@@ -162,7 +175,9 @@ def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any
         raise InvalidTypeError(f"{owner}: {name} must be {wanted}, got {given}")
     if x.shape != shape:
         raise InvalidValueError(f"{owner}: {name} must be {wanted}, got shape {x.shape}")
-    if not x.flags.c_contiguous or not x.flags.writeable:
+    if x.ndim == 0:
+        raise InvalidValueError(f"{owner}: {name} must have at least one axis, got shape ()")
+    if not x.flags.carray:
         raise InvalidValueError(
             f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
             f"use np.array({name}, order='C')"

@@ -142,3 +142,25 @@ def test_matrix_takes_any_rows_where_none_are_asked_for():
 def test_targets_refuse(targets, error, message):
     with pytest.raises(error, match=message):
         checks.target_ids("L", targets, 2, 5, -1)
+
+
+def test_huge_numbers_and_tables_are_refused():
+    with pytest.raises(InvalidValueError, match=r"x must be a finite number, got an integer of 13"):
+        checks.number("x", 10**400)
+    checks.table_size("L", rows=2**20, columns=2**20)
+    message = r"L: rows x columns must be at most 1099511627776 elements, got rows=.*, columns=3$"
+    for rows in (2**62, 2**100):
+        with pytest.raises(InvalidValueError, match=message):
+            checks.table_size("L", rows=rows, columns=3)
+
+
+def test_arrays_that_are_misaligned_or_without_an_axis_are_refused():
+    x = np.zeros(4 * 3 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(4, 3)
+    for check in (
+        lambda: checks.matrix("L", "x", x, 4, 3, np.dtype("float32")),
+        lambda: checks.same_shape("L", "x", x, (4, 3), np.dtype("float32")),
+    ):
+        with pytest.raises(InvalidValueError, match="L: x must be a C-contiguous, writable"):
+            check()
+    with pytest.raises(InvalidValueError, match=r"L: x must have at least one axis, got shape"):
+        checks.same_shape("L", "x", np.zeros((), np.float32), (), np.dtype("float32"))

@@ -3,7 +3,7 @@
 import models
 import pytest
 
-from tests.scorecard import damage, memory
+from tests.scorecard import cells, damage, memory
 
 
 @pytest.mark.parametrize(
@@ -12,9 +12,10 @@ from tests.scorecard import damage, memory
         lambda: memory.guard_pages(400),
         lambda: memory.bounds_checks("fast", 60),
         lambda: memory.races("fast", 1),
+        lambda: cells.measure("fast"),
         lambda: damage.measure("fast", 1, ("adamw",)),
     ],
-    ids=["D1", "D2", "D3", "D5"],
+    ids=["D1", "D2", "D3", "D4", "D5"],
 )
 def test_row_holds_and_notices_planted_faults(measure):
     models.use_one_thread()

@@ -44,6 +44,7 @@ class MultiHeadAttention(Layer):
         super().__init__(backend, dtype)
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
         self.num_heads = checks.integer("num_heads", num_heads, 1)
+        checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
         if embed_dim % num_heads:
             raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
         self.causal = checks.boolean("causal", causal)

@@ -31,6 +31,7 @@ class Embedding(Layer):
         super().__init__(backend, dtype)
         self.vocab_size = checks.integer("vocab_size", vocab_size, 1)
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        checks.table_size("Embedding", vocab_size=vocab_size, embed_dim=embed_dim)
         checks.number("std", std, at_least=0)
         values = initial_stream(seed).normal(0, std, (vocab_size, embed_dim))
         self.weight = Parameter(values.astype(self.dtype), decays=True)

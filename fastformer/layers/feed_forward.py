@@ -35,6 +35,9 @@ class FeedForward(Layer):
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
         super().__init__(backend, dtype)
+        checks.integer("embed_dim", embed_dim, 1)
+        checks.integer("ffn_dim", ffn_dim, 1)
+        checks.table_size("FeedForward", embed_dim=embed_dim, ffn_dim=ffn_dim)
         self.activation = ACTIVATION_CODES[
             checks.choice("activation", activation, ACTIVATION_CODES)
         ]

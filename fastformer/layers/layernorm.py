@@ -26,6 +26,7 @@ class LayerNorm(Layer):
         """
         super().__init__(backend, dtype)
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        checks.table_size("LayerNorm", embed_dim=embed_dim)
         self.epsilon = checks.number("epsilon", epsilon, above=0)
         self.weight = Parameter(np.ones(embed_dim, self.dtype))
         self.bias = Parameter(np.zeros(embed_dim, self.dtype))

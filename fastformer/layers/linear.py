@@ -43,6 +43,7 @@ class Linear(Layer):
         self.in_features = checks.integer("in_features", in_features, 1)
         self.out_features = checks.integer("out_features", out_features, 1)
         checks.boolean("bias", bias)
+        checks.table_size("Linear", in_features=in_features, out_features=out_features)
         weight = xavier_uniform(initial_stream(seed), in_features, out_features)
         # One group of the batched product.
         self.weight = Parameter(weight[None].astype(self.dtype), parts=("weight",), decays=True)

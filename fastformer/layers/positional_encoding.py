@@ -46,6 +46,7 @@ class PositionalEncoding(Layer):
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
         self.max_seq_len = checks.integer("max_seq_len", max_seq_len, 1)
         self.learned = checks.boolean("learned", learned)
+        checks.table_size("PositionalEncoding", max_seq_len=max_seq_len, embed_dim=embed_dim)
         shape = (max_seq_len, embed_dim)
         checks.number("std", std, at_least=0)
         if learned:

@@ -1,6 +1,5 @@
 """SGD, Adam and AdamW over all parameters of a model at once."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
