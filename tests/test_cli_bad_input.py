@@ -209,7 +209,8 @@ def test_a_warning_is_one_line_and_leaves_the_json_alone(place: Path) -> None:
         ("--examples 6000 --distinct", "only 5000 distinct inputs exist"),
         ("--num-arguments 18 --max-seq-len 20", "which is 18 more than max_seq_len=20"),
         ("--resume run", "--resume goes on with the run's own settings"),
-        ("--embed-dim 1000000000000000 --num-heads 1", "out of memory: Unable to allocate"),
+        ("--embed-dim 10000000000 --num-heads 1", "out of memory: Unable to allocate"),
+        ("--embed-dim 1000000000000000 --num-heads 1", "must be at most 1099511627776 elements"),
     ],
 )
 def test_a_run_is_not_overwritten_by_one_that_cannot_start(
