@@ -40,15 +40,22 @@ def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dwei
 def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise row i."""
     C = x.shape[1]
-    total = splat(x, 0.0)
-    for j in range(0, C, lanes(x)):
-        total = total + load_first(x, C - j, i, j)
-    row_mean = sum_lanes(total) / C
-    total = splat(x, 0.0)
-    for j in range(0, C, lanes(x)):
+    # Sums run in two chains, which do not wait for each other.
+    even, odd = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, C, 2 * lanes(x)):
+        even = even + load_first(x, C - j, i, j)
+        if j + lanes(x) < C:
+            odd = odd + load_first(x, C - j - lanes(x), i, j + lanes(x))
+    row_mean = sum_lanes(even + odd) / C
+    even, odd = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, C, 2 * lanes(x)):
         centred = keep_first(load_first(x, C - j, i, j) - row_mean, C - j, 0.0)
-        total = fma(centred, centred, total)
-    row_rstd = 1 / math.sqrt(sum_lanes(total) / C + epsilon)
+        even = fma(centred, centred, even)
+        if j + lanes(x) < C:
+            n = C - j - lanes(x)
+            centred = keep_first(load_first(x, n, i, j + lanes(x)) - row_mean, n, 0.0)
+            odd = fma(centred, centred, odd)
+    row_rstd = 1 / math.sqrt(sum_lanes(even + odd) / C + epsilon)
     mean[i] = row_mean
     rstd[i] = row_rstd
     for j in range(0, C, lanes(x)):
