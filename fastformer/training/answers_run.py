@@ -1,6 +1,5 @@
 """Runs of the decoder on tasks with longer answers: presets, training, going on, the test."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
+from fastformer.training.whole_run import train_to_the_end
 
 KIND: Final[str] = "answers"
 
@@ -120,7 +120,7 @@ class AnswerStream:
     def batches(
         self, seed: int, epoch: int, batch_size: int, start: int
     ) -> Iterator[tuple[PackedBatch, Ids]]:
-        """Yield the batches of an epoch; see `fastformer.training.loop.Source`."""
+        """Yield the batches of an epoch; see `fastformer.training.source.Source`."""
         count = -(-self.size // batch_size)
         for batch in range(start, count):
             size = min(batch_size, self.size - batch * batch_size)
@@ -186,37 +186,13 @@ def resume_answers(directory: Path, observer: TrainingObserver) -> dict[str, Any
 
 def _train_to_the_end(trainer: Trainer, settings: AnswerSettings) -> dict[str, Any]:
     """Train what is left, test the best weights, and write the result."""
-    model, run, task = trainer.model, trainer.run, settings.task
-    trainer.observer.started(
-        trainer.total_steps,
-        trainer.progress.step,
-        f"{task.name}: {model.num_parameters:,} parameters, fresh examples, "
+    task = settings.task
+    description = (
+        f"{task.name}: {trainer.model.num_parameters:,} parameters, fresh examples, "
         f"{task.validation_examples:,} validation and {task.test_examples:,} test inputs, "
-        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}",
+        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}"
     )
-    started, first_step = time.perf_counter(), trainer.progress.step
-    try:
-        trainer.train()
-    finally:
-        trainer.observer.finished()
-    trained = time.perf_counter() - started
-    records = run.read_metrics()
-    seconds = sum(record["seconds"] for record in records)
-    seen = sum(record["examples_per_second"] * record["seconds"] for record in records)
-    result = {
-        **_test_scores(settings, run.best()),
-        "steps": trainer.progress.step,
-        "epochs": trainer.progress.epoch,
-        "seconds": trained if first_step == 0 else seconds,
-        "examples_per_second": seen / seconds,
-        "best_epoch": trainer.tracker.best_epoch,
-        "parameters": model.num_parameters,
-        "backend": settings.backend,
-        "seed": settings.seed,
-        "run": str(run.path),
-    }
-    run.write_result(result)
-    return result
+    return train_to_the_end(trainer, description, lambda best: _test_scores(settings, best))
 
 
 def _test_scores(settings: AnswerSettings, checkpoint: Checkpoint) -> dict[str, Any]:

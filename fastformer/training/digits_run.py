@@ -1,6 +1,5 @@
 """Runs of the digit task: train one, go on with one, evaluate it, ask it."""
 
-import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
+from fastformer.training.whole_run import train_to_the_end
 
 _RESULT_NAMES = frozenset(
     "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
@@ -197,41 +197,19 @@ def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
 
 def _train_to_the_end(trainer: Trainer, settings: RunSettings, splits: Splits) -> dict[str, Any]:
     """Train what is left, test the best weights, and write the result."""
-    model, run, observer = trainer.model, trainer.run, trainer.observer
-    observer.started(
-        trainer.total_steps,
-        trainer.progress.step,
-        f"{model.num_parameters:,} parameters, {len(splits.train):,} training examples, "
+    description = (
+        f"{trainer.model.num_parameters:,} parameters, {len(splits.train):,} training examples, "
         f"{len(splits.validation):,} validation and {len(splits.test):,} test inputs, "
-        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}",
+        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}"
     )
-    started, first_step = time.perf_counter(), trainer.progress.step
-    try:
-        trainer.train()
-    finally:
-        observer.finished()
-    trained = time.perf_counter() - started
-    records = run.read_metrics()
-    seconds = sum(record["seconds"] for record in records)
-    seen = sum(record["examples_per_second"] * record["seconds"] for record in records)
-    warning = trainer.tracker.overfitting_warning()
-    if warning:
-        observer.message(warning)
-    scores = _test_scores(model, run.best(), splits.test)
-    result = {
-        **scores,
-        "steps": trainer.progress.step,
-        "epochs": trainer.progress.epoch,
-        "seconds": trained if first_step == 0 else seconds,
-        "examples_per_second": seen / seconds,
-        "best_epoch": trainer.tracker.best_epoch,
-        "parameters": model.num_parameters,
-        "backend": settings.backend,
-        "seed": settings.seed,
-        "run": str(run.path),
-    }
-    run.write_result(result)
-    return result
+
+    def test(best: Checkpoint) -> dict[str, Any]:
+        warning = trainer.tracker.overfitting_warning()
+        if warning:
+            trainer.observer.message(warning)
+        return _test_scores(trainer.model, best, splits.test)
+
+    return train_to_the_end(trainer, description, test)
 
 
 def _test_scores(
