@@ -3,13 +3,15 @@
     matmul:     out[g] = activation(a[g] @ b[g] + bias[g] + addend[g])         a linear layer
     matmul_nt:  out[g] = (a[g] @ b[g].T + addend[g]) * activation'(saved[g])   its input's gradient
     matmul_tn:  out[g] += a[g].T @ b[g];  column_sums[g] += sum of b[g]'s rows  its weights'
+    matmul_backward: the last two at once, for a linear layer
 
 Matrices that have a row for each token are two-dimensional; their G groups are stacked. Weights,
 `b` of the first two and `out` of the third, have an axis for G. Where `a` has as many rows as one
 group, all groups share it; and where `out` of `matmul_nt` has, the groups' products are added up.
 An array that is not wanted is given with size 0.
 
-All three are one compiled kernel, for they differ only in what is a matrix's row and what a step.
+The first three are one compiled kernel, for they differ only in what is a matrix's row and what a
+step. Where a product is one task, no other thread is woken: that would take as long as the product.
 """
 
 from collections import namedtuple
@@ -89,6 +91,12 @@ def matmul_tn_reference(a, b, column_sums, out):
     out += np.matmul(_stacked(a, groups, right.shape[1]).transpose(0, 2, 1), right)
     if column_sums.size:
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
+
+
+def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
+    """Compute `matmul_backward` in NumPy."""
+    matmul_tn_reference(a, dout, column_sums, db)
+    matmul_nt_reference(dout, b, saved, addend, activation, da)
 
 
 @kernel
@@ -174,6 +182,14 @@ def _plan(form, x_shape, weight_shape, y_shape):
     return Plan(form, groups, 1, K, N, M, shared, 1, K, M * N, N)
 
 
+@kernel
+def _grid(plan, out):
+    """Return the (row tasks, column tasks) of a plan."""
+    return task_grid(
+        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
+    )
+
+
 @kernel(parallel=True)
 def _product(form, x, weight, y, bias, addend, activation, saved):
     """Compute one of y, x (from y and weight) and weight (from x and y); see `matmul` and so on."""
@@ -189,14 +205,18 @@ def _product(form, x, weight, y, bias, addend, activation, saved):
         left, out = flat_y, flat_x
     elif form == WEIGHT_GRADIENT:
         right, out = flat_y, flat_weight
-    row_tasks, column_tasks = task_grid(
-        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
-    )
-    for task in prange(row_tasks * column_tasks):
+    row_tasks, column_tasks = _grid(plan, out)
+    if row_tasks * column_tasks == 1:
         _product_task(
-            task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
+            0, 1, 1, form, x.shape, weight.shape, y.shape, left, right,
             bias, flat_addend, activation, flat_saved, out,
         )  # fmt: skip
+    else:
+        for task in prange(row_tasks * column_tasks):
+            _product_task(
+                task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
+                bias, flat_addend, activation, flat_saved, out,
+            )  # fmt: skip
 
 
 def matmul(a, b, bias, addend, activation, preactivation, out):
@@ -237,3 +257,57 @@ def matmul_tn(a, b, column_sums, out):
     """
     nothing = a[:0]
     _product(WEIGHT_GRADIENT, a, out, b, column_sums, nothing, NO_ACTIVATION, nothing)
+
+
+@kernel
+def _gradient_task(
+    task, grid, x_shape, weight_shape, y_shape, flat_x, flat_weight, flat_y, flat_saved,
+    flat_addend, activation, flat_dx, flat_dweight, column_sums,
+):  # fmt: skip
+    """Compute a task of the weight's gradient, or, after all of these, one of the input's."""
+    weight_rows, weight_columns, input_rows, input_columns = grid
+    weight_tasks = weight_rows * weight_columns
+    if task < weight_tasks:
+        _product_task(
+            task, weight_rows, weight_columns, WEIGHT_GRADIENT, x_shape, weight_shape, y_shape,
+            flat_x, flat_y, column_sums, flat_addend[:0], NO_ACTIVATION, flat_saved[:0],
+            flat_dweight,
+        )  # fmt: skip
+    else:
+        _product_task(
+            task - weight_tasks, input_rows, input_columns, INPUT_GRADIENT, x_shape, weight_shape,
+            y_shape, flat_y, flat_weight, column_sums[:0], flat_addend, activation, flat_saved,
+            flat_dx,
+        )  # fmt: skip
+
+
+@kernel(parallel=True)
+def matmul_backward(a, b, dout, saved, addend, activation, da, db, column_sums):
+    """Differentiate `matmul` by its input, its weights and its bias in one parallel region.
+
+    Args:
+        a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).    dout: (G M, N).
+        saved, addend, activation: of a's gradient, as in `matmul_nt`.
+        da: the shape of a, overwritten; none of the inputs.
+        db: (G, K, N) accumulated.    column_sums: (G N,) accumulated, or (0,).
+    Threads: those of the two products side by side; bit-identical for any count.
+    """
+    flat_a, flat_b, flat_dout = a.reshape(a.size), b.reshape(b.size), dout.reshape(dout.size)
+    flat_saved, flat_addend = saved.reshape(saved.size), addend.reshape(addend.size)
+    flat_da, flat_db = da.reshape(da.size), db.reshape(db.size)
+    weight_grid = _grid(_plan(WEIGHT_GRADIENT, a.shape, b.shape, dout.shape), db)
+    input_grid = _grid(_plan(INPUT_GRADIENT, a.shape, b.shape, dout.shape), da)
+    grid = (weight_grid[0], weight_grid[1], input_grid[0], input_grid[1])
+    tasks = grid[0] * grid[1] + grid[2] * grid[3]
+    if tasks == 2:
+        for task in range(tasks):
+            _gradient_task(
+                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
+                flat_addend, activation, flat_da, flat_db, column_sums,
+            )  # fmt: skip
+    else:
+        for task in prange(tasks):
+            _gradient_task(
+                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
+                flat_addend, activation, flat_da, flat_db, column_sums,
+            )  # fmt: skip

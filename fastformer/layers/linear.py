@@ -106,19 +106,21 @@ class Linear(Layer):
         """
         rows = self.x.shape[0]
         checks.matrix("Linear.backward", "dout", dout, rows, self.out_features, self.dtype)
-        self.ops.matmul_tn(self.x, dout, self.bias.gradient, self.weight.gradient)
         if dx is None:
             dx = self.scratch.get("linear.dx", rows, self.in_features)
         for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
             if array is not None:
                 checks.matrix("Linear.backward", name, array, rows, self.in_features, self.dtype)
-        self.ops.matmul_nt(
-            dout,
+        self.ops.matmul_backward(
+            self.x,
             self.weight.value,
+            dout,
             self.nothing if saved is None else saved,
             self.nothing if residual is None else residual,
             activation,
             dx,
+            self.weight.gradient,
+            self.bias.gradient,
         )
         return dx
 
