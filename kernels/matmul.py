@@ -264,18 +264,23 @@ def _gradient_task(
     task, grid, x_shape, weight_shape, y_shape, flat_x, flat_weight, flat_y, flat_saved,
     flat_addend, activation, flat_dx, flat_dweight, column_sums,
 ):  # fmt: skip
-    """Compute a task of the weight's gradient, or, after all of these, one of the input's."""
+    """Compute a task of the weight's gradient or of the input's; they take turns.
+
+    Threads are given tasks that follow each other, and the two kinds take unlike times.
+    """
     weight_rows, weight_columns, input_rows, input_columns = grid
     weight_tasks = weight_rows * weight_columns
-    if task < weight_tasks:
+    tasks = weight_tasks + input_rows * input_columns
+    before = task * weight_tasks // tasks
+    if (task + 1) * weight_tasks // tasks > before:
         _product_task(
-            task, weight_rows, weight_columns, WEIGHT_GRADIENT, x_shape, weight_shape, y_shape,
+            before, weight_rows, weight_columns, WEIGHT_GRADIENT, x_shape, weight_shape, y_shape,
             flat_x, flat_y, column_sums, flat_addend[:0], NO_ACTIVATION, flat_saved[:0],
             flat_dweight,
         )  # fmt: skip
     else:
         _product_task(
-            task - weight_tasks, input_rows, input_columns, INPUT_GRADIENT, x_shape, weight_shape,
+            task - before, input_rows, input_columns, INPUT_GRADIENT, x_shape, weight_shape,
             y_shape, flat_y, flat_weight, column_sums[:0], flat_addend, activation, flat_saved,
             flat_dx,
         )  # fmt: skip
