@@ -29,8 +29,8 @@ from ._blocks import (
 )
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
-from ._simd import lanes, load, load_first, splat, store_first
-from ._tile import WIDE
+from ._simd import lanes, load, load_first, prefetch, splat, store_first
+from ._tile import TILE_ROWS, WIDE
 from .activation import (
     NO_ACTIVATION,
     activate_block,
@@ -40,6 +40,9 @@ from .activation import (
 )
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
+# Rows that are multiplied before an activation goes over them, in the first-level cache. What it
+# needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
+ACTIVATED_ROWS = TILE_ROWS
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -115,8 +118,21 @@ def _add_column_sums(panel, depth, columns, column_sums, start):
 
 
 @kernel
-def _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel):
-    """Compute rows first to last of one panel of columns, from column j of a group on."""
+def _ask_for(x, first, last, columns, start, step):
+    """Ask for rows first to last of a block that is needed when their product is there."""
+    for row in range(first, last if x.size else first):
+        for j in range(0, columns, lanes(x)):
+            prefetch(x, start + row * step + j)
+
+
+@kernel
+def _panel_product(
+    plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
+):
+    """Compute rows first to last of one panel of columns, from column j of a group on.
+
+    An activation follows each few tiles, while they are in the first-level cache.
+    """
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
@@ -133,12 +149,25 @@ def _panel_product(plan, group, j, first, last, left, right, bias, addend, out, 
                 pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
-            multiply_rows(
-                first, last, used, depth, left, left_start + k * plan.left_k_step,
-                plan.left_row_step, plan.left_k_step, panel, 0,
-                begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
-                accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
-            )  # fmt: skip
+            ends = part == plan.parts - 1 and k + DEPTH_BLOCK >= plan.depth
+            activates = ends and activation != NO_ACTIVATION
+            size = ACTIVATED_ROWS if activates else max(1, last - first)
+            for row in range(first, last, size):
+                stop = min(last, row + size)
+                if activates:
+                    _ask_for(saved, row, stop, used, start, plan.columns)
+                multiply_rows(
+                    row, stop, used, depth, left, left_start + k * plan.left_k_step,
+                    plan.left_row_step, plan.left_k_step, panel, 0,
+                    begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
+                    accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
+                )  # fmt: skip
+                if activates and plan.form == FORWARD:
+                    activate_block(activation, row, stop, used, saved, out, start, plan.columns)
+                elif activates:
+                    differentiate_block(
+                        activation, row, stop, used, saved, out, start, plan.columns
+                    )
             if accumulates and first == 0 and bias.size:
                 _add_column_sums(panel, depth, used, bias, group * plan.columns + j)
 
@@ -156,14 +185,9 @@ def _product_task(task, row_tasks, column_tasks, form, x_shape, weight_shape, y_
     panel = np.empty(min(plan.depth, DEPTH_BLOCK) * width, out.dtype)
     for p in range(first_panel, last_panel):
         group, j = p // panels, p % panels * width
-        _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel)
-        if activation != NO_ACTIVATION:
-            start = group * plan.rows * plan.columns + j
-            used = min(width, plan.columns - j)
-            if plan.form == FORWARD:
-                activate_block(activation, first, last, used, saved, out, start, plan.columns)
-            else:
-                differentiate_block(activation, first, last, used, saved, out, start, plan.columns)
+        _panel_product(
+            plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
+        )
 
 
 @kernel
