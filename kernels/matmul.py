@@ -32,11 +32,14 @@ from ._rows import SUM_BLOCK
 from ._simd import lanes, load, load_first, prefetch, splat, store_first
 from ._tile import TILE_ROWS, WIDE
 from .activation import (
+    GELU,
     NO_ACTIVATION,
+    RELU,
     activate_block,
     activation_backward_reference,
     activation_forward_reference,
     differentiate_block,
+    gelu_slope_reference,
 )
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
@@ -59,7 +62,7 @@ def _stacked(a, groups, rows):
     return a.reshape(1 if a.shape[0] == rows else groups, rows, a.shape[1])
 
 
-def matmul_reference(a, b, bias, addend, activation, preactivation, out):
+def matmul_reference(a, b, bias, addend, activation, slope, out):
     """Compute `matmul` in NumPy."""
     groups, depth, columns = b.shape
     product = np.matmul(_stacked(a, groups, out.shape[0] // groups), b)
@@ -69,8 +72,8 @@ def matmul_reference(a, b, bias, addend, activation, preactivation, out):
         product += addend.reshape(product.shape)
     out[...] = product.reshape(out.shape)
     if activation != NO_ACTIVATION:
-        if preactivation.size:
-            preactivation[...] = out
+        if slope.size:
+            slope[...] = gelu_slope_reference(out)
         activation_forward_reference(out, activation, out)
 
 
@@ -83,8 +86,10 @@ def matmul_nt_reference(a, b, saved, addend, activation, out):
     out[...] = product.sum(axis=0) if summed else product.reshape(out.shape)
     if addend.size:
         out += addend
-    if activation != NO_ACTIVATION:
+    if activation == RELU:
         activation_backward_reference(out, saved, activation, out)
+    elif activation == GELU:
+        out *= saved
 
 
 def matmul_tn_reference(a, b, column_sums, out):
@@ -243,18 +248,18 @@ def _product(form, x, weight, y, bias, addend, activation, saved):
             )  # fmt: skip
 
 
-def matmul(a, b, bias, addend, activation, preactivation, out):
+def matmul(a, b, bias, addend, activation, slope, out):
     """Multiply, add a bias and a residual, apply an activation; see the head of this file.
 
     Args:
         a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).
         bias: (G N,) or (0,).    addend: (G M, N) or (0, 0); not out.
         activation: NO_ACTIVATION, RELU or GELU.
-        preactivation: (G M, N), overwritten by what GELU is given; (0, 0) otherwise.
+        slope: (G M, N), overwritten by GELU's derivative; (0, 0) otherwise.
         out: (G M, N), overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """
-    _product(FORWARD, a, b, out, bias, addend, activation, preactivation)
+    _product(FORWARD, a, b, out, bias, addend, activation, slope)
 
 
 def matmul_nt(a, b, saved, addend, activation, out):
@@ -262,7 +267,7 @@ def matmul_nt(a, b, saved, addend, activation, out):
 
     Args:
         a: (G M, K) float32|float64, C-contiguous.    b: (G, N, K).
-        saved: (rows of out, N), ReLU's output or GELU's input; (0, 0) without an activation.
+        saved: (rows of out, N), ReLU's output or GELU's derivative; (0, 0) without an activation.
         addend: the shape of out, or (0, 0); not out.    activation: NO_ACTIVATION, RELU or GELU.
         out: (G M, N), or (M, N) for the sum over the groups; overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.

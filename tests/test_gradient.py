@@ -25,6 +25,7 @@ def check(gradients):
     assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
     start = Out(gradients.shape, gradients)
     assert_equals_twin(scale_gradient, scale_gradient_reference, start, 0.37)
+    assert_equals_twin(may_step, may_step_reference, *[gradients] * 4)
 
 
 @pytest.mark.smoke

@@ -58,9 +58,9 @@ class Case:
 
     def forward(self):
         extras = (self.bias, self.other_out) if self.extras else (EMPTY, NONE)
-        preactivation = Out(self.dout.shape if self.activation == GELU else (0, 0))
+        slope = Out(self.dout.shape if self.activation == GELU else (0, 0))
         out = Out(self.dout.shape, scale=self.size)
-        return self.x, self.weight, *extras, self.activation, preactivation, out
+        return self.x, self.weight, *extras, self.activation, slope, out
 
     def input_gradient(self):
         saved = self.saved if self.activation != NO_ACTIVATION else NONE
@@ -212,8 +212,8 @@ def test_gradient_through_activation(rng, activation):
         return run(matmul_reference, *arguments, dtype=np.float64)
 
     def backward(dout, x):
-        preactivation, out = hidden(x)
-        saved = preactivation if activation == GELU else out
+        slope, out = hidden(x)
+        saved = slope if activation == GELU else out
         arguments = (dout, second, saved, NONE, activation, Out(out.shape))
         (dhidden,) = run(matmul_nt_reference, *arguments, dtype=np.float64)
         arguments = (dhidden, first, NONE, NONE, NO_ACTIVATION, Out(x.shape))

@@ -64,21 +64,21 @@ class Linear(Layer):
         checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
         rows = x.shape[0]
         out = self.buffers.get("out", rows, self.out_features)
-        preactivation = self.nothing
+        slope = self.nothing
         if activation == GELU:
-            preactivation = self.buffers.get("preactivation", rows, self.out_features)
+            slope = self.buffers.get("slope", rows, self.out_features)
         if residual is not None:
             checks.matrix("Linear", "residual", residual, rows, self.out_features, self.dtype)
         self.x = x
-        # What the activation's derivative needs: GELU's input, ReLU's output.
-        self.saved = preactivation if activation == GELU else out
+        # What the activation's derivative needs: GELU's own, ReLU's output.
+        self.saved = slope if activation == GELU else out
         self.ops.matmul(
             x,
             self.weight.value,
             self.bias.value,
             self.nothing if residual is None else residual,
             activation,
-            preactivation,
+            slope,
             out,
         )
         return out
