@@ -54,7 +54,7 @@ def activation_forward_reference(x, activation, out):
         out[...] = x * _sigmoid_of_gelu(x)
 
 
-def gelu_slope_reference(x):
+def gelu_slope(x):
     """Return the derivative of gelu at x."""
     s = _sigmoid_of_gelu(x)
     return s + x * s * (1 - s) * x.dtype.type(TWICE_SLOPE) * (1 + x.dtype.type(3 * CUBIC) * x * x)
@@ -62,7 +62,7 @@ def gelu_slope_reference(x):
 
 def activation_backward_reference(dout, x, activation, dx):
     """Write dout times the derivative at x to dx, which may be dout; arrays of one shape."""
-    dx[...] = np.where(x > 0, dout, 0) if activation == RELU else dout * gelu_slope_reference(x)
+    dx[...] = np.where(x > 0, dout, 0) if activation == RELU else dout * gelu_slope(x)
 
 
 @kernel

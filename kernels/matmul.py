@@ -39,7 +39,7 @@ from .activation import (
     activation_backward_reference,
     activation_forward_reference,
     differentiate_block,
-    gelu_slope_reference,
+    gelu_slope,
 )
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
@@ -73,7 +73,7 @@ def matmul_reference(a, b, bias, addend, activation, slope, out):
     out[...] = product.reshape(out.shape)
     if activation != NO_ACTIVATION:
         if slope.size:
-            slope[...] = gelu_slope_reference(out)
+            slope[...] = gelu_slope(out)
         activation_forward_reference(out, activation, out)
 
 

@@ -74,7 +74,7 @@ def _matmul_tn(random: Random, M: int, K: int, N: int) -> Arguments:
 
 
 def _matmul_backward(random: Random, M: int, K: int, N: int) -> Arguments:
-    """Multiply dy (M, N) by the transpose of weights (K, N), and the transpose of x (M, K) by it."""
+    """Multiply dy (M, N) by weights (K, N), transposed, and x (M, K), transposed, by dy."""
     return {
         "a": normal(random, M, K),
         "b": normal(random, 1, K, N),
