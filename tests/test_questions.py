@@ -102,8 +102,8 @@ MALFORMED = {
         "": r"^the expression is empty; write for example 'Max \( First \( 2 8 \) 5 \)'$",
         "Max": r"^nothing follows 'Max'; write for example ",
         "5 5": r"^expected an operation, got '5' at character 1; begin with one of First, Second,",
-        "Mux(1 2)": r"^unknown operation 'Mux' at character 1; known: First, .*; did you mean 'Max'",
-        "Max ( Add (1 2) 3)": r"^unknown operation 'Add' at character 7; known: First, Second, Last",
+        "Mux(1 2)": r"^unknown operation 'Mux' at character 1; known: .*; did you mean 'Max'",
+        "Max ( Add (1 2) 3)": r"^unknown operation 'Add' at character 7; known: First, Second",
         "Max(First 2)": r"^expected '\(' after 'First', got '2' at character 11; write as in ",
         "Max(First(2 8)": r"^unbalanced parentheses: no '\)' closes the '\(' at character 4; add ",
         "Max(First(2 8) 5))": r"^unbalanced parentheses: nothing is open for the '\)' at character",
@@ -114,7 +114,7 @@ MALFORMED = {
         "Max(,First(2 8))": r"^no argument comes before the ',' at character 5; add one or remove",
         "Max(First(2 8) -1)": r"^negative numbers are not allowed, got '-1' at character 16; use",
         "Max(1+2 3)": r"^unknown token '\+' at character 6; use whole numbers, ',' and parentheses",
-        "Max(First(2 8) 12)": r"^numbers of nested are from 0 to 9, got '12' at character 16; use a",
+        "Max(First(2 8) 12)": r"^numbers of nested are from 0 to 9, got '12' at character 16; use",
         "Max(First(2) 1)": r"^wrong number of arguments: 2 to 3 in nested, got 1 \(1 too few\) for "
         r"'First' at character 5; write as in ",
         "Max(First(2 8) 1 2 3 4)": r"got 5 \(2 too many\) for 'Max' at character 1; write as in ",
@@ -138,14 +138,14 @@ MALFORMED = {
         "1 2": r"^expected '\+', got '2' at character 3; write two numbers as in",
         "1 + 2 + 3": r"^trailing text after the sum: '\+' at character 7; give one sum of two numb",
         "1 + 2 = 3": r"^trailing text after the sum: '3' at character 9; give one sum of two numb",
-        "99999999999 + 1": r"^numbers of addition are from 0 to 9,999,999,999, got '99999999999' at",
+        "99999999999 + 1": r"^numbers of addition are from 0 to 9,999,999,999, got '9{11}' at",
         "1 + "
         + "9" * 19: r"^a number of 19 digits: '9{19}' at character 5; at most 18 are allowed",
         "Max(1 2)": r"^expected a number, got 'Max' at character 1; write two numbers as in",
     },
     "double-digits": {
         "Max(1 2 100)": r"^numbers of double-digits are from 0 to 99, got '100' at character 9;",
-        "Max(1 2)": r"^wrong number of arguments: 3 in double-digits, got 2 \(1 too few\) for 'Max'",
+        "Max(1 2)": r"^wrong number of arguments: 3 in double-digits, got 2 \(1 too few\) for",
     },
     "long-lists": {
         "Max(1 2 3)": r"^wrong number of arguments: 5 to 10 in long-lists, got 3 \(2 too few\)",
