@@ -3,7 +3,7 @@
 import models
 import pytest
 
-from tests.scorecard import cells, damage, memory
+from tests.scorecard import cells, damage, extremes, memory
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,13 @@ def test_row_holds_and_notices_planted_faults(measure):
     models.use_one_thread()
     found = measure()
     assert found.reached, found
+
+
+def test_extreme_values_are_right_but_for_what_is_known():
+    found = extremes.measure("fast", 1)
+    # Squares in a norm of what is above 1e19, and the weights, for pictures, of scores above 1e10.
+    known = ("layernorm 6x9, ", "layernorm 5x67, ", "attention")
+    assert found.cases - found.held == len(found.failures) < 20, found
+    assert all(line.startswith(known) for line in found.failures), found.failures
+    assert all("weights[" in line for line in found.failures if line.startswith("attention"))
+    assert found.planted == found.plants == 4
