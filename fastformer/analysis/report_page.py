@@ -88,7 +88,7 @@ def _example_data(example: Example) -> dict[str, Any]:
     return {
         "label": f"{prediction.expression}{wrong}",
         "tokens": attention.tokens,
-        "readout": attention.readout,
+        "read": None if attention.read_rows is None else list(attention.read_rows),
         "layers": [layer.astype(float).round(_DECIMALS).tolist() for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
         "prediction": prediction.prediction,

@@ -15,11 +15,12 @@ from fastformer.training.observer import TrainingObserver
 
 if TYPE_CHECKING:
     from fastformer.analysis.loading import LoadedRun
+    from fastformer.analysis.prediction import Prediction
     from fastformer.data.digits import Splits
     from fastformer.data.expressions import Expression
     from fastformer.models.transformer import Transformer
     from fastformer.parameters import Array
-    from fastformer.training.digits_run import Prediction, RunSettings
+    from fastformer.training.digits_run import RunSettings
 
 STEPS: Final[tuple[str, ...]] = (
     "Examples are drawn",
@@ -124,7 +125,7 @@ class Tour:
         self._results(result)
         self._begin()
         for operation in self.settings.task.operations:
-            tests = loaded.splits.test.expressions
+            tests = loaded.tests
             chosen = next(e for e in tests if e.operation == operation)
             self._prediction(loaded.predictor.predict(str(chosen)))
         self._begin()
@@ -220,7 +221,7 @@ class Tour:
 
     def _untrained(self, model: "Transformer", expression: "Expression") -> None:
         """Step 5: the shapes on the way through the model, and its guess."""
-        from fastformer.training.digits_run import Predictor
+        from fastformer.analysis.prediction import DigitPredictor
 
         config, length = self.settings.model, len(expression.tokens())
         self.write(f"Input: {expression}, {length} tokens.")
@@ -231,7 +232,7 @@ class Tour:
             ("logits", (1, config.vocab_size)),
         ):
             self.write(f"  {name:<28} {shape}")
-        self._prediction(Predictor(model, self.settings.task).predict(str(expression)))
+        self._prediction(DigitPredictor(model, self.settings.task).predict(str(expression)))
 
     def _training(self, examples: int) -> None:
         """Step 6: the optimizer's settings, and how many steps it will make."""
@@ -266,7 +267,7 @@ class Tour:
         from fastformer.analysis.attention import expression_attention
         from fastformer.analysis.attention_text import head_lines, legend
 
-        text = str(loaded.splits.test.expressions[0])
+        text = str(loaded.tests[0])
         attention = expression_attention(loaded.predictor, text)
         self.write(f"The attention on {text}; each row is a token, and where it looks.")
         for line in (*head_lines(attention, len(attention.layers), 1), legend()):
@@ -336,12 +337,12 @@ class GuessingObserver(TrainingObserver):
         self._inner.epoch_finished(record)
         if record["epoch"] != 1 and record["epoch"] % GUESS_EVERY:
             return
-        from fastformer.training.digits_run import Predictor
+        from fastformer.analysis.prediction import DigitPredictor
         from fastformer.training.loop import load_weights
         from fastformer.training.run_directory import RunDirectory
 
         load_weights(self._model, RunDirectory.open(self._directory).latest())
-        guess = Predictor(self._model, self._settings.task).predict(self._text)
+        guess = DigitPredictor(self._model, self._settings.task).predict(self._text)
         verdict = "right" if guess.correct else f"wrong, it is {guess.expected}"
         probability = console.percent(guess.probability, 2).strip()
         self._write(

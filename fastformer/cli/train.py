@@ -152,13 +152,9 @@ def _last_words(directory: Path) -> str:
 
 def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
     """Go on with a stopped run."""
-    from fastformer.training.answers_run import KIND, resume_answers
-    from fastformer.training.digits_run import resume_digits
-    from fastformer.training.run_directory import RunDirectory
+    from fastformer.training.runs import resume_run
 
-    if RunDirectory.open(directory).config.get("run", {}).get("kind") == KIND:
-        return resume_answers(directory, observer)
-    return resume_digits(directory, observer)
+    return resume_run(directory, observer)
 
 
 def _start(

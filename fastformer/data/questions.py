@@ -102,14 +102,18 @@ def parse_question(text: str, form: Form, most_tokens: int | None = None) -> Que
     question = Question(form, call)
     if most_tokens is not None:
         length = len(question.tokens()) + len(question.answer_tokens()) - 1
-        if length > most_tokens:
-            checks.fail(
-                f"the expression with its answer has {length:,} tokens, which is "
-                f"{length - most_tokens:,} more than the {most_tokens:,} that this model reads "
-                "(max_seq_len); shorten it"
-            )
+        check_length("the expression with its answer", length, most_tokens)
     _check_call(call, form, outermost=True)
     return question
+
+
+def check_length(what: str, length: int, most: int) -> None:
+    """Raise where something has more tokens than a model reads, and say by how much."""
+    if length > most:
+        checks.fail(
+            f"{what} has {length:,} tokens, which is {length - most:,} more than the {most:,} that "
+            "this model reads (max_seq_len); shorten it"
+        )
 
 
 def questions_of(drawn: Drawn, form: Form) -> list[Question]:

@@ -2,10 +2,31 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from fastformer.errors import RunError
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.loop import Trainer
+
+_RESULT_NAMES: Final = frozenset(
+    "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
+    "best_epoch parameters backend seed run".split()
+)
+
+
+def finished_result(trainer: Trainer) -> dict[str, Any] | None:
+    """Return the result of a run that has ended, if it has one that can be read."""
+    if not trainer.ended:
+        return None
+    trainer.observer.message(
+        f"run {trainer.run.path} has ended after epoch {trainer.progress.epoch}: nothing is left "
+        "to train; for more epochs start a new run"
+    )
+    try:
+        result = trainer.run.read_result()
+    except RunError:
+        return None
+    return result if result.keys() == _RESULT_NAMES else None
 
 
 def train_to_the_end(

@@ -53,14 +53,14 @@ const explorer = {
   },
 
   drawTable() {
-    const { tokens, layers, readout } = this.example;
+    const { tokens, layers, read } = this.example;
     const weights = layers[this.layer][this.head];
     const last = this.layer === layers.length - 1;
     const header = element("tr");
     header.append(element("td"), ...tokens.map((token) => element("th", { scope: "col" }, token)));
     const rows = weights.map((row, from) => {
       const line = element("tr");
-      if (last && readout !== null && from !== readout) line.className = "unread";
+      if (last && read !== null && !read.includes(from)) line.className = "unread";
       line.append(element("th", { scope: "row" }, tokens[from]));
       row.forEach((weight, to) => {
         const share = tokens.length <= 14 ? Math.round(100 * weight).toString() : "";
