@@ -21,3 +21,21 @@ def test_a_run_goes_on_from_every_step():
     found = determinism.measure_resume("fast", epochs=2)
     assert found.cases == 19
     assert found.reached, found
+
+
+def test_threads_change_no_bit_and_a_sum_that_they_cut_is_noticed():
+    runs = [
+        determinism.on_threads("omp", threads, *fault)["digest"]
+        for fault in ((), ("chunks-of-threads",))
+        for threads in (1, 3)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[2] != runs[3]
+
+
+def test_an_order_of_hashes_is_noticed():
+    one, two = (determinism.process(n, None, "order-of-hashes") for n in (1, 2))
+    assert one["steps"] == two["steps"]
+    found = determinism.finding({"1": one, "2": two}, [True])
+    assert not found.reached
+    assert found.failures == ("2: another hash",)
