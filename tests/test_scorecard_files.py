@@ -35,7 +35,6 @@ def test_threads_change_no_bit_and_a_sum_that_they_cut_is_noticed():
 
 def test_an_order_of_hashes_is_noticed():
     one, two = (determinism.process(n, None, "order-of-hashes") for n in (1, 2))
-    assert one["steps"] == two["steps"]
     found = determinism.finding({"1": one, "2": two}, [True])
     assert not found.reached
     assert found.failures == ("2: another hash",)
