@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, convert
@@ -122,6 +123,15 @@ def _hint(error: CycloptsError) -> str:
     return " ".join(["Try: fastformer", *(error.command_chain or ()), "--help"])
 
 
+def _end_of_start_up(words: Sequence[str]) -> AbstractContextManager[object]:
+    """Let a signal end training's start-up: an exception would get lost where C calls imports."""
+    if "train" not in words[:1]:
+        return nullcontext()
+    from fastformer.training.interrupt import EndAtOnce
+
+    return EndAtOnce(lambda: "Stopped before training began")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -133,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console.survive_any_encoding()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _end_of_start_up(words):
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             if "train" in words[:1] and any(word.startswith("--preset") for word in words):

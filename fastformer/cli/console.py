@@ -75,6 +75,8 @@ def per_operation(accuracies: Mapping[str, float], notes: Mapping[str, str] | No
         note = f"   {notes[name]}" if notes else ""
         line(f"  {name:<10} {bar(accuracy)} {percent(accuracy)}{note}")
     hardest, easiest = ranked[0][1], ranked[-1][1]
+    if len(ranked) == 1:
+        return
     if hardest == easiest:
         line("  all are equally hard")
         return

@@ -1,16 +1,28 @@
 """Runs of every kind: which kind one is, training, going on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from fastformer import checks
-from fastformer.errors import RunError
 from fastformer.training.answers_run import AnswerSettings, resume_answers, train_answers
 from fastformer.training.digits_run import RunSettings, resume_digits, train_digits
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.settings import settings_errors
 
 _KINDS: Final = {kind.kind: kind for kind in (RunSettings, AnswerSettings)}
+
+
+def settings_from(tables: Mapping[str, Mapping[str, Any]]) -> RunSettings | AnswerSettings:
+    """Return the settings of any kind that tables hold.
+
+    Raises:
+        KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
+    """
+    kind = tables["run"]["kind"]
+    checks.choice("kind", kind, tuple(_KINDS))
+    return _KINDS[kind].from_tables(tables)
 
 
 def settings_of(run: RunDirectory) -> RunSettings | AnswerSettings:
@@ -19,15 +31,8 @@ def settings_of(run: RunDirectory) -> RunSettings | AnswerSettings:
     Raises:
         RunError: they are missing, unknown or not allowed.
     """
-    kind = run.config.get("run", {}).get("kind", RunSettings.kind)
-    try:
-        checks.choice("kind", kind, tuple(_KINDS))
-    except (TypeError, ValueError) as error:
-        raise RunError(
-            f"{run.path / 'config.toml'} does not hold the settings of a run: {error}; mend it or "
-            "use another run"
-        ) from error
-    return _KINDS[kind].from_run(run)
+    with settings_errors(run):
+        return settings_from(run.config)
 
 
 def train_run(

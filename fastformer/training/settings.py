@@ -1,6 +1,7 @@
 """What the settings of every kind of run have in common: checks, and `config.toml`."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -113,11 +114,18 @@ class Settings:
         Raises:
             RunError: they are missing, unknown or not allowed.
         """
-        try:
+        with settings_errors(run):
             return cls.from_tables(run.config)
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise RunError(
-                f"{run.path / 'config.toml'} does not hold the settings of a {cls.kind} run: "
-                f"{problem}; mend it or use another run"
-            ) from error
+
+
+@contextlib.contextmanager
+def settings_errors(run: RunDirectory) -> Iterator[None]:
+    """Turn what is wrong with settings into a RunError that names the run's file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{run.path / 'config.toml'} does not hold the settings of a run: {problem}; mend it "
+            "or use another run"
+        ) from error

@@ -8,10 +8,11 @@ from fastformer.errors import RunError
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.loop import Trainer
 
-_RESULT_NAMES: Final = frozenset(
+RESULT_NAMES: Final = frozenset(
     "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
     "best_epoch parameters backend seed run".split()
 )
+"""What a result has."""
 
 
 def finished_result(trainer: Trainer) -> dict[str, Any] | None:
@@ -26,7 +27,7 @@ def finished_result(trainer: Trainer) -> dict[str, Any] | None:
         result = trainer.run.read_result()
     except RunError:
         return None
-    return result if result.keys() == _RESULT_NAMES else None
+    return result if result.keys() == RESULT_NAMES else None
 
 
 def train_to_the_end(
