@@ -19,7 +19,15 @@ from fastformer.bench.environment import describe
 from fastformer.bench.environment import thread_count as default_threads
 from tests.scorecard.rows import Measured, Row, Tier, measure
 
-MODULES: tuple[str, ...] = ("numbers", "misuse", "peers", "files", "determinism")
+MODULES: tuple[str, ...] = (
+    "numbers",
+    "misuse",
+    "peers",
+    "files",
+    "determinism",
+    "kills",
+    "signals",
+)
 
 
 def all_rows() -> dict[str, Row]:
