@@ -2,7 +2,7 @@
 
 from runs import one_thread
 
-from tests.scorecard import determinism, files
+from tests.scorecard import determinism, files, loading
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -38,3 +38,9 @@ def test_an_order_of_hashes_is_noticed():
     found = determinism.finding({"1": one, "2": two}, [True])
     assert not found.reached
     assert found.failures == ("2: another hash",)
+
+
+def test_loading_executes_nothing_and_loaders_that_do_are_noticed():
+    found = loading.measure("fast", 50)
+    assert found.cases > 1500
+    assert found.reached, found

@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "misuse",
     "peers",
     "files",
+    "loading",
     "determinism",
     "kills",
     "signals",
