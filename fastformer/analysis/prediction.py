@@ -177,18 +177,6 @@ class AnswerPredictor:
             top=[(self._text(beam), math.exp(beam.log_probability)) for beam in found],
         )
 
-    def draw(self, text: str, temperature: float, top_k: int | None, seed: int) -> Generated:
-        """Write one answer with draws; see `fastformer.generation.generate`."""
-        return generate(
-            self.model,
-            [_ids(self.read(text))],
-            max_new_tokens=self._longest,
-            end=EOS,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-        )[0]
-
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
         """Return the answer to each question, and the mean loss of the right answers' tokens."""
         questions = [one for one in asked if isinstance(one, Question)]

@@ -19,11 +19,12 @@ from fastformer.analysis.attention import (
     head_summaries,
 )
 from fastformer.analysis.embeddings import DIGITS, EmbeddingReport, embedding_report, rows_of
-from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
+from fastformer.analysis.evaluation import AnswerScores
 from fastformer.analysis.head_roles import HeadRole, head_roles
 from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.plots import Curves, missing_text, read_curves
 from fastformer.analysis.prediction import Prediction
+from fastformer.analysis.run_evaluation import score_answers
 from fastformer.data.questions import Asked
 from fastformer.errors import RunError
 from fastformer.parameters import Array
@@ -109,9 +110,7 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         report.notes.append(str(error))
     predictor, tests = loaded.predictor, loaded.tests
     answers, _ = predictor.answers(tests)
-    report.scores = evaluate_answers(
-        answers, [str(e.answer()) for e in tests], [e.operation for e in tests]
-    )
+    report.scores = score_answers(answers, tests)
     asked = [predictor.read(text) for text in expressions]
     report.examples = _examples(loaded, asked, _chosen(tests, answers))
     report.roles = head_roles(loaded.model, tests)

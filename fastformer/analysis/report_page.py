@@ -88,6 +88,7 @@ def _example_data(example: Example) -> dict[str, Any]:
     return {
         "label": f"{prediction.expression}{wrong}",
         "tokens": attention.tokens,
+        "causal": attention.causal,
         "read": None if attention.read_rows is None else list(attention.read_rows),
         "layers": [layer.astype(float).round(_DECIMALS).tolist() for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
@@ -185,8 +186,14 @@ def _answers(report: Report) -> str:
     scores = report.scores
     if scores is None:
         return _missing("There is no model to ask.")
-    ranked = sorted(scores.per_operation.items(), key=lambda item: item[1].accuracy)
-    operations = _share_table("operation", ranked, "Whole answers, hardest operation first")
+    operations = ""
+    for name, shares in (
+        ("operation", scores.per_operation),
+        ("inner operation", scores.per_inner_operation),
+    ):
+        if shares:
+            ranked = sorted(shares.items(), key=lambda item: item[1].accuracy)
+            operations += _share_table("operation", ranked, f"Whole answers, hardest {name} first")
     places = [(place_name(place), share) for place, share in enumerate(scores.per_digit)]
     digits = _share_table("digit", places, "By digit of the answer") if len(places) > 1 else ""
     return (
@@ -207,7 +214,7 @@ def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -
         ]
         for label, share in shares
     ]
-    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption)
+    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption, "shares")
 
 
 def _confusion(counts: list[list[int]]) -> str:
@@ -249,7 +256,7 @@ def _attention(report: Report) -> str:
         for role in report.roles
     ]
     roles = _table(
-        ["head", "kind", "entropy", "from the token that is read out", "from all tokens"],
+        ["head", "kind", "entropy", "from what is read out", "from all tokens"],
         rows,
         "What each head looks at most, and the share of test inputs that support it",
         "words",

@@ -8,7 +8,7 @@ from typing import Any
 from fastformer import checks
 from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
 from fastformer.analysis.loading import LoadedRun, load_run
-from fastformer.data.questions import Asked
+from fastformer.data.questions import Asked, Question
 from fastformer.errors import FastformerError, InvalidValueError
 from fastformer.training.atomic_file import os_errors_as
 
@@ -47,6 +47,7 @@ class RunScores:
                 name: share.accuracy for name, share in self.scores.per_operation.items()
             },
             "operations": parts["per_operation"],
+            "inner_operations": parts["per_inner_operation"],
             "per_digit": parts["per_digit"],
             "confusion": parts["confusion"],
             "trained_on": self.trained_on,
@@ -116,5 +117,15 @@ def evaluate_run(directory: str | Path, data: str | Path | None = None) -> RunSc
 def score(loaded: LoadedRun, asked: Sequence[Asked]) -> tuple[AnswerScores, float]:
     """Return the scores of a run's model on at least one expression, and its mean loss."""
     answers, loss = loaded.predictor.answers(asked)
-    correct = [str(one.answer()) for one in asked]
-    return evaluate_answers(answers, correct, [one.operation for one in asked]), loss
+    return score_answers(answers, asked), loss
+
+
+def score_answers(answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
+    """Return the scores of the answers to at least one expression."""
+    inner = [one.inner_operations for one in asked if isinstance(one, Question)]
+    return evaluate_answers(
+        answers,
+        [str(one.answer()) for one in asked],
+        [one.operation for one in asked],
+        inner if any(inner) else (),
+    )

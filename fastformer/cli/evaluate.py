@@ -64,11 +64,15 @@ def _show(result: "RunScores") -> None:
         ]
     console.facts([*facts, ("test loss" if result.data is None else "loss", f"{result.loss:.4f}")])
     console.line()
-    console.per_operation(
-        {name: share.accuracy for name, share in scores.per_operation.items()},
-        {name: _counts(share) for name, share in scores.per_operation.items()},
-    )
-    console.line()
+    for which, shares in (
+        ("operation", scores.per_operation),
+        ("inner operation", scores.per_inner_operation),
+    ):
+        if shares:
+            accuracies = {name: share.accuracy for name, share in shares.items()}
+            notes = {name: _counts(share) for name, share in shares.items()}
+            console.per_operation(accuracies, notes, which)
+            console.line()
     _show_digits(scores)
 
 

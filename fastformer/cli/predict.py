@@ -23,6 +23,7 @@ def predict(
     expression: str | None = None,
     /,
     *,
+    top: int = 5,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Ask a run's best model for an answer.
@@ -32,6 +33,7 @@ def predict(
         expression: for instance "Max ( 5 3 9 )" or "max(5,3,9)", in quotes; without one, each line
             of the standard input is an expression. A decoder's run has the questions of its preset,
             for instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
+        top: how many of the likeliest answers are listed; a decoder looks for as many beams.
         json: print one JSON object for each answer.
     """
     threads.configure()
@@ -39,25 +41,25 @@ def predict(
 
     predictor = load_run(run).predictor
     if expression is not None:
-        _show(predictor.predict(expression), json)
+        _show(predictor.predict(expression, top), json)
     elif sys.stdin.isatty():
-        _converse(predictor, json)
+        _converse(predictor, top, json)
     else:
-        _answer_lines(predictor, json)
+        _answer_lines(predictor, top, json)
 
 
-def _answer_lines(predictor: "Predictor", json: bool) -> None:
+def _answer_lines(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer each line of the standard input. A mistake ends it."""
     for number, text in enumerate(sys.stdin, start=1):
         if text.strip():
             try:
-                prediction = predictor.predict(text)
+                prediction = predictor.predict(text, top)
             except FastformerError as error:
                 raise InvalidValueError(f"line {number}: {error}") from error
             _show(prediction, json)
 
 
-def _converse(predictor: "Predictor", json: bool) -> None:
+def _converse(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer what is typed until the user has enough. A mistake does not end it."""
     example = predictor.example
     console.notice(f'Type an expression, for instance "{example}". Ctrl-D or "quit" ends.')
@@ -72,7 +74,7 @@ def _converse(predictor: "Predictor", json: bool) -> None:
         if not text:
             continue
         try:
-            _show(predictor.predict(text), json)
+            _show(predictor.predict(text, top), json)
         except FastformerError as error:
             console.notice(str(error))
 

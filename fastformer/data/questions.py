@@ -58,6 +58,11 @@ class Question:
         """The outermost operation."""
         return self.call.operation
 
+    @property
+    def inner_operations(self) -> list[str]:
+        """The operations within it, from the left."""
+        return [part.operation for part in self.call.arguments if isinstance(part, Call)]
+
     def answer(self) -> int:
         """Return the value."""
         return self.call.answer()

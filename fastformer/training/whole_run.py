@@ -62,7 +62,8 @@ def train_to_the_end(
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,
-        "examples_per_second": seen / seconds,
+        # Without records, of a run whose file was lost, there is nothing to divide by.
+        "examples_per_second": seen / seconds if seconds else 0.0,
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,
         "backend": model.ops.name,

@@ -53,7 +53,7 @@ const explorer = {
   },
 
   drawTable() {
-    const { tokens, layers, read } = this.example;
+    const { tokens, layers, read, causal } = this.example;
     const weights = layers[this.layer][this.head];
     const last = this.layer === layers.length - 1;
     const header = element("tr");
@@ -63,7 +63,8 @@ const explorer = {
       if (last && read !== null && !read.includes(from)) line.className = "unread";
       line.append(element("th", { scope: "row" }, tokens[from]));
       row.forEach((weight, to) => {
-        const share = tokens.length <= 14 ? Math.round(100 * weight).toString() : "";
+        const numbered = tokens.length <= 14 && !(causal && to > from);
+        const share = numbered ? Math.round(100 * weight).toString() : "";
         line.append(element("td", { style: `--w:${weight}`, "data-from": from, "data-to": to,
           tabindex: from + to ? -1 : 0, "aria-label": this.sentence(from, to) }, share));
       });
@@ -77,6 +78,7 @@ const explorer = {
     body.append(...rows);
     this.table.replaceChildren(caption, head, body);
     this.table.classList.toggle("compact", tokens.length > 14);
+    this.table.classList.toggle("dense", tokens.length > 24);
     const summary = this.example.heads.find(
       (item) => item.layer === this.layer + 1 && item.head === this.head + 1);
     const places = summary.looks_at.map(([place, token, weight]) =>
