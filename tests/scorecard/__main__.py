@@ -28,6 +28,8 @@ MODULES: tuple[str, ...] = (
     "determinism",
     "kills",
     "signals",
+    "syscalls",
+    "full_disk",
 )
 
 

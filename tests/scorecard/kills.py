@@ -19,7 +19,7 @@ from tests.scorecard.supervisor import MEMORY, OPTIONS, SAVES_EACH_STEP, Change,
 # How many runs there are of each kind: forked, the command itself, the command with some of its
 # kernels to compile, and with all of them.
 KINDS = ("forked", "command", "some kernels", "all kernels")
-COUNTS: dict[Tier, tuple[int, ...]] = {"fast": (96, 10, 3, 1), "nightly": (900, 70, 24, 6)}
+COUNTS: dict[Tier, tuple[int, ...]] = {"fast": (184, 10, 5, 1), "nightly": (900, 70, 24, 6)}
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,9 @@ def state(run: Path) -> dict[str, str]:
     known = found.keys() | {"checkpoints", "embeddings"}
     found |= {path.name: "" for path in run.rglob("*") if path.name not in known}
     # The last but one may be of the step in which a signal came.
-    found.pop(sorted(name for name in found if name.startswith("step-"))[0])
+    steps = sorted(name for name in found if name.startswith("step-"))
+    if len(steps) > 1:
+        del found[steps[0]]
     return {name: hashlib.sha256(repr(one).encode()).hexdigest() for name, one in found.items()}
 
 
@@ -291,9 +293,10 @@ def goes_on(
     expected: dict[str, str],
     changes: tuple[Change, ...] = (),
     new: str | None = None,
+    log: Path | None = None,
 ) -> list[str]:
     """Go on with a run to its end; return what is wrong with it then."""
-    log = directory.with_suffix(".log")
+    log = log or directory.with_suffix(".log")
     last = forked(command(directory, options, new), log, changes=changes)
     if last.code != 0:
         return [f"it does not go on: exit code {last.code}, {last.words[-300:]}"]
