@@ -26,6 +26,8 @@ MODULES: tuple[str, ...] = (
     "files",
     "loading",
     "determinism",
+    "processes",
+    "suite",
     "kills",
     "signals",
     "syscalls",
