@@ -1,8 +1,10 @@
 """Predict, evaluate, attention, embeddings, report and the rest on runs of the decoder."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.prediction import AnswerPredictor
 from fastformer.analysis.token_roles import PART_ROLES, PLACE_ROLE, TOKEN_ROLES, role_sequence
 from fastformer.cli import main
+from fastformer.cli.progress import LineProgress
 from fastformer.data.answers import ANSWER_TOKENS, AnswerTask, draw_training, kept_apart
 from fastformer.data.forms import FORMS
 from fastformer.data.questions import parse_question, questions_of
@@ -341,6 +344,37 @@ def test_seeds_and_the_tour_train_decoders(
     ):
         assert complaint in mistake_of(capsys, *words, *options, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+class Interrupting(LineProgress):
+    """The progress of a person who presses Ctrl-C in the second of several runs."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1  # the first one is there before any run is
+        self.interrupts = self.made == 3
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples: int) -> None:
+        if self.interrupts and step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_seeds_that_were_stopped_go_on_to_the_same_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "--preset", "long-lists", *TINY, "--seeds", 3]
+    whole = object_of(capsys, *words, "--out", tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("fastformer.cli.progress.observer", Interrupting)
+        assert main([*map(str, words), "--out", str(stopped)]) == 130
+    assert f"fastformer train --resume {stopped}\n" in capsys.readouterr().err
+    assert not (stopped / "seed-44").exists()
+    resumed = object_of(capsys, "train", "--resume", stopped)
+    for name in ("test_accuracy", "per_operation", "seeds", "steps", "spread"):
+        assert resumed[name] == whole[name]
+    assert "go on with --resume" in mistake_of(capsys, *words, "--out", stopped)
 
 
 def test_what_is_loaded_says_what_it_can_be_asked(runs: dict[str, Path]) -> None:
