@@ -53,6 +53,8 @@ def encode(tokens: Iterable[str], vocabulary: tuple[str, ...] = DIGIT_TOKENS) ->
             f"tokens must be a list of tokens, got the string {tokens[:40]!r}; "
             "use parse_expression(text).tokens() for free text"
         )
+    if not isinstance(tokens, Iterable):
+        raise InvalidTypeError(f"tokens must be a list of tokens, got {tokens!r}")
     known = _IDS
     if vocabulary is not DIGIT_TOKENS:
         known = {token: index for index, token in enumerate(vocabulary)}
