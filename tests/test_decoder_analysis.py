@@ -243,7 +243,8 @@ def test_a_head_that_looks_at_the_digits_to_be_added_is_found(
     assert adds.readout is not None and last.readout is not None
     assert (adds.readout.best, adds.readout.share) == (PLACE_ROLE, 1.0)
     assert adds.tokens is not None
-    assert (adds.tokens.shares["itself"], adds.tokens.shares[PLACE_ROLE]) == (22 / 32, 1.0)
+    assert (adds.tokens.best, adds.tokens.shares["itself"]) == ("itself", 22 / 32)
+    assert PLACE_ROLE not in adds.tokens.shares  # most tokens add nothing
     assert fixed.readout is not None and fixed.readout.best == "a fixed position"
     assert last.tokens is None and last.readout.shares[PLACE_ROLE] == pytest.approx(0.1)
     # Two digits of those that a row sees, which become more as the answer grows.

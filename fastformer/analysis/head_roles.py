@@ -244,7 +244,7 @@ class _Rows:
                 chance[role] = float(one_of.mean())
         adds = self.adds[rows]
         adding = adds[:, 0] >= 0
-        if adding.any():
+        if adding.mean() > 0.5:  # else it would be said of all tokens what holds for few
             shares[PLACE_ROLE] = float((at[:, None] == adds)[adding].any(axis=1).mean())
             chance[PLACE_ROLE] = float((2 * one_of)[adding].mean())
         counts = np.bincount(at)
