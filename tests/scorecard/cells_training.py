@@ -26,7 +26,8 @@ TEXTS = {
     "open": "Max ( 1 2", "closed twice": "Max ( 1 2 ) )", "nested": "Max ( Min ( 1 2 ) 3 )",
     "negative": "Max ( -1 2 )", "a fraction": "Max ( 1.5 2 )", "two commas": "Max ( 1 , , 2 )",
     "long number": f"Max ( {'9' * 5000} 1 )", "other digits": "Max ( \u0661 2 )",
-    "NUL": "Max\x00( 1 2 )", "lone surrogate": "Max ( \ud800 )", "long": "x" * 100_000, "code": "__import__('os')",
+    "NUL": "Max\x00( 1 2 )", "lone surrogate": "Max ( \ud800 )",
+    "long": "x" * 100_000, "code": "__import__('os')",
     "more": "Max ( 1 2 ) Max", "Second of one": "Second ( 1 )",
 }  # fmt: skip
 TOKENS = {
