@@ -78,7 +78,7 @@ const explorer = {
     body.append(...rows);
     this.table.replaceChildren(caption, head, body);
     this.table.classList.toggle("compact", tokens.length > 14);
-    this.table.classList.toggle("dense", tokens.length > 24);
+    this.table.classList.toggle("dense", tokens.length > 16);
     const summary = this.example.heads.find(
       (item) => item.layer === this.layer + 1 && item.head === this.head + 1);
     const places = summary.looks_at.map(([place, token, weight]) =>
