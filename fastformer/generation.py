@@ -128,7 +128,8 @@ class KeyValueCache:
             )
         if batch.largest_id >= config.vocab_size:
             checks.fail(
-                f"token ids must be below vocab_size={config.vocab_size}, got {batch.largest_id}"
+                f"token ids must be below vocab_size={config.vocab_size}, got {batch.largest_id} "
+                f"at token {int(batch.tokens.argmax())}"
             )
         check_room(int((self.lengths + np.diff(batch.offsets)).max()), config.max_seq_len)
 

@@ -19,7 +19,8 @@ from fastformer.analysis.embeddings import DIGITS, embedding_report, learned_cha
 from fastformer.analysis.evaluation import evaluate_answers
 from fastformer.analysis.evaluation_pictures import confusion_figure
 from fastformer.analysis.figures import new_figure, picture_bytes, save_picture
-from fastformer.analysis.head_roles import FIXED, ROLES, HeadRole, Support
+from fastformer.analysis.head_roles import HeadRole, Support
+from fastformer.analysis.token_roles import FIXED, ROLES
 
 TOKENS = ["Max", "(", "4", ",", "7", ")"]
 
@@ -177,7 +178,7 @@ def test_shades_rise_with_the_weight() -> None:
 
 def test_a_text_heatmap_has_a_row_for_each_token_and_marks_the_one_read_out() -> None:
     weights = np.array([[1.0, 0.0], [0.35, 0.65]], np.float32)
-    assert heatmap_lines(weights, ["Max", "("], ["Max", "("], marked=0) == [
+    assert heatmap_lines(weights, ["Max", "("], ["Max", "("], marked=[0]) == [
         "        Max     (",
         ">Max  ██1.0   .00",
         " (    ▒▒.35 ▓▓.65",

@@ -24,6 +24,15 @@ def test_whole_answers_and_operations_are_counted() -> None:
     assert list(scores.per_operation) == ["Max", "Min"]
 
 
+def test_an_answer_counts_for_each_operation_within_its_own() -> None:
+    inner = [["Max", "Min"], ["Max", "Max"], ["Min"]]
+    scores = evaluate_answers(["1", "2", "3"], ["1", "3", "3"], ["Add"] * 3, inner)
+    assert scores.per_inner_operation == {"Max": Share(1, 2), "Min": Share(2, 2)}
+    assert evaluate_answers(["1"], ["1"]).per_inner_operation == {}
+    with pytest.raises(ValueError, match="inner must be as many as correct answers, 2: 1"):
+        evaluate_answers(["1", "2"], ["1", "2"], inner=[["Max"]])
+
+
 @pytest.mark.smoke
 def test_digits_are_compared_place_by_place_from_the_units() -> None:
     scores = evaluate_answers(["12", "7", "Max", "100", "1"], ["13", "7", "5", "10", "21"])

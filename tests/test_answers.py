@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from runs import Recorder, one_thread
 
+from fastformer.analysis.run_evaluation import evaluate_run
 from fastformer.cli import main
 from fastformer.data.answers import (
     ANSWER_TASKS,
@@ -23,7 +24,6 @@ from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig
 from fastformer.training.answers_run import (
     AnswerSettings,
-    evaluate_answers,
     resume_answers,
     train_answers,
 )
@@ -161,7 +161,7 @@ def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> Non
     assert losses[1] < 0.9 * losses[0]
     assert (result["steps"], result["test_examples"]) == (40, 100)
     assert RunDirectory.open(tmp_path / "run").read_result() == result
-    again = evaluate_answers(tmp_path / "run")
+    again = evaluate_run(tmp_path / "run").as_json()
     assert again["test_accuracy"] == result["test_accuracy"]
 
 

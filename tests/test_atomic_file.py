@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from fastformer.errors import RunError
+from fastformer.errors import CheckpointError, RunError
 from fastformer.training import atomic_file
 from fastformer.training.atomic_file import (
     append_line,
     is_temporary,
     make_directory,
     os_errors_as,
+    read_file,
     remove_temporary_files,
     write_atomically,
 )
+from fastformer.training.checkpoint import load_checkpoint
 
 OLD, NEW = b"old content\n", b"new content, which is longer\n" * 3
 CALLS = ("open", "write", "fsync", "close", "replace", "unlink")
@@ -241,3 +243,32 @@ def test_the_file_modules_import_neither_numba_nor_matplotlib() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_what_has_no_end_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is a pipe or a device, not a file"):
+        read_file(path)
+    with pytest.raises(CheckpointError, match="file: it is a pipe or a device"):
+        load_checkpoint(path)
+
+
+def test_a_file_is_read_also_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content\n")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "link") == b"content\n"
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)
+
+
+def test_nothing_is_appended_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content\n")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(OSError):
+        append_line(tmp_path / "link", b"line")
+    assert (tmp_path / "file").read_bytes() == b"content\n"

@@ -187,5 +187,5 @@ def test_loading_executes_no_code_and_writes_nothing(path: Path, small: bytes) -
             pass
         finally:
             _LOADING = False
-    assert _EVENTS.count("open") == 3  # the hook heard something
+    assert _EVENTS.count("open") >= 3  # the hook heard something
     assert set(_EVENTS) <= {"open"}

@@ -59,10 +59,10 @@ def test_evaluate_counts_the_answers_that_predict_gives(
 ) -> None:
     result = object_of(capsys, "evaluate", run_directory)
     loaded = load_run(run_directory)
-    answers = [loaded.predictor.predict(str(e)) for e in loaded.splits.test.expressions]
+    answers = [loaded.predictor.predict(str(e)) for e in loaded.tests]
     right = [answer.correct for answer in answers]
     assert result["test_accuracy"] == sum(right) / len(right)
-    assert result["test_examples"] == len(right) == len(loaded.splits.test)
+    assert result["test_examples"] == len(right) == len(loaded.tests)
     low, high = result["interval_95"]
     assert low < result["test_accuracy"] < high
     for name, part in result["operations"].items():
@@ -95,8 +95,8 @@ def test_evaluate_measures_expressions_of_a_file(
     run_directory: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     loaded = load_run(run_directory)
-    known = [str(e) for e in loaded.splits.train.expressions[:2]]
-    new = [str(e) for e in loaded.splits.test.expressions[:3]]
+    known = [str(e) for e in loaded.settings.splits().train.expressions[:2]]
+    new = [str(e) for e in loaded.tests[:3]]
     file = tmp_path / "mine.txt"
     file.write_text("\n\n".join([*known, *new]), encoding="utf-8-sig")
     result = object_of(capsys, "evaluate", run_directory, "--data", file)
@@ -195,9 +195,9 @@ def test_attention_says_what_heads_do_over_the_test_examples(
     result = object_of(capsys, "attention", run_directory, "--picture", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     loaded = load_run(run_directory)
-    assert result["examples"] == len(loaded.splits.test)
+    assert result["examples"] == len(loaded.tests)
     hits = 0
-    for expression in loaded.splits.test.expressions:
+    for expression in loaded.tests:
         tokens, layers = attention_weights(loaded.model, str(expression))
         hits += tokens[layers[1][1][0].argmax()] == str(max(expression.arguments))
     share = result["heads"][3]["readout"]["shares"]["the largest number"]

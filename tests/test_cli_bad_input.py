@@ -73,6 +73,11 @@ def assert_refused(
         ("Max ( 1 , , 2 )", "no number follows the ',' at character 9"),
         ("Max ( 1 2 3", "no ')' closes the '(' at character 5; add ')' at the end"),
         ("Max ( 1 2 3 ) Min", "trailing text after the closing ')'"),
+        ("Max ( Min ( 1 2 ) 3 4 )", "nests 2 deep, which is 1 more than the 1 allowed"),
+        (
+            f"Max ( {'1 ' * 60})",
+            "has 122 tokens, which is 72 more than the 50 that this model reads",
+        ),
     ],
 )
 def test_an_expression_that_cannot_be_answered(

@@ -137,3 +137,21 @@ def test_the_bar_goes_away_when_training_fails(capsys: pytest.CaptureFixture[str
         bar.started(10, 0, "a small model")
         raise ZeroDivisionError
     assert not bar._bar.live.is_started
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("full", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_output_on_a_full_disk_is_a_mistake_and_no_traceback(full: tuple[str, ...]) -> None:
+    words = {"stdout": "--version", "stderr": "no-command"}
+    with open("/dev/full", "w") as nowhere:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = subprocess.run(
+            [sys.executable, "-m", "fastformer", words[full[0]]],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            **streams | dict.fromkeys(full, nowhere),
+            **{"text": True, "timeout": 60},
+        )
+    assert done.returncode == 2
+    if full == ("stdout",):
+        assert done.stderr.startswith("fastformer: cannot write the output: No space left on")
+        assert done.stderr.count("\n") == 1

@@ -12,6 +12,8 @@ import pytest
 from runs import SIZES, Recorder, one_thread, small_settings, tree, without_times
 
 import fastformer as ff
+from fastformer.analysis.loading import load_run
+from fastformer.analysis.run_evaluation import evaluate_run
 from fastformer.data import DIGIT_TOKENS, DigitTask, parse_expression
 from fastformer.errors import CheckpointError, InvalidValueError, RunError
 from fastformer.training import loop
@@ -19,8 +21,6 @@ from fastformer.training.checkpoint import load_checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.digits_run import (
     RunSettings,
-    evaluate_run,
-    load_predictor,
     resume_digits,
     train_digits,
 )
@@ -77,7 +77,7 @@ def test_a_small_model_answers_inputs_that_it_never_saw(tmp_path: Path) -> None:
 
 def test_evaluation_repeats_the_result(trained: Path) -> None:
     before = tree(trained)
-    evaluated = evaluate_run(trained)
+    evaluated = evaluate_run(trained).as_json()
     result = json.loads((trained / "result.json").read_text())
     for name in ("test_accuracy", "test_loss", "test_examples", "per_operation", "run"):
         assert evaluated[name] == result[name]
@@ -193,7 +193,7 @@ def test_a_run_that_has_ended_without_a_good_result_is_tested_anew(run: Path, da
 
 
 def test_a_predictor_answers_with_probabilities(trained: Path) -> None:
-    predictor = load_predictor(trained)
+    predictor = load_run(trained).predictor
     right = 0
     for text in ("First(7,1,2)", "second ( 7 1 2 )", "Last(7 1 2)", "MAX(7,1,2)", "Min(7,1,2)"):
         answer = predictor.predict(text, top=len(DIGIT_TOKENS))
@@ -224,18 +224,18 @@ def test_a_predictor_refuses_what_the_task_does_not_have(
     trained: Path, text: str, message: str
 ) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        load_predictor(trained).predict(text)
+        load_run(trained).predictor.predict(text)
 
 
 def test_a_predictor_refuses_a_bad_number_of_answers(trained: Path) -> None:
     for top in (0, 21):
         with pytest.raises(InvalidValueError, match=f"^top must be .* from 1 to 20, got {top}$"):
-            load_predictor(trained).predict("Max(1,2,3)", top=top)
+            load_run(trained).predictor.predict("Max(1,2,3)", top=top)
 
 
 CONFIG_DAMAGE = [
     ("[run]", "[runs]", "'run' is missing"),
-    ('kind = "digits"', 'kind = "text"', "kind must be one of 'digits', got 'text'"),
+    ('kind = "digits"', 'kind = "text"', "kind must be one of 'digits', 'answers', got 'text'"),
     ('kind = "digits"\n', "", "'kind' is missing"),
     ("seed = 42", "seed = -1", "seed must be an integer >= 0, got -1"),
     ("seed = 42", "sead = 42", "run has no setting 'sead'; did you mean 'seed'"),
@@ -248,7 +248,7 @@ CONFIG_DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize("use", [evaluate_run, load_predictor])
+@pytest.mark.parametrize("use", [evaluate_run, load_run])
 @pytest.mark.parametrize(("old", "new", "message"), CONFIG_DAMAGE)
 def test_a_damaged_config_is_refused(use: Any, old: str, new: str, message: str, run: Path) -> None:
     config = run / "config.toml"
@@ -269,7 +269,7 @@ def test_a_run_of_another_model_is_refused(run: Path) -> None:
     config = run / "config.toml"
     config.write_text(config.read_text().replace("embed_dim = 16", "embed_dim = 8"))
     before = tree(run)
-    for use in (evaluate_run, load_predictor, lambda path: resume_digits(path, Recorder())):
+    for use in (evaluate_run, load_run, lambda path: resume_digits(path, Recorder())):
         with pytest.raises(CheckpointError, match=r"does not fit the model: weight .* got \("):
             use(run)
     assert tree(run) == before

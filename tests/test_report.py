@@ -11,11 +11,13 @@ import pytest
 from runs import Recorder, one_thread, small_settings, tree
 
 from fastformer.analysis.attention import attention_weights
+from fastformer.analysis.loading import load_run
 from fastformer.analysis.report import Report, collect_report
 from fastformer.analysis.report_page import page
+from fastformer.analysis.run_evaluation import evaluate_run
 from fastformer.cli import main
 from fastformer.errors import InvalidValueError, RunError
-from fastformer.training.digits_run import evaluate_run, load_predictor, train_digits
+from fastformer.training.digits_run import train_digits
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -86,7 +88,7 @@ def test_a_reference_to_another_file_is_noticed(planted: str, run: Path) -> None
 
 def test_the_numbers_are_those_of_the_run(run: Path) -> None:
     found = collect_report(run)
-    evaluated = evaluate_run(run)
+    evaluated = evaluate_run(run).as_json()
     assert found.notes == []
     assert found.scores is not None and found.curves is not None
     assert found.scores.exact.accuracy == evaluated["test_accuracy"]
@@ -105,7 +107,7 @@ def test_the_numbers_are_those_of_the_run(run: Path) -> None:
 def test_the_weights_are_those_of_the_model(run: Path) -> None:
     found = collect_report(run, ["max(5, 3, 9)"])
     data = data_of(page(found))
-    predictor = load_predictor(run)
+    predictor = load_run(run).predictor
     assert data["attention"][0]["label"].startswith("Max ( 5 , 3 , 9 )")
     for example in data["attention"]:
         text = " ".join(example["tokens"])

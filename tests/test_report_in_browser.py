@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, find_browser
-from runs import Recorder, one_thread, small_settings
+from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
 from fastformer.analysis.report_page import page
+from fastformer.data.answers import AnswerTask
+from fastformer.models.config import DecoderConfig
+from fastformer.training.answers_run import AnswerSettings, train_answers
+from fastformer.training.config import TrainingConfig
 from fastformer.training.digits_run import train_digits
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -142,6 +146,25 @@ def test_a_cell_tells_its_weight_to_the_pointer_and_to_the_keyboard(browser: Bro
         browser.press(key)
     told = browser.run("document.getElementById('readout').textContent")
     assert told.startswith('"5" at position 2 looks at "Max" at position 0: ')
+
+
+def test_rows_of_a_decoder_that_write_no_answer_are_pale(browser: Browser, tmp_path: Path) -> None:
+    settings = AnswerSettings(
+        task=AnswerTask(name="addition", examples=64, validation_examples=5, test_examples=20),
+        model=DecoderConfig(vocab_size=23, **SIZES | {"num_layers": 2}),
+        training=TrainingConfig(epochs=1),
+    )
+    train_answers(settings, tmp_path / "run", Recorder())
+    (tmp_path / "report.html").write_text(page(collect_report(tmp_path / "run", ["12 + 345"])))
+    browser.open(tmp_path / "report.html")
+    pale = "[...document.querySelectorAll('#weights tbody tr')].map(row => row.className)"
+    assert set(browser.run(pale)) == {""}
+    assert picture_changes(browser, "layer", 1)
+    rows = browser.run(pale)
+    assert rows == ["unread"] * 21 + [""] * (len(rows) - 21)
+    assert "it is 357" in browser.run("document.getElementById('answer').textContent")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth") is True
+    assert browser.errors == []
 
 
 def test_the_map_moves_over_the_epochs(browser: Browser) -> None:

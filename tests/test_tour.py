@@ -60,7 +60,8 @@ def test_the_parameters_of_the_parts_add_up(
 def test_a_guess_is_that_of_the_weights_of_its_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastformer.training.digits_run import Predictor, RunSettings
+    from fastformer.analysis.prediction import DigitPredictor
+    from fastformer.training.digits_run import RunSettings
     from fastformer.training.loop import load_weights
     from fastformer.training.run_directory import RunDirectory
 
@@ -71,7 +72,7 @@ def test_a_guess_is_that_of_the_weights_of_its_epoch(
     settings = RunSettings.from_run(run)
     model = settings.new_model()
     load_weights(model, run.latest())
-    answer = Predictor(model, settings.task).predict(guesses[-1][0])
+    answer = DigitPredictor(model, settings.task).predict(guesses[-1][0])
     assert guesses[-1][1] == answer.prediction
     assert float(guesses[-1][2][:-2]) == pytest.approx(100 * answer.probability, abs=0.01)
 

@@ -4,6 +4,9 @@ A classifier that reads out one token computes only that token's row in its last
 answer needs no other. Here every row of every block is computed, so that all can be seen; the
 row that is read out has the same weights either way. In the last block, the other rows show where
 those tokens would look, and reach no answer: summaries leave them out.
+
+A decoder reads its own answer as it writes it, so there the tokens are those of the expression and
+of the answer but its last one, and each row from the expression's last on writes a token.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,12 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from fastformer.analysis.prediction import Predictor
 from fastformer.batch import PackedBatch, pack
+from fastformer.data.answers import ANSWER_TOKENS
 from fastformer.data.expressions import parse_expression
 from fastformer.data.vocabulary import encode
-from fastformer.models.transformer import Transformer
+from fastformer.models.base import Model
 from fastformer.parameters import Array
-from fastformer.training.digits_run import Predictor
 
 FOCUSED_BELOW: Final[float] = 0.48
 """Entropy, relative to its maximum, below which a head is focused on few tokens."""
@@ -39,7 +43,8 @@ class ExpressionAttention:
         tokens: the T tokens that the model read.
         layers: one array (H, T, T) for each layer: how much each token (row) looks at each
             (column); a row's weights sum to 1.
-        readout: the token that the answer is read from, or None where it is from all.
+        readout: the token that the answer is read from, or None where it is from all. A decoder's
+            is read from this one and all after it.
         causal: whether a token sees only itself and those before it.
     """
 
@@ -47,6 +52,13 @@ class ExpressionAttention:
     layers: list[Array]
     readout: int | None
     causal: bool = False
+
+    @property
+    def read_rows(self) -> range | None:
+        """The rows that the answer is read from, or None where it is from all."""
+        if self.readout is None:
+            return None
+        return range(self.readout, len(self.tokens) if self.causal else self.readout + 1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class HeadSummary:
         return asdict(self)
 
 
-def batch_attention(model: Transformer, batch: PackedBatch) -> list[Array]:
+def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
     """Return the weights of every row of a batch, (B, H, T, T) for each layer, without dropout.
 
     Args:
@@ -90,19 +102,19 @@ def batch_attention(model: Transformer, batch: PackedBatch) -> list[Array]:
     return layers
 
 
-def readout_position(model: Transformer, length: int) -> int | None:
-    """Return the token that an answer is read from, in a sequence of a length; None for all."""
+def readout_position(model: Model, length: int) -> int | None:
+    """Return the token that an answer is read from, in an expression of a length; None for all."""
     pooling = getattr(model.config, "pooling", "last")  # a decoder continues after the last
     return {"first": 0, "last": length - 1, "mean": None}[pooling]
 
 
 def attention_weights(
-    predictor: Predictor | Transformer, expression: str
+    predictor: Predictor | Model, expression: str
 ) -> tuple[list[str], list[Array]]:
     """Return the tokens of an expression, and the weights (H, T, T) of each layer.
 
     Args:
-        predictor: of a run, or a model of the digits' vocabulary.
+        predictor: of a run, or a model, which is then asked expressions of the digit task.
         expression: for instance "Max ( 5 3 9 )".
 
     Raises:
@@ -112,22 +124,28 @@ def attention_weights(
     return found.tokens, found.layers
 
 
-def expression_attention(
-    predictor: Predictor | Transformer, expression: str
-) -> ExpressionAttention:
+def expression_attention(predictor: Predictor | Model, expression: str) -> ExpressionAttention:
     """Return the attention on one expression. Arguments and errors as of `attention_weights`."""
-    parsed = parse_expression(expression)
-    if isinstance(predictor, Predictor):
-        predictor.task.check(parsed)
-        return token_attention(predictor.model, parsed.tokens())
-    return token_attention(predictor, parsed.tokens())
+    if isinstance(predictor, Model):
+        return token_attention(predictor, parse_expression(expression).tokens())
+    tokens, given = predictor.sequence(predictor.read(expression))
+    return token_attention(predictor.model, tokens, given)
 
 
-def token_attention(model: Transformer, tokens: list[str]) -> ExpressionAttention:
-    """Return the attention on a list of tokens of the digits' vocabulary."""
-    layers = [weights[0] for weights in batch_attention(model, pack([encode(tokens)]))]
+def token_attention(
+    model: Model, tokens: list[str], given: int | None = None
+) -> ExpressionAttention:
+    """Return the attention on a list of tokens.
+
+    Args:
+        model: a classifier or a decoder.    tokens: of its vocabulary.
+        given: how many of them are the expression; None for all.
+    """
+    ids = encode(tokens, ANSWER_TOKENS[: model.config.vocab_size])
+    layers = [weights[0] for weights in batch_attention(model, pack([ids]))]
     causal = model.blocks[0].attention.causal
-    return ExpressionAttention(tokens, layers, readout_position(model, len(tokens)), causal)
+    readout = readout_position(model, len(tokens) if given is None else given)
+    return ExpressionAttention(tokens, layers, readout, causal)
 
 
 def relative_entropy(weights: Array, visible: Array | int) -> Array:
@@ -159,10 +177,10 @@ def kind_of(entropy: float) -> str:
 
 def answering_rows(attention: ExpressionAttention, layer: int) -> slice:
     """Return the rows of a layer, counted from 0, whose result reaches the answer."""
-    last = layer == len(attention.layers) - 1
-    if not last or attention.readout is None:
+    read = attention.read_rows
+    if read is None or layer < len(attention.layers) - 1:
         return slice(None)
-    return slice(attention.readout, attention.readout + 1)
+    return slice(read.start, read.stop)
 
 
 def head_summaries(attention: ExpressionAttention) -> list[HeadSummary]:

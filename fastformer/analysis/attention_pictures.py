@@ -8,7 +8,8 @@ import numpy as np
 
 from fastformer.analysis.attention import ExpressionAttention, HeadSummary, head_summaries
 from fastformer.analysis.figures import INK, heatmap, new_figure
-from fastformer.analysis.head_roles import FIXED, ROLES, HeadRole
+from fastformer.analysis.head_roles import HeadRole
+from fastformer.analysis.token_roles import FIXED, ROLES
 from fastformer.parameters import Array
 
 if TYPE_CHECKING:
@@ -58,23 +59,24 @@ def roles_figure(roles: Sequence[HeadRole]) -> "Figure":
         roles: of `head_roles`. Where no row is read out, the shares are of all rows.
     """
     supports = [role.readout or role.tokens for role in roles]
+    shown = [role for role in ROLES if any(s and role in s.shares for s in supports)]
     shares = np.array(
         [
-            [support.shares.get(role, 0.0) if support else 0.0 for role in ROLES]
+            [support.shares.get(role, 0.0) if support else 0.0 for role in shown]
             for support in supports
         ]
     )
     texts = [[f"{share * 100:.0f}" for share in row] for row in shares.tolist()]
     for row, support in zip(texts, supports, strict=True):
         if support:
-            row[ROLES.index(FIXED)] += f"\nat {support.position}"
+            row[shown.index(FIXED)] += f"\nat {support.position}"
     rows = [f"layer {role.layer}, head {role.head}" for role in roles]
     figure = new_figure(
         8.5, 2.6 + 0.45 * len(roles), "Examples (%) whose largest weight is on the role's token"
     )
     axes = figure.subplots()
-    heatmap(axes, shares, rows, list(ROLES), texts=texts)
-    axes.set_xticks(range(len(ROLES)), ROLES, rotation=40, ha="right", fontsize=8)
+    heatmap(axes, shares, rows, shown, texts=texts)
+    axes.set_xticks(range(len(shown)), shown, rotation=40, ha="right", fontsize=8)
     return figure
 
 
@@ -107,10 +109,11 @@ def _grid_figure(attention: ExpressionAttention, layers: list[int], title: str) 
 
 def _caption(attention: ExpressionAttention, layers: list[int]) -> str:
     """Say what the bold token is, and which rows reach no answer."""
-    if attention.readout is None:
+    read, last = attention.read_rows, len(attention.layers)
+    if read is None:
         return ""
-    text = "the answer is read from the bold token"
-    last = len(attention.layers)
+    which = "token" if len(read) == 1 else "tokens"
+    text = f"the answer is read from the bold {which}"
     return f"{text}: in layer {last}, no other row reaches it" if last in layers else text
 
 
@@ -129,12 +132,12 @@ def _highest(*weights: Array) -> float:
 def _draw(
     axes: "Axes", attention: ExpressionAttention, weights: Array, highest: float, numbers: bool
 ) -> "AxesImage":
-    """Draw one head's weights; mark the row that the answer is read from."""
+    """Draw one head's weights; mark the rows that the answer is read from."""
     labels = list(attention.tokens)
     texts = None
     if numbers:
         texts = [[f"{weight:.2f}".lstrip("0") for weight in row] for row in weights.tolist()]
     image = heatmap(axes, weights, labels, labels, high=highest, colors=COLORS, texts=texts)
-    if attention.readout is not None:
-        axes.get_yticklabels()[attention.readout].set_fontweight("bold")
+    for row in attention.read_rows or ():
+        axes.get_yticklabels()[row].set_fontweight("bold")
     return image

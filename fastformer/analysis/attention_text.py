@@ -1,7 +1,7 @@
 """Attention as text: shaded heatmaps for a terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -34,13 +34,16 @@ def legend(columns: int = 0) -> str:
 
 
 def heatmap_lines(
-    weights: Array, rows: Sequence[str], columns: Sequence[str], marked: int | None = None
+    weights: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    marked: Collection[int] = (),
 ) -> list[str]:
     """Return a matrix of weights as shaded cells, with the numbers where there is room.
 
     Args:
         weights: (rows, columns), from 0 to 1.    rows, columns: the labels.
-        marked: a row that gets a mark, or None.
+        marked: rows that get a mark.
     """
     numbered = len(columns) <= _MOST_NUMBERED
     widest = max(len(column) for column in columns)
@@ -49,20 +52,20 @@ def heatmap_lines(
     lines = [" " * margin + "".join(f"{column:>{width}}" for column in columns)]
     for place, (label, row) in enumerate(zip(rows, weights.tolist(), strict=True)):
         cells = [_cell(weight, numbered, len(columns)).rjust(width) for weight in row]
-        mark = ">" if place == marked else " "
+        mark = ">" if place in marked else " "
         lines.append(f"{mark}{label:<{margin - 1}}" + "".join(cells))
     return lines
 
 
 def head_lines(attention: ExpressionAttention, layer: int, head: int) -> list[str]:
-    """Return one head, counted from 1, with its title; a mark shows the row that is read out."""
+    """Return one head, counted from 1, with its title; marks show the rows that are read out."""
     summary = next(s for s in head_summaries(attention) if (s.layer, s.head) == (layer, head))
     title = (
         f"layer {layer}, head {head}: {summary.kind}, entropy {summary.entropy:.2f} of its maximum"
     )
     weights = attention.layers[layer - 1][head - 1]
     tokens = attention.tokens
-    return [title, *heatmap_lines(weights, tokens, tokens, attention.readout)]
+    return [title, *heatmap_lines(weights, tokens, tokens, attention.read_rows or ())]
 
 
 def overview_lines(attention: ExpressionAttention) -> list[str]:

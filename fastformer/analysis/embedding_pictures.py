@@ -39,15 +39,16 @@ def norms_figure(report: EmbeddingReport) -> "Figure":
 
 
 def cosines_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figure":
-    """Return a figure of the cosines of the digits, and of the operations."""
+    """Return a figure of the cosines of the digits, and of the operations where there are two."""
+    parts = [("digits", list(DIGITS), report.digit_cosines)]
+    if len(report.operations) > 1:
+        parts.append(("operations", report.operations, report.operation_cosines))
     figure = new_figure(
-        11.0, 5.2, f"Cosines of {what} (between random ones: 0 ± {report.chance:.2f})"
+        5.5 * len(parts) + 0.8,
+        5.2,
+        f"Cosines of {what} (between random ones: 0 ± {report.chance:.2f})",
     )
-    axes = figure.subplots(1, 2, width_ratios=[10, 7])
-    parts = (
-        ("digits", list(DIGITS), report.digit_cosines),
-        ("operations", report.operations, report.operation_cosines),
-    )
+    axes = figure.subplots(1, len(parts), width_ratios=[10, 7][: len(parts)], squeeze=False)[0]
     for each, (title, names, cosines) in zip(axes, parts, strict=True):
         texts = [[f"{value:.2f}" for value in row] for row in cosines.tolist()]
         image = heatmap(each, cosines, names, names, low=-1, colors="RdBu_r", texts=texts)
@@ -115,6 +116,7 @@ def history_figure(tables: Mapping[int, Array], operations: list[str]) -> "Figur
         trends = [embedding_report(change, operations).trend for change in changes.values()]
         axes.plot(list(changes), trends, color=CHANGE_COLOR, marker="o", label="what was learned")
     axes.set_ylim(-1, 1)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("correlation of cosine and distance of digits", fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=9)
@@ -140,6 +142,7 @@ def _draw_norms(
             values = [report.norms[name] for report in reports.values()]
             axes.plot(list(reports), values, color=color, linewidth=1, label="" if place else label)
     axes.set_ylim(bottom=0)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("norm", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

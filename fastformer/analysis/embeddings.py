@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
+from fastformer.data.answers import ANSWER_TOKENS
 from fastformer.data.expressions import OPERATIONS
-from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.parameters import Array
 
 DIGITS: Final[tuple[str, ...]] = tuple("0123456789")
@@ -86,8 +86,8 @@ class EmbeddingReport:
 
 
 def rows_of(table: Array, tokens: Sequence[str]) -> Array:
-    """Return the rows (len(tokens), C) of a table of the digits' vocabulary, in float64."""
-    places = [DIGIT_TOKENS.index(token) for token in tokens]
+    """Return the rows (len(tokens), C) of a table, in float64."""
+    places = [ANSWER_TOKENS.index(token) for token in tokens]
     return np.asarray(table[places], dtype=np.float64)
 
 
@@ -197,7 +197,7 @@ def embedding_map(rows: Array, tokens: Sequence[str]) -> EmbeddingMap:
 def embedding_report(
     table: npt.NDArray[Any], operations: Sequence[str] = OPERATIONS
 ) -> EmbeddingReport:
-    """Describe a table of the digits' vocabulary.
+    """Describe a table of the classifier's or the decoder's vocabulary.
 
     Args:
         table: (V, C), float32 or float64, a row for each token of the vocabulary.
@@ -205,7 +205,7 @@ def embedding_report(
     """
     digits, chosen = rows_of(table, DIGITS), rows_of(table, operations)
     cosines = cosine_matrix(digits)
-    names = DIGIT_TOKENS[: len(table)]
+    names = ANSWER_TOKENS[: len(table)]
     lengths = norms(rows_of(table, names)).tolist()
     return EmbeddingReport(
         norms=dict(zip(names, lengths, strict=True)),

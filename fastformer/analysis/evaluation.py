@@ -57,6 +57,8 @@ class AnswerScores:
     Attributes:
         exact: answers that are right as a whole, every digit of them.
         per_operation: the same for each operation, in the order of first appearance.
+        per_inner_operation: the same for each operation within another one: an answer counts for
+            each that is in its expression. Empty where nothing is nested.
         per_digit: digits that are right, from the units up: of the answers that have a digit at
             that place. A digit that was not written is wrong.
         confusion: (11, 11) int64, how often a digit (row) was answered as a digit (column), place
@@ -66,6 +68,7 @@ class AnswerScores:
 
     exact: Share
     per_operation: dict[str, Share]
+    per_inner_operation: dict[str, Share]
     per_digit: list[Share]
     confusion: Ids
 
@@ -74,6 +77,9 @@ class AnswerScores:
         return {
             "exact": self.exact.as_json(),
             "per_operation": {name: s.as_json() for name, s in self.per_operation.items()},
+            "per_inner_operation": {
+                name: s.as_json() for name, s in self.per_inner_operation.items()
+            },
             "per_digit": [
                 {"place": place_name(place), **share.as_json()}
                 for place, share in enumerate(self.per_digit)
@@ -92,7 +98,10 @@ class Mistake:
 
 
 def evaluate_answers(
-    predicted: Sequence[str], correct: Sequence[str], operations: Sequence[str] | None = None
+    predicted: Sequence[str],
+    correct: Sequence[str],
+    operations: Sequence[str] | None = None,
+    inner: Sequence[Sequence[str]] = (),
 ) -> AnswerScores:
     """Compare answers with the right ones.
 
@@ -101,13 +110,15 @@ def evaluate_answers(
             else is a wrong answer without digits.
         correct: the right answers, as many, each of decimal digits.
         operations: the operation of each, as many; None where that is of no interest.
+        inner: the operations within the operation of each, as many; nothing where none are nested.
 
     Raises:
         ValueError: no answers, another number of them, or a right answer that is no number.
     """
     if not correct:
         checks.fail("there must be at least one answer to evaluate, got none")
-    for name, values in (("predicted", predicted), ("operations", operations)):
+    given = {"predicted": predicted, "operations": operations, "inner": inner or None}
+    for name, values in given.items():
         if values is not None and len(values) != len(correct):
             checks.fail(f"{name} must be as many as correct answers, {len(correct)}: {len(values)}")
     for place, answer in enumerate(correct):
@@ -122,6 +133,7 @@ def evaluate_answers(
     return AnswerScores(
         exact=_share(right),
         per_operation=_shares_by(operations, right) if operations is not None else {},
+        per_inner_operation=_shares_within(inner, right),
         per_digit=[
             _share((wanted == found)[there, place])
             for place in range(places)
@@ -171,3 +183,8 @@ def _share(right: Flags) -> Share:
 def _shares_by(names: Sequence[str], right: Flags) -> dict[str, Share]:
     array = np.array(names)
     return {name: _share(right[array == name]) for name in dict.fromkeys(names)}
+
+
+def _shares_within(names: Sequence[Sequence[str]], right: Flags) -> dict[str, Share]:
+    known = dict.fromkeys(name for row in names for name in row)
+    return {name: _share(right[[name in row for row in names]]) for name in known}

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.loss import CrossEntropyLoss
@@ -45,13 +46,16 @@ class ParameterFlow:
         return {**asdict(self), "ratio": self.ratio}
 
 
-def gradient_flow(model: Transformer, batch: PackedBatch, targets: Ids) -> list[ParameterFlow]:
+def gradient_flow(
+    model: Transformer | TransformerDecoder, batch: PackedBatch, targets: Ids
+) -> list[ParameterFlow]:
     """Return the flow to each parameter, from the mean loss of a batch, without dropout.
 
     The gradients that the model held before are set to zero; weights are left alone.
 
     Args:
-        model: a classifier.    batch: B sequences.    targets: (B,) class ids.
+        model: a classifier or a decoder.    batch: B sequences.
+        targets: (B,) class ids, or what comes after each token, (N,), negative for nothing.
 
     Raises:
         ValueError: a gradient that is not finite; the message names the parameter.

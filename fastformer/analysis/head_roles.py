@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from fastformer.analysis.attention import (
     batch_attention,
@@ -19,28 +18,21 @@ from fastformer.analysis.attention import (
     relative_entropy,
     visible_tokens,
 )
-from fastformer.batch import Ids, pack
-from fastformer.data.expressions import Expression
-from fastformer.data.vocabulary import encode
-from fastformer.models.transformer import Transformer
-from fastformer.parameters import Array
-
-Flags = npt.NDArray[np.bool_]
-
-TOKEN_ROLES: Final[tuple[str, ...]] = (
-    "the operation",
-    "the largest number",
-    "the smallest number",
-    "the first number",
-    "the second number",
-    "the last number",
-    "the answer",
-    "punctuation",
+from fastformer.analysis.token_roles import (
+    FIXED,
+    PART_ROLES,
+    PLACE_ROLE,
+    TOKEN_ROLES,
+    Flags,
+    RoleSequence,
+    role_sequence,
 )
-RELATIVE_ROLES: Final[tuple[str, ...]] = ("the previous token", "the next token", "itself")
-FIXED: Final[str] = "a fixed position"
-ROLES: Final[tuple[str, ...]] = (*TOKEN_ROLES, *RELATIVE_ROLES, FIXED)
-"""All that a head is looked at for."""
+from fastformer.batch import Ids, pack
+from fastformer.data.answers import ANSWER_TOKENS
+from fastformer.data.questions import Asked
+from fastformer.data.vocabulary import encode
+from fastformer.models.base import Model
+from fastformer.parameters import Array
 
 CLEAR_FROM: Final[float] = 0.5
 """How far beyond chance, of 1, the support must be for what a head is said to do."""
@@ -55,7 +47,7 @@ class Support:
     """How much supports each role, and the one that most does.
 
     Attributes:
-        shares: the share, 0 to 1, for each of `ROLES` that is possible; "a fixed position" is the
+        shares: the share, 0 to 1, for each role that is possible; "a fixed position" is the
             position that has the largest weight most often.
         chance: the share that each would have if the largest weight were anywhere: half of the
             tokens are punctuation.
@@ -110,11 +102,11 @@ class HeadRole:
         layer, head: counted from 1.
         entropy: relative to its maximum, mean over all rows that reach the answer.
         kind: "focused", "mixed" or "distributed".
-        readout: of the examples, seen from the token that the answer is read from; None where it
-            is read from all of them.
+        readout: of the examples, seen from the token that the answer is read from, of a decoder
+            from each after which it writes a digit; None where it is read from all of them.
         by_operation: the same for the examples of each operation; empty where readout is None.
-        tokens: of all rows of all examples; None in a last layer of which only the row that is
-            read out reaches the answer.
+        tokens: of all rows of all examples; None in a last layer of which only what is read out
+            reaches the answer.
     """
 
     layer: int
@@ -138,57 +130,21 @@ class HeadRole:
         }
 
 
-def number_spans(tokens: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Return (start, stop, value) of each run of digits among tokens."""
-    spans, start = [], None
-    for place, token in enumerate([*tokens, ""]):
-        if token.isdecimal() and start is None:
-            start = place
-        elif not token.isdecimal() and start is not None:
-            spans.append((start, place, int("".join(tokens[start:place]))))
-            start = None
-    return spans
-
-
-def role_flags(tokens: Sequence[str], answer: int) -> Flags:
-    """Return (len(TOKEN_ROLES), T): which tokens play which role in an expression.
-
-    Every digit of a number plays its role; equal numbers play it together.
-    """
-    spans = number_spans(tokens)
-    values = [value for _, _, value in spans]
-    chosen: dict[str, list[tuple[int, int, int]]] = {
-        "the largest number": [span for span in spans if span[2] == max(values)],
-        "the smallest number": [span for span in spans if span[2] == min(values)],
-        "the first number": spans[:1],
-        "the second number": spans[1:2],
-        "the last number": spans[-1:],
-        "the answer": [span for span in spans if span[2] == answer],
-    }
-    flags = np.zeros((len(TOKEN_ROLES), len(tokens)), np.bool_)
-    for role, numbers in chosen.items():
-        for start, stop, _ in numbers:
-            flags[TOKEN_ROLES.index(role), start:stop] = True
-    for place, token in enumerate(tokens):
-        flags[TOKEN_ROLES.index("the operation"), place] = token.isalpha()
-        flags[TOKEN_ROLES.index("punctuation"), place] = token in ("(", ")", ",")
-    return flags
-
-
-def head_roles(model: Transformer, expressions: Sequence[Expression]) -> list[HeadRole]:
+def head_roles(model: Model, asked: Sequence[Asked]) -> list[HeadRole]:
     """Return what each head of a model seems to do, layer by layer.
 
     Args:
-        model: a classifier or a decoder of the digits' vocabulary.
-        expressions: at least one; usually those that it was never trained on.
+        model: a classifier or a decoder.
+        asked: at least one expression; usually those that it was never trained on.
     """
+    sequences = [role_sequence(one) for one in asked]
     parts = [
-        _look(model, expressions[first : first + _BATCH])
-        for first in range(0, len(expressions), _BATCH)
+        _look(model, sequences[first : first + _BATCH])
+        for first in range(0, len(sequences), _BATCH)
     ]
     looks = [np.concatenate(part) for part in zip(*(part[0] for part in parts), strict=True)]
     entropies = np.concatenate([part[1] for part in parts])
-    rows = _Rows(model, expressions)
+    rows = _Rows(model, sequences, [one.operation for one in asked])
     roles = []
     for place, look in enumerate(looks):
         layer, head = divmod(place, model.config.num_heads)
@@ -216,12 +172,13 @@ def head_roles(model: Transformer, expressions: Sequence[Expression]) -> list[He
     return roles
 
 
-def _look(model: Transformer, expressions: Sequence[Expression]) -> tuple[list[Ids], Array]:
+def _look(model: Model, sequences: Sequence[RoleSequence]) -> tuple[list[Ids], Array]:
     """Return, for each head, where each token looks most, (N,), and the entropies, (N, L, H).
 
-    N counts the tokens of all expressions.
+    N counts the tokens of all sequences.
     """
-    batch = pack([encode(expression.tokens()) for expression in expressions])
+    vocabulary = ANSWER_TOKENS[: model.config.vocab_size]
+    batch = pack([encode(sequence.tokens, vocabulary) for sequence in sequences])
     lengths = np.diff(batch.offsets)
     causal = model.blocks[0].attention.causal
     real = np.arange(batch.longest) < lengths[:, None]
@@ -235,24 +192,32 @@ def _look(model: Transformer, expressions: Sequence[Expression]) -> tuple[list[I
 
 
 class _Rows:
-    """All tokens of all expressions, one row each, and which roles their targets would play."""
+    """All tokens of all sequences, one row each, and which roles their targets would play."""
 
-    def __init__(self, model: Transformer, expressions: Sequence[Expression]) -> None:
-        flags = [role_flags(e.tokens(), e.answer()) for e in expressions]
-        lengths = np.array([part.shape[1] for part in flags])
+    def __init__(
+        self, model: Model, sequences: Sequence[RoleSequence], operations: Sequence[str]
+    ) -> None:
+        causal = model.blocks[0].attention.causal
+        lengths = np.array([len(sequence.tokens) for sequence in sequences])
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        self.flags = np.concatenate(flags, axis=1)
-        parts = np.stack([part.mean(axis=1) for part in flags], axis=1)
-        self.parts = np.repeat(parts, lengths, axis=1)
+        self.flags = np.concatenate([sequence.flags for sequence in sequences], axis=1)
+        self.adds = np.concatenate([sequence.adds for sequence in sequences])
         self.starts = np.repeat(starts, lengths)
-        self.lengths = np.repeat(lengths, lengths)
         self.positions = np.arange(self.starts.size) - self.starts
-        self.operations = np.repeat([e.operation for e in expressions], lengths)
+        # What a row can look at: itself and what is before it, or all.
+        self.lengths = self.positions + 1 if causal else np.repeat(lengths, lengths)
+        before = np.cumsum(self.flags, axis=1, dtype=np.int64)
+        last = self.starts + self.lengths - 1
+        first = before[:, self.starts] - self.flags[:, self.starts]
+        self.parts = (before[:, last] - first) / self.lengths
+        self.operations = np.repeat(operations, lengths)
         self.readout: Flags | None = None
-        places = [readout_position(model, int(length)) for length in lengths]
+        places = [readout_position(model, sequence.given) for sequence in sequences]
         if None not in places:
-            self.readout = np.zeros(self.starts.size, np.bool_)
-            self.readout[starts + np.array(places)] = True
+            first_read = np.repeat(np.array(places), lengths)
+            self.readout = self.positions == first_read
+            if causal:
+                self.readout = self.positions >= first_read
 
     def chosen(self, only_readout: bool) -> Flags:
         """Return the rows that are read out, or all."""
@@ -264,14 +229,24 @@ class _Rows:
         """Return what the chosen rows support, where row n looks at look[n] of its sequence."""
         at = look[rows]
         played = self.flags[:, self.starts[rows] + at]
-        shares = dict(zip(TOKEN_ROLES, played.mean(axis=1).tolist(), strict=True))
-        chance = dict(zip(TOKEN_ROLES, self.parts[:, rows].mean(axis=1).tolist(), strict=True))
-        one_of = float((1 / self.lengths[rows]).mean())
+        names = (*TOKEN_ROLES, *PART_ROLES)
+        shares = dict(zip(names, played.mean(axis=1).tolist(), strict=True))
+        chance = dict(zip(names, self.parts[:, rows].mean(axis=1).tolist(), strict=True))
+        for role in PART_ROLES:
+            if not self.flags[names.index(role)].any():
+                del shares[role], chance[role]
+        one_of = 1 / self.lengths[rows]
         for role, shift in _SHIFTS.items():
             wanted = self.positions[rows] + shift
             possible = (wanted >= 0) & (wanted < self.lengths[rows])
             if possible.any():
-                shares[role], chance[role] = float((at == wanted)[possible].mean()), one_of
+                shares[role] = float((at == wanted)[possible].mean())
+                chance[role] = float(one_of.mean())
+        adds = self.adds[rows]
+        adding = adds[:, 0] >= 0
+        if adding.mean() > 0.5:  # else it would be said of all tokens what holds for few
+            shares[PLACE_ROLE] = float((at[:, None] == adds)[adding].any(axis=1).mean())
+            chance[PLACE_ROLE] = float((2 * one_of)[adding].mean())
         counts = np.bincount(at)
-        shares[FIXED], chance[FIXED] = float(counts.max() / at.size), one_of
+        shares[FIXED], chance[FIXED] = float(counts.max() / at.size), float(one_of.mean())
         return Support(shares, chance, int(counts.argmax()))

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.random import generator
@@ -48,7 +49,7 @@ class Landscape:
 
 
 def loss_landscape(
-    model: Transformer,
+    model: Transformer | TransformerDecoder,
     batch: PackedBatch,
     targets: Ids,
     *,
@@ -61,7 +62,8 @@ def loss_landscape(
     The weights are as they were afterwards, bit for bit.
 
     Args:
-        model: a classifier.    batch: B sequences.    targets: (B,) class ids.
+        model: a classifier or a decoder.    batch: B sequences.
+        targets: (B,) class ids, or what comes after each token, (N,), negative for nothing.
         points: of each side of the grid, odd, from 3 to 201.
         extent: how far the grid goes either way, > 0.    seed: of the directions, >= 0.
 
@@ -91,7 +93,7 @@ def loss_landscape(
     return Landscape(steps, losses)
 
 
-def _direction(model: Transformer, seed: int, number: int) -> dict[str, Array]:
+def _direction(model: Transformer | TransformerDecoder, seed: int, number: int) -> dict[str, Array]:
     """Return a random direction for each parameter, 0 for biases and norms."""
     random = generator(seed, "loss landscape", number)
     direction = {}

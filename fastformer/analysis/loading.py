@@ -1,17 +1,24 @@
 """A run with its best weights, for everything that looks at what a model has learned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fastformer.data.digits import Splits
+from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
+from fastformer.data.answers import ANSWER_TOKENS, kept_apart
+from fastformer.data.questions import Asked, questions_of
+from fastformer.data.vocabulary import encode
 from fastformer.errors import CheckpointError
+from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
+from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.digits_run import Predictor, RunSettings
+from fastformer.training.digits_run import RunSettings
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import settings_of
 
 
 @dataclass(frozen=True)
@@ -24,19 +31,38 @@ class LoadedRun:
     """
 
     run: RunDirectory
-    settings: RunSettings
-    model: Transformer
+    settings: RunSettings | AnswerSettings
+    model: Transformer | TransformerDecoder
     checkpoint: Checkpoint
-
-    @cached_property
-    def splits(self) -> Splits:
-        """Its examples, drawn again: the same ones."""
-        return self.settings.splits()
 
     @property
     def predictor(self) -> Predictor:
         """The model that answers expressions."""
-        return Predictor(self.model, self.settings.task)
+        return predictor_of(self.settings, self.model)
+
+    @cached_property
+    def tests(self) -> list[Asked]:
+        """Its test inputs, drawn again: the same ones, none of which was trained on."""
+        if isinstance(self.settings, AnswerSettings):
+            return [*questions_of(self.settings.unseen("test"), self.settings.form)]
+        return [*self.settings.splits().test.expressions]
+
+    def trained_on(self, asked: Sequence[Asked]) -> int | None:
+        """Return how many of some expressions were trained on; None where that is not known.
+
+        A decoder's examples are drawn fresh, and no list of them is kept.
+        """
+        if isinstance(self.settings, AnswerSettings):
+            return None
+        trained = set(self.settings.splits().train.expressions)
+        return sum(one in trained for one in asked)
+
+    def never_trained_on(self, asked: Sequence[Asked]) -> int:
+        """Return of how many of some expressions it is certain that they were not trained on."""
+        trained = self.trained_on(asked)
+        if trained is not None:
+            return len(asked) - trained
+        return int(kept_apart([encode(one.tokens(), ANSWER_TOKENS) for one in asked]).sum())
 
 
 def load_run(directory: str | Path) -> LoadedRun:
@@ -46,11 +72,22 @@ def load_run(directory: str | Path) -> LoadedRun:
         RunError: there is no such run, it is damaged, or has no checkpoint yet.
     """
     run = RunDirectory.open(directory)
-    settings = RunSettings.from_run(run)
+    settings = settings_of(run)
     checkpoint = run.best()
     model = settings.new_model()
     load_weights(model, checkpoint)
     return LoadedRun(run, settings, model, checkpoint)
+
+
+def predictor_of(
+    settings: RunSettings | AnswerSettings, model: Transformer | TransformerDecoder
+) -> Predictor:
+    """Return the predictor of a model that was made by these settings."""
+    if isinstance(settings, AnswerSettings):
+        assert isinstance(model, TransformerDecoder)
+        return AnswerPredictor(model, settings.form)
+    assert isinstance(model, Transformer)
+    return DigitPredictor(model, settings.task)
 
 
 def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
@@ -62,7 +99,7 @@ def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
         RunError: there is no such run, it is damaged, or has no checkpoint yet.
     """
     run = RunDirectory.open(directory)
-    settings = RunSettings.from_run(run)
+    settings = settings_of(run)
     checkpoint = run.best()
     table = checkpoint.tensors.get("embedding.weight")
     if table is None or table.shape != (settings.model.vocab_size, settings.model.embed_dim):
@@ -70,4 +107,4 @@ def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
             f"checkpoint {checkpoint.path} does not fit the model: it has no embedding.weight of "
             f"shape ({settings.model.vocab_size}, {settings.model.embed_dim})"
         )
-    return list(settings.task.operations), table
+    return list(settings.operations), table

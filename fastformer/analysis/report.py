@@ -19,17 +19,18 @@ from fastformer.analysis.attention import (
     head_summaries,
 )
 from fastformer.analysis.embeddings import DIGITS, EmbeddingReport, embedding_report, rows_of
-from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
+from fastformer.analysis.evaluation import AnswerScores
 from fastformer.analysis.head_roles import HeadRole, head_roles
 from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.plots import Curves, missing_text, read_curves
-from fastformer.analysis.run_evaluation import answers_of
-from fastformer.data.expressions import Expression, parse_expression
+from fastformer.analysis.prediction import Prediction
+from fastformer.analysis.run_evaluation import score_answers
+from fastformer.data.questions import Asked
 from fastformer.errors import RunError
 from fastformer.parameters import Array
-from fastformer.training.digits_run import Prediction, RunSettings
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import settings_of
 
 EXAMPLES_PER_OPERATION: Final[int] = 3
 MISTAKES_SHOWN: Final[int] = 5
@@ -91,7 +92,7 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         ValueError: an expression that the task does not have.
     """
     run = RunDirectory.open(directory)
-    RunSettings.from_run(run)
+    settings_of(run)
     report = Report(name=run.path.resolve().name, config=run.config)
     report.curves = _readable_curves(run.path, report.notes)
     try:
@@ -107,12 +108,10 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         report.result = run.read_result()
     except RunError as error:
         report.notes.append(str(error))
-    answers, _ = answers_of(loaded.model, loaded.splits.test)
-    tests = loaded.splits.test.expressions
-    report.scores = evaluate_answers(
-        answers, [str(e.answer()) for e in tests], [e.operation for e in tests]
-    )
-    asked = [parse_expression(text) for text in expressions]
+    predictor, tests = loaded.predictor, loaded.tests
+    answers, _ = predictor.answers(tests)
+    report.scores = score_answers(answers, tests)
+    asked = [predictor.read(text) for text in expressions]
     report.examples = _examples(loaded, asked, _chosen(tests, answers))
     report.roles = head_roles(loaded.model, tests)
     _add_embeddings(report, loaded)
@@ -136,9 +135,9 @@ def _readable_curves(path: Path, notes: list[str]) -> Curves | None:
     return curves
 
 
-def _chosen(tests: Sequence[Expression], answers: Sequence[str]) -> list[Expression]:
+def _chosen(tests: Sequence[Asked], answers: Sequence[str]) -> list[Asked]:
     """Choose some test inputs of each operation, and some that are answered wrongly."""
-    chosen: list[Expression] = []
+    chosen: list[Asked] = []
     for operation in dict.fromkeys(e.operation for e in tests):
         same = [e for e in tests if e.operation == operation]
         chosen += same[:EXAMPLES_PER_OPERATION]
@@ -146,9 +145,7 @@ def _chosen(tests: Sequence[Expression], answers: Sequence[str]) -> list[Express
     return chosen + wrong[:MISTAKES_SHOWN]
 
 
-def _examples(
-    loaded: LoadedRun, asked: Sequence[Expression], chosen: Sequence[Expression]
-) -> list[Example]:
+def _examples(loaded: LoadedRun, asked: Sequence[Asked], chosen: Sequence[Asked]) -> list[Example]:
     """Ask the model; leave out chosen expressions that would make the page too large."""
     examples, room = [], MOST_WEIGHTS
     for place, expression in enumerate(dict.fromkeys([*asked, *chosen])):
@@ -164,7 +161,7 @@ def _examples(
 
 def _add_embeddings(report: Report, loaded: LoadedRun) -> None:
     """Describe the best model's embeddings, and map those of each epoch that was kept."""
-    operations = loaded.settings.task.operations
+    operations = loaded.settings.operations
     table = loaded.model.embedding.weight.value
     report.embeddings = embedding_report(table, operations)
     try:

@@ -7,7 +7,7 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import fastformer
 from fastformer.analysis.evaluation import CONFUSION_LABELS, Share, place_name
@@ -16,10 +16,9 @@ from fastformer.analysis.plots import CURVE_NAMES, PANELS, Curves
 from fastformer.analysis.report import Example, Report
 from fastformer.analysis.svg import map_places, map_svg, panel_svg
 from fastformer.errors import RunError
+from fastformer.parameters import Array
 from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
 from fastformer.training.json_text import json_text
-
-_DECIMALS: Final[int] = 3
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -88,8 +87,9 @@ def _example_data(example: Example) -> dict[str, Any]:
     return {
         "label": f"{prediction.expression}{wrong}",
         "tokens": attention.tokens,
-        "readout": attention.readout,
-        "layers": [layer.astype(float).round(_DECIMALS).tolist() for layer in attention.layers],
+        "causal": attention.causal,
+        "read": None if attention.read_rows is None else list(attention.read_rows),
+        "layers": [layer.astype(float).round(3).tolist() for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
         "prediction": prediction.prediction,
         "probability": prediction.probability,
@@ -109,8 +109,7 @@ def _summary(report: Report) -> str:
     """Show the few numbers that matter most."""
     facts = []
     if report.scores is not None:
-        exact = report.scores.exact
-        low, high = exact.interval
+        exact, (low, high) = report.scores.exact, report.scores.exact.interval
         facts += [
             ("right on inputs never seen", f"{_percent(exact.accuracy)} of {exact.total:,}"),
             ("95 % interval", f"{_percent(low)} to {_percent(high)}"),
@@ -118,14 +117,10 @@ def _summary(report: Report) -> str:
     if report.curves is not None and report.curves.best is not None:
         facts.append((f"best {report.curves.axis}", f"{report.curves.best:g}"))
     if report.result is not None:
-        for name, form in (
-            ("parameters", "{:,}"),
-            ("steps", "{:,}"),
-            ("seconds", "{:.1f}"),
-            ("examples_per_second", "{:,.0f}"),
-        ):
+        forms = {"parameters": ",", "steps": ",", "seconds": ".1f", "examples_per_second": ",.0f"}
+        for name, form in forms.items():
             if name in report.result:
-                facts.append((name.replace("_", " "), form.format(report.result[name])))
+                facts.append((name.replace("_", " "), format(report.result[name], form)))
     items = [f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in facts]
     return f'<dl class="facts">{"".join(items)}</dl>' if items else ""
 
@@ -185,13 +180,20 @@ def _answers(report: Report) -> str:
     scores = report.scores
     if scores is None:
         return _missing("There is no model to ask.")
-    ranked = sorted(scores.per_operation.items(), key=lambda item: item[1].accuracy)
-    operations = _share_table("operation", ranked, "Whole answers, hardest operation first")
+    operations = ""
+    for name, shares in (
+        ("operation", scores.per_operation),
+        ("inner operation", scores.per_inner_operation),
+    ):
+        if shares:
+            ranked = sorted(shares.items(), key=lambda item: item[1].accuracy)
+            operations += _share_table("operation", ranked, f"Whole answers, hardest {name} first")
     places = [(place_name(place), share) for place, share in enumerate(scores.per_digit)]
-    digits = _share_table("digit", places, "By digit of the answer") if len(places) > 1 else ""
+    if len(places) > 1:
+        operations += _share_table("digit", places, "By digit of the answer")
     return (
         f'<p class="hint">On {scores.exact.total:,} test inputs, none of which was trained on.</p>'
-        f'<div class="columns wide"><div>{operations}{digits}</div>'
+        f'<div class="columns wide"><div>{operations}</div>'
         f"<div>{_confusion(scores.confusion.tolist())}</div></div>"
     )
 
@@ -207,7 +209,7 @@ def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -
         ]
         for label, share in shares
     ]
-    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption)
+    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption, "shares")
 
 
 def _confusion(counts: list[list[int]]) -> str:
@@ -249,7 +251,7 @@ def _attention(report: Report) -> str:
         for role in report.roles
     ]
     roles = _table(
-        ["head", "kind", "entropy", "from the token that is read out", "from all tokens"],
+        ["head", "kind", "entropy", "from what is read out", "from all tokens"],
         rows,
         "What each head looks at most, and the share of test inputs that support it",
         "words",
@@ -299,7 +301,6 @@ def _embeddings(report: Report) -> str:
         [[str(d.distance), str(d.pairs), f"{d.mean:+.3f}"] for d in found.by_distance],
         f"Digits: likeness against distance (correlation {found.trend:+.2f})",
     )
-    digits = [str(digit) for digit in range(len(found.digit_cosines))]
     norms = _table(
         ["token", "length"], [[escape(t), f"{n:.3f}"] for t, n in found.norms.items()], "Lengths"
     )
@@ -309,20 +310,22 @@ def _embeddings(report: Report) -> str:
         f"{_percent(second)} up). Cosines of random rows have a standard deviation of "
         f"{found.chance:.3f}: less means nothing.</p>"
         f'<div class="columns"><div>{slider}{map_svg(found.map.tokens, places[-1])}</div>'
-        f"<div>{_cosines(digits, found.digit_cosines.tolist(), 'Cosines of digits')}"
-        f"{_cosines(found.operations, found.operation_cosines.tolist(), 'Cosines of operations')}"
+        f"<div>{_cosines('0123456789', found.digit_cosines, 'Cosines of digits')}"
+        f"{_cosines(found.operations, found.operation_cosines, 'Cosines of operations')}"
         f"</div><div>{distances}</div><div><details><summary>Lengths of all tokens</summary>"
         f"{norms}</details></div></div>"
     )
 
 
-def _cosines(names: Sequence[str], values: list[list[float]], caption: str) -> str:
-    """Return a matrix of cosines; positive ones are shaded."""
+def _cosines(names: Sequence[str], values: Array, caption: str) -> str:
+    """Return a matrix of cosines, of at least two tokens; positive ones are shaded."""
+    if len(names) < 2:
+        return ""
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
         + "".join(_heat_cell(value, f"{value:.1f}".replace("-0.0", "0.0")) for value in row)
         + "</tr>"
-        for name, row in zip(names, values, strict=True)
+        for name, row in zip(names, values.tolist(), strict=True)
     )
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     return (

@@ -1,23 +1,16 @@
 """A run's best model, measured on the examples it never saw, or on a person's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastformer import checks
 from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
 from fastformer.analysis.loading import LoadedRun, load_run
-from fastformer.batch import pack
-from fastformer.data.digits import DigitExamples
-from fastformer.data.expressions import Expression, parse_expression
-from fastformer.data.vocabulary import decode
+from fastformer.data.questions import Asked, Question
 from fastformer.errors import FastformerError, InvalidValueError
-from fastformer.models.transformer import Transformer
 from fastformer.training.atomic_file import os_errors_as
-from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.steps import predict_classes
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,9 @@ class RunScores:
         run, checkpoint: what was measured.
         data: the file that the expressions are from; None for the run's test examples.
         scores: of the answers.    loss: mean cross-entropy.
-        trained_on: how many of the expressions the model was trained on; of test examples none.
+        trained_on: how many of the expressions the model was trained on; of test examples none;
+            None where that is not known.
+        never_trained_on: of how many it is certain that they were not trained on.
     """
 
     run: Path
@@ -36,7 +31,8 @@ class RunScores:
     data: Path | None
     scores: AnswerScores
     loss: float
-    trained_on: int
+    trained_on: int | None
+    never_trained_on: int
 
     def as_json(self) -> dict[str, Any]:
         """Return test_accuracy, test_loss, per_operation and the rest as JSON values."""
@@ -51,16 +47,18 @@ class RunScores:
                 name: share.accuracy for name, share in self.scores.per_operation.items()
             },
             "operations": parts["per_operation"],
+            "inner_operations": parts["per_inner_operation"],
             "per_digit": parts["per_digit"],
             "confusion": parts["confusion"],
             "trained_on": self.trained_on,
+            "never_trained_on": self.never_trained_on,
             "data": None if self.data is None else str(self.data),
             "run": str(self.run),
             "checkpoint": str(self.checkpoint),
         }
 
 
-def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Expression]:
+def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Asked]:
     """Read a person's own expressions, one a line; empty lines are left out.
 
     Args:
@@ -78,18 +76,18 @@ def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Expression]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InvalidValueError(f"{file}, line {line}: not UTF-8 text ({error.reason})") from error
-    expressions = []
+    predictor, asked = loaded.predictor, []
     for number, line_text in enumerate(text.splitlines(), start=1):
         if line_text.strip():
             try:
-                expression = parse_expression(line_text)
-                loaded.settings.task.check(expression)
+                asked.append(predictor.read(line_text))
             except FastformerError as error:
                 raise InvalidValueError(f"{file}, line {number}: {error}") from error
-            expressions.append(expression)
-    if not expressions:
-        checks.fail(f"{file} has no expression; write one a line, for instance 'Max ( 5 3 9 )'")
-    return expressions
+    if not asked:
+        checks.fail(
+            f"{file} has no expression; write one a line, for instance {predictor.example!r}"
+        )
+    return asked
 
 
 def evaluate_run(directory: str | Path, data: str | Path | None = None) -> RunScores:
@@ -103,30 +101,31 @@ def evaluate_run(directory: str | Path, data: str | Path | None = None) -> RunSc
         ValueError: see `read_expressions`.
     """
     loaded = load_run(directory)
-    if data is None:
-        examples, trained_on = loaded.splits.test, 0
-    else:
-        examples = DigitExamples(read_expressions(data, loaded))
-        trained = set(loaded.splits.train.expressions)
-        trained_on = sum(expression in trained for expression in examples.expressions)
-    answers, loss = answers_of(loaded.model, examples)
-    scores = evaluate_answers(
-        answers,
-        [str(expression.answer()) for expression in examples.expressions],
-        [expression.operation for expression in examples.expressions],
-    )
+    asked = loaded.tests if data is None else read_expressions(data, loaded)
+    scores, loss = score(loaded, asked)
     return RunScores(
         run=loaded.run.path,
         checkpoint=loaded.checkpoint.path,
         data=None if data is None else Path(data),
         scores=scores,
         loss=loss,
-        trained_on=trained_on,
+        trained_on=0 if data is None else loaded.trained_on(asked),
+        never_trained_on=len(asked) if data is None else loaded.never_trained_on(asked),
     )
 
 
-def answers_of(model: Transformer, examples: DigitExamples) -> tuple[list[str], float]:
-    """Return a classifier's answers, the likeliest tokens, and its mean loss."""
-    logits = predict_classes(model, pack(examples.inputs))
-    loss = CrossEntropyLoss(backend=model.ops.name).forward(logits, examples.targets)
-    return decode(np.asarray(logits.argmax(axis=1), dtype=np.int64)), loss
+def score(loaded: LoadedRun, asked: Sequence[Asked]) -> tuple[AnswerScores, float]:
+    """Return the scores of a run's model on at least one expression, and its mean loss."""
+    answers, loss = loaded.predictor.answers(asked)
+    return score_answers(answers, asked), loss
+
+
+def score_answers(answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
+    """Return the scores of the answers to at least one expression."""
+    inner = [one.inner_operations for one in asked if isinstance(one, Question)]
+    return evaluate_answers(
+        answers,
+        [str(one.answer()) for one in asked],
+        [one.operation for one in asked],
+        inner if any(inner) else (),
+    )

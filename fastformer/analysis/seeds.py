@@ -5,10 +5,18 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastformer import checks
 from fastformer.errors import RunError
+from fastformer.training.answers_run import AnswerSettings
+from fastformer.training.digits_run import RunSettings
+from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import settings_of
+from fastformer.training.seeds_record import SeedsRecord, holds_seeds
+from fastformer.training.whole_run import RESULT_NAMES
+
+TrainOne: TypeAlias = Callable[[RunSettings | AnswerSettings, Path, bool], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def train_seeds(
-    train_one: Callable[[int, Path], dict[str, Any]],
-    first_seed: int,
+    train_one: TrainOne,
+    settings: RunSettings | AnswerSettings,
     count: int,
     directory: Path,
     overwrite: bool = False,
@@ -46,8 +54,8 @@ def train_seeds(
     """Train with several seeds, one after the other, each into a run of its own.
 
     Args:
-        train_one: (seed, directory of the run) -> the result of that run.
-        first_seed: the others follow it: 42, 43, 44, ...
+        train_one: (settings, directory of the run, overwrite) -> the result of that run.
+        settings: of the first run; the others have the seeds after its: 42, 43, 44, ...
         count: how many, >= 1.
         directory: the runs are `seed-42` and so on in it.
         overwrite: whether runs may be there already.
@@ -56,19 +64,71 @@ def train_seeds(
         What `summarize_seeds` returns, and run, the directory.
 
     Raises:
-        RunError: one of the runs is there already; then none is trained.
+        RunError: one of the runs is there already, or the directory is a run itself; then none is
+            trained.
     """
     checks.integer("seeds", count, 1)
-    checks.integer("seed", first_seed, 0)
-    places = {seed: directory / f"seed-{seed}" for seed in range(first_seed, first_seed + count)}
-    taken = [str(place) for place in places.values() if os.path.lexists(place)]
-    if taken and not overwrite:
+    record = SeedsRecord(settings=settings, count=count, overwrite=overwrite)
+    if os.path.lexists(directory / "config.toml"):
         raise RunError(
-            f"run {taken[0]} is already there; choose another directory with --out, or replace "
-            "its runs with --overwrite"
+            f"{directory} is a run itself; choose another directory with --out for several seeds"
         )
-    results = [train_one(seed, place) for seed, place in places.items()]
+    runs = record.runs(directory)
+    taken = [str(place) for place in runs if os.path.lexists(place)]
+    if taken and not overwrite:
+        going_on = f", go on with --resume {directory}" if holds_seeds(directory) else ""
+        raise RunError(
+            f"run {taken[0]} is already there; choose another directory with --out{going_on}, or "
+            "replace its runs with --overwrite"
+        )
+    record.write(directory)
+    results = [train_one(own, place, overwrite) for place, own in runs.items()]
     return {**summarize_seeds(results), "run": str(directory)}
+
+
+def resume_seeds(
+    train_one: TrainOne, resume_one: Callable[[Path], dict[str, Any]], directory: Path
+) -> dict[str, Any]:
+    """Go on with several seeds: runs that have ended stay, and the others are trained to the end.
+
+    Args:
+        train_one: as of `train_seeds`.
+        resume_one: directory of a run that was stopped -> its result, when it has come to its end.
+        directory: as of `train_seeds`.
+
+    Returns:
+        What `train_seeds` returns.
+
+    Raises:
+        RunError: `seeds.json` is damaged, or a run there has other settings.
+    """
+    record = SeedsRecord.read(directory)
+    results = []
+    for place, settings in record.runs(directory).items():
+        if not os.path.lexists(place / "config.toml"):
+            results.append(train_one(settings, place, record.overwrite))
+        elif settings_of(RunDirectory.open(place)) != settings:
+            # Of an older call, which this one was told to replace, but had not come to.
+            if not record.overwrite:
+                raise RunError(
+                    f"run {place} has other settings than {directory} was begun with; remove it, "
+                    "or choose another directory with --out"
+                )
+            results.append(train_one(settings, place, True))
+        elif any(place.glob("checkpoints/step-*.safetensors")):
+            results.append(_result_of(place) or resume_one(place))
+        else:
+            results.append(train_one(settings, place, True))
+    return {**summarize_seeds(results), "run": str(directory)}
+
+
+def _result_of(place: Path) -> dict[str, Any] | None:
+    """Return the result of a run that has ended, or None where there is none to be read."""
+    try:
+        result = RunDirectory.open(place).read_result()
+    except RunError:
+        return None
+    return result if result.keys() == RESULT_NAMES else None
 
 
 def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, convert
@@ -122,6 +123,28 @@ def _hint(error: CycloptsError) -> str:
     return " ".join(["Try: fastformer", *(error.command_chain or ()), "--help"])
 
 
+def _end_of_start_up(words: Sequence[str]) -> AbstractContextManager[object]:
+    """Let a signal end training's start-up: an exception would get lost where C calls imports."""
+    if "train" not in words[:1]:
+        return nullcontext()
+    from fastformer.training.interrupt import EndAtOnce
+
+    return EndAtOnce(lambda: "Stopped before training began")
+
+
+def _unwritable(error: OSError) -> int:
+    """Say that standard output or standard error takes no more, as on a full disk."""
+    with suppress(OSError):
+        console.error(
+            f"cannot write the output: {error.strerror or error}; check where standard output and "
+            "standard error go, and the free space"
+        )
+    with suppress(OSError):  # what they still hold must not fail again at exit
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return WRONG_USE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -132,8 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM.
     """
     console.survive_any_encoding()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings():
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        return _unwritable(error)
+
+
+def _run(words: list[str]) -> int:
+    """Run one command, and turn what goes wrong into a message and an exit code."""
+    with warnings.catch_warnings(), _end_of_start_up(words):
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             if "train" in words[:1] and any(word.startswith("--preset") for word in words):

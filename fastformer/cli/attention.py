@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fastformer.analysis.attention import ExpressionAttention
     from fastformer.analysis.head_roles import HeadRole
-    from fastformer.training.digits_run import Predictor
+    from fastformer.analysis.prediction import Predictor
 
 
 def attention(
@@ -59,13 +59,14 @@ def attention(
                 'instance "Max ( 5 3 9 )"'
             )
         if data is None:
-            expressions, source = loaded.splits.test.expressions, "test examples"
+            expressions, source = loaded.tests, "test examples"
         else:
             from fastformer.analysis.run_evaluation import read_expressions
 
             expressions, source = read_expressions(data, loaded), f"expressions of {data}"
         roles = head_roles(loaded.model, expressions)
-        _show_roles(roles, run, len(expressions), source, picture, json)
+        causal = loaded.model.blocks[0].attention.causal
+        _show_roles(roles, run, len(expressions), source, causal, picture, json)
     elif data is not None:
         raise InvalidValueError("give an expression, or --data with a file of them, not both")
     else:
@@ -108,6 +109,7 @@ def _show_expression(
                 "expected": answer.expected,
                 "tokens": found.tokens,
                 "readout": found.readout,
+                "read_rows": None if found.read_rows is None else list(found.read_rows),
                 "layers": layers,
                 "heads": [summary.as_json() for summary in head_summaries(found)],
                 "pictures": [str(path) for path in saved],
@@ -133,10 +135,13 @@ def _expression_lines(
         summary_lines,
     )
 
-    readout = found.readout
+    read = found.read_rows
     source = "in the mean of all tokens, from which the answer is read"
-    if readout is not None:
-        source = f"from {found.tokens[readout]}, the token that the answer is read from"
+    if read is not None:
+        token = found.tokens[read.start]
+        source = f"from {token}, the token that the answer is read from"
+        if found.causal:
+            source = f"from {token}, after which the model writes the first token of its answer"
     last = len(found.layers)
     lines: list[str] = []
     if layer is None:
@@ -148,10 +153,13 @@ def _expression_lines(
         for number in heads:
             lines += [*head_lines(found, layer, number), ""]
         lines += [legend(len(found.tokens))]
-    if readout is not None and layer in (None, last):
+    if read is not None and layer in (None, last):
+        rows = f"the row of {found.tokens[read.start]} reaches"
+        if len(read) > 1:
+            rows = f"the rows from {found.tokens[read.start]} on reach"
         lines += [
-            f"In layer {last}, only the row of {found.tokens[readout]} reaches the answer; the "
-            "other rows are computed to be seen, and summaries leave them out."
+            f"In layer {last}, only {rows} the answer; the other rows are computed to be seen, and "
+            "summaries leave them out."
         ]
     return lines
 
@@ -193,6 +201,7 @@ def _show_roles(
     run: Path,
     examples: int,
     source: str,
+    causal: bool,
     picture: Path | None,
     json: bool,
 ) -> None:
@@ -213,6 +222,8 @@ def _show_roles(
         )
         return
     which = "the token that the answer is read from"
+    if causal:
+        which = "a token after which a digit is written"
     if roles[0].readout is None:
         which = "each of their tokens"
     console.line(

@@ -62,19 +62,25 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
         line(f"{name:<15} {value}")
 
 
-def per_operation(accuracies: Mapping[str, float], notes: Mapping[str, str] | None = None) -> None:
+def per_operation(
+    accuracies: Mapping[str, float],
+    notes: Mapping[str, str] | None = None,
+    which: str = "operation",
+) -> None:
     """Write the accuracy of each operation as a bar, the hardest first, and name the extremes.
 
     Args:
         accuracies: the share of right answers, 0 to 1, of each operation.
-        notes: what is written after each bar, or None.
+        notes: what is written after each bar, or None.    which: operations they are.
     """
     ranked = sorted(accuracies.items(), key=lambda item: item[1])
-    line("accuracy by operation, hardest first")
+    line(f"accuracy by {which}, hardest first")
     for name, accuracy in ranked:
         note = f"   {notes[name]}" if notes else ""
         line(f"  {name:<10} {bar(accuracy)} {percent(accuracy)}{note}")
     hardest, easiest = ranked[0][1], ranked[-1][1]
+    if len(ranked) == 1:
+        return
     if hardest == easiest:
         line("  all are equally hard")
         return

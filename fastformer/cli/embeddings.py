@@ -127,8 +127,9 @@ def _show_cosines(report: "EmbeddingReport", what: str) -> None:
         f"{report.chance:.2f}: smaller ones say nothing)"
     )
     _show_matrix(list(DIGITS), report.digit_cosines)
-    console.line()
-    _show_matrix(report.operations, report.operation_cosines)
+    if len(report.operations) > 1:
+        console.line()
+        _show_matrix(report.operations, report.operation_cosines)
     console.line(
         f"\n  distance of digits {''.join(f'{p.distance:>7}' for p in report.by_distance)}"
     )

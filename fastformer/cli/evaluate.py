@@ -7,7 +7,6 @@ from cyclopts import Parameter
 
 from fastformer import threads
 from fastformer.cli import console
-from fastformer.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from fastformer.analysis.evaluation import AnswerScores, Share
@@ -33,12 +32,6 @@ def evaluate(
         json: print one JSON object and nothing else.
     """
     threads.configure()
-    from fastformer.training.answers_run import KIND
-    from fastformer.training.run_directory import RunDirectory
-
-    if RunDirectory.open(run).config.get("run", {}).get("kind") == KIND:
-        _evaluate_answers(run, data, picture, json)
-        return
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.analysis.run_evaluation import evaluate_run
 
@@ -57,26 +50,6 @@ def evaluate(
         console.line(f"\npicture         {picture}")
 
 
-def _evaluate_answers(run: Path, data: Path | None, picture: Path | None, json: bool) -> None:
-    """Measure a decoder's run on its unseen inputs: whole answers."""
-    from fastformer.training.answers_run import evaluate_answers
-
-    if data is not None or picture is not None:
-        raise InvalidValueError(
-            f"run {run} has answers of several tokens: --data and --picture are for runs of the "
-            "classifier; leave them out"
-        )
-    result = evaluate_answers(run)
-    if json:
-        console.json_line(result)
-        return
-    facts = [("run", result["run"]), ("checkpoint", result["checkpoint"])]
-    loss = ("test loss", f"{result['test_loss']:.4f}")
-    console.facts([*facts, *console.unseen_accuracy(result), loss])
-    console.line()
-    console.per_operation(result["per_operation"])
-
-
 def _show(result: "RunScores") -> None:
     """Write the scores for a person."""
     scores = result.scores
@@ -87,16 +60,28 @@ def _show(result: "RunScores") -> None:
         facts += [
             ("accuracy", f"{console.percent(scores.exact.accuracy).strip()} of {result.data}"),
             ("right", _counts(scores.exact)),
-            ("trained on", f"{result.trained_on:,} of these {scores.exact.total:,} expressions"),
+            ("trained on", _trained_on(result)),
         ]
     console.facts([*facts, ("test loss" if result.data is None else "loss", f"{result.loss:.4f}")])
     console.line()
-    console.per_operation(
-        {name: share.accuracy for name, share in scores.per_operation.items()},
-        {name: _counts(share) for name, share in scores.per_operation.items()},
-    )
-    console.line()
+    for which, shares in (
+        ("operation", scores.per_operation),
+        ("inner operation", scores.per_inner_operation),
+    ):
+        if shares:
+            accuracies = {name: share.accuracy for name, share in shares.items()}
+            notes = {name: _counts(share) for name, share in shares.items()}
+            console.per_operation(accuracies, notes, which)
+            console.line()
     _show_digits(scores)
+
+
+def _trained_on(result: "RunScores") -> str:
+    """Say how many of a person's own expressions the model was trained on."""
+    these = f"of these {result.scores.exact.total:,} expressions"
+    if result.trained_on is not None:
+        return f"{result.trained_on:,} {these}"
+    return f"not {result.never_trained_on:,} {these}; any of the others may have been drawn"
 
 
 def _counts(share: "Share") -> str:

@@ -46,13 +46,11 @@ def inspect(
     from fastformer.analysis.gradient_flow import gradient_flow
     from fastformer.analysis.landscape import loss_landscape
     from fastformer.analysis.loading import load_run
-    from fastformer.batch import pack
 
     if picture is not None:
         check_picture(picture)
     loaded = load_run(run)
-    train = loaded.splits.train
-    batch, targets = pack(train.inputs[:EXAMPLES]), train.targets[:EXAMPLES]
+    batch, targets = loaded.settings.first_examples(EXAMPLES)
     landscape = loss_landscape(
         loaded.model, batch, targets, points=points, extent=extent, seed=seed
     )

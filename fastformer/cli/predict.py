@@ -12,7 +12,7 @@ from fastformer.cli import console
 from fastformer.errors import FastformerError, InvalidValueError
 
 if TYPE_CHECKING:
-    from fastformer.training.digits_run import Prediction, Predictor
+    from fastformer.analysis.prediction import Prediction, Predictor
 
 _PROMPT = "> "
 _FAREWELLS = ("exit", "quit", "q")
@@ -23,6 +23,7 @@ def predict(
     expression: str | None = None,
     /,
     *,
+    top: int = 5,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Ask a run's best model for an answer.
@@ -30,35 +31,38 @@ def predict(
     Args:
         run: directory of the run.
         expression: for instance "Max ( 5 3 9 )" or "max(5,3,9)", in quotes; without one, each line
-            of the standard input is an expression.
+            of the standard input is an expression. A decoder's run has the questions of its preset,
+            for instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
+        top: how many of the likeliest answers are listed; a decoder looks for as many beams.
         json: print one JSON object for each answer.
     """
     threads.configure()
-    from fastformer.training.digits_run import load_predictor
+    from fastformer.analysis.loading import load_run
 
-    predictor = load_predictor(run)
+    predictor = load_run(run).predictor
     if expression is not None:
-        _show(predictor.predict(expression), json)
+        _show(predictor.predict(expression, top), json)
     elif sys.stdin.isatty():
-        _converse(predictor, json)
+        _converse(predictor, top, json)
     else:
-        _answer_lines(predictor, json)
+        _answer_lines(predictor, top, json)
 
 
-def _answer_lines(predictor: "Predictor", json: bool) -> None:
+def _answer_lines(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer each line of the standard input. A mistake ends it."""
     for number, text in enumerate(sys.stdin, start=1):
         if text.strip():
             try:
-                prediction = predictor.predict(text)
+                prediction = predictor.predict(text, top)
             except FastformerError as error:
                 raise InvalidValueError(f"line {number}: {error}") from error
             _show(prediction, json)
 
 
-def _converse(predictor: "Predictor", json: bool) -> None:
+def _converse(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer what is typed until the user has enough. A mistake does not end it."""
-    console.notice('Type an expression, for instance "Max ( 5 3 9 )". Ctrl-D or "quit" ends.')
+    example = predictor.example
+    console.notice(f'Type an expression, for instance "{example}". Ctrl-D or "quit" ends.')
     while True:
         try:
             text = input(_PROMPT).strip()
@@ -70,7 +74,7 @@ def _converse(predictor: "Predictor", json: bool) -> None:
         if not text:
             continue
         try:
-            _show(predictor.predict(text), json)
+            _show(predictor.predict(text, top), json)
         except FastformerError as error:
             console.notice(str(error))
 
@@ -83,5 +87,6 @@ def _show(prediction: "Prediction", json: bool) -> None:
     verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
     probability = console.percent(prediction.probability, 2).strip()
     console.line(f"{prediction.expression} = {prediction.prediction}   {probability}   ({verdict})")
-    for token, share in prediction.top:
-        console.line(f"  {token:<6} {console.bar(share)} {console.percent(share, 2)}")
+    widest = max(6, *(len(answer) for answer, _ in prediction.top))
+    for answer, share in prediction.top:
+        console.line(f"  {answer:<{widest}} {console.bar(share)} {console.percent(share, 2)}")

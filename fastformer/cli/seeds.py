@@ -1,37 +1,52 @@
 """`fastformer train --seeds`: several runs one after the other, and what they agree on."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastformer.cli import console
 
 if TYPE_CHECKING:
-    from fastformer.cli.progress import LineProgress
+    from fastformer.training.answers_run import AnswerSettings
+    from fastformer.training.digits_run import RunSettings
 
 
 def train_several(
-    train_one: Callable[[int, Path, "LineProgress"], dict[str, Any]],
-    first_seed: int,
-    count: int,
-    directory: Path,
-    overwrite: bool,
+    settings: "RunSettings | AnswerSettings", count: int, directory: Path, overwrite: bool
 ) -> dict[str, Any]:
     """Train with several seeds, each with a progress of its own.
 
-    Args:
-        train_one: (seed, directory of the run, observer) -> the result of that run.
-        first_seed, count, directory, overwrite: see `train_seeds`, and what it returns.
+    Args, returns, raises: as `train_seeds`.
     """
     from fastformer.analysis.seeds import train_seeds
+
+    return train_seeds(_train_one, settings, count, directory, overwrite)
+
+
+def resume_several(directory: Path) -> dict[str, Any]:
+    """Go on with several seeds; see `resume_seeds`."""
+    from fastformer.analysis.seeds import resume_seeds
+
+    return resume_seeds(_train_one, _resume_one, directory)
+
+
+def _train_one(
+    settings: "RunSettings | AnswerSettings", place: Path, overwrite: bool
+) -> dict[str, Any]:
     from fastformer.cli import progress
+    from fastformer.training.runs import train_run
 
-    def train(seed: int, place: Path) -> dict[str, Any]:
-        console.notice(f"seed {seed}, run {place}")
-        with progress.observer() as observer:
-            return train_one(seed, place, observer)
+    console.notice(f"seed {settings.seed}, run {place}")
+    with progress.observer() as observer:
+        return train_run(settings, place, observer, overwrite=overwrite)
 
-    return train_seeds(train, first_seed, count, directory, overwrite)
+
+def _resume_one(place: Path) -> dict[str, Any]:
+    from fastformer.cli import progress
+    from fastformer.training.runs import resume_run
+
+    console.notice(f"going on with run {place}")
+    with progress.observer() as observer:
+        return resume_run(place, observer)
 
 
 def show_seeds(result: dict[str, Any]) -> None:

@@ -15,11 +15,17 @@ from fastformer.training.observer import TrainingObserver
 
 if TYPE_CHECKING:
     from fastformer.analysis.loading import LoadedRun
-    from fastformer.data.digits import Splits
-    from fastformer.data.expressions import Expression
+    from fastformer.analysis.prediction import Prediction
+    from fastformer.cli.tour_data import TourData
+    from fastformer.data.questions import Asked
+    from fastformer.models.decoder import TransformerDecoder
     from fastformer.models.transformer import Transformer
     from fastformer.parameters import Array
-    from fastformer.training.digits_run import Prediction, RunSettings
+    from fastformer.training.answers_run import AnswerSettings
+    from fastformer.training.digits_run import RunSettings
+
+    AnySettings = RunSettings | AnswerSettings
+    AnyModel = Transformer | TransformerDecoder
 
 STEPS: Final[tuple[str, ...]] = (
     "Examples are drawn",
@@ -34,31 +40,29 @@ STEPS: Final[tuple[str, ...]] = (
     "Where it looks, and what it thinks of the tokens",
 )
 GUESS_EVERY: Final[int] = 2
-_SAMPLES = 3
 _NEAREST = 3
-_BAR_CELLS = 50
 
 
 def take_tour(
-    settings: "RunSettings",
+    settings: "AnySettings",
     directory: Path,
     observer: TrainingObserver,
     *,
     overwrite: bool,
     to_stderr: bool,
 ) -> dict[str, Any]:
-    """Train as `train_digits` does, and show each step.
+    """Train as `train_run` does, and show each step.
 
     Args:
-        settings, directory, observer, overwrite: as for `train_digits`.
+        settings, directory, observer, overwrite: as for `train_run`.
         to_stderr: write to the standard error, and do not wait for Enter.
 
-    Returns, raises: as `train_digits`.
+    Returns, raises: as `train_run`.
     """
     from fastformer.errors import RunError
     from fastformer.training.atomic_file import os_errors_as
-    from fastformer.training.digits_run import train_digits
     from fastformer.training.run_directory import is_replaceable
+    from fastformer.training.runs import train_run
 
     with os_errors_as(RunError, f"make run {directory}"):
         is_replaceable(directory, overwrite)  # before a person has pressed Enter six times
@@ -66,7 +70,7 @@ def take_tour(
     tour = Tour(settings, console.notice if to_stderr else _line_at_once, paced)
     first = tour.before()
     watcher = GuessingObserver(settings, directory, str(first), observer, tour.write)
-    result = train_digits(settings, directory, watcher, overwrite=overwrite)
+    result = train_run(settings, directory, watcher, overwrite=overwrite)
     tour.after(directory, result)
     return result
 
@@ -80,7 +84,7 @@ def _line_at_once(text: str) -> None:
 class Tour:
     """Leads through a run. `before` is shown before training, `after` after it."""
 
-    def __init__(self, settings: "RunSettings", write: Callable[[str], None], paced: bool) -> None:
+    def __init__(self, settings: "AnySettings", write: Callable[[str], None], paced: bool) -> None:
         """Prepare the tour; nothing is computed or shown.
 
         Args:
@@ -89,27 +93,26 @@ class Tour:
         self.settings, self.write, self._paced = settings, write, paced
         self._number = 0
 
-    def before(self) -> "Expression":
+    def before(self) -> "Asked":
         """Show steps 1 to 6, announce the training, and return what it will guess at."""
-        splits, model = self.settings.splits(), self.settings.new_model()
-        self._begin()
-        self._draw(splits)
-        self._begin()
-        self._split(splits)
-        self._begin()
-        self._batch(splits)
+        from fastformer.cli.tour_data import tour_data
+
+        data, model = tour_data(self.settings), self.settings.new_model()
+        for show in (data.draw, data.split, data.batch):
+            self._begin()
+            show(self.write)
         self._begin()
         self._model(model)
         self._begin()
-        self._untrained(model, splits.test.expressions[0])
+        self._untrained(model, data.first_test)
         self._begin()
-        self._training(len(splits.train))
+        self._training(data)
         self._begin()
         self.write(
             f"After the first epoch, and then every {GUESS_EVERY}, the model guesses at an input "
             "that it never sees."
         )
-        return splits.test.expressions[0]
+        return data.first_test
 
     def after(self, directory: Path, result: dict[str, Any]) -> None:
         """Show steps 8 to 10, and what to do next.
@@ -123,10 +126,10 @@ class Tour:
         self._begin()
         self._results(result)
         self._begin()
-        for operation in self.settings.task.operations:
-            tests = loaded.splits.test.expressions
-            chosen = next(e for e in tests if e.operation == operation)
-            self._prediction(loaded.predictor.predict(str(chosen)))
+        for operation in self.settings.operations:
+            chosen = next((e for e in loaded.tests if e.operation == operation), None)
+            if chosen is not None:
+                self._prediction(loaded.predictor.predict(str(chosen)))
         self._begin()
         self._attention(loaded)
         self._embeddings(loaded)
@@ -147,66 +150,7 @@ class Tour:
         self.write(f"{self._number} of {len(STEPS)}  {STEPS[self._number - 1]}")
         self.write("-" * 72)
 
-    def _draw(self, splits: "Splits") -> None:
-        """Step 1: how often each operation comes, how long inputs are, some of them with ids."""
-        from fastformer.data.lengths import length_statistics
-
-        task = self.settings.task
-        parts = (splits.train, splits.validation, splits.test)
-        self.write(
-            f"{task.examples:,} examples are drawn of {task.num_inputs:,} that exist: "
-            f"{task.num_arguments} numbers from {task.min_value} to {task.max_value}."
-        )
-        counts = Counter(e.operation for e in splits.train.expressions)
-        for name in task.operations:
-            count, share = counts[name], counts[name] / counts.total()
-            cells = round(share * _BAR_CELLS)
-            self.write(f"  {name:<8} {'█' * cells:<{_BAR_CELLS}} {count:>7,} to train on")
-        lengths = length_statistics([ids for part in parts for ids in part.inputs])
-        self.write(
-            f"Inputs have {lengths.shortest} to {lengths.longest} tokens, {lengths.mean:.2f} in "
-            f"the mean (standard deviation {lengths.deviation:.2f})."
-        )
-        for place, expression in enumerate(splits.train.expressions[:_SAMPLES]):
-            ids = " ".join(map(str, splits.train.inputs[place]))
-            self.write(f"  {expression} = {expression.answer()}   ids {ids}")
-
-    def _split(self, splits: "Splits") -> None:
-        """Step 2: the sizes of the parts, and that they share no input."""
-        train = set(splits.train.expressions)
-        shared = len(train & {*splits.validation.expressions, *splits.test.expressions})
-        for name, text in (
-            ("training", f"{len(splits.train):,} examples, {len(train):,} of them different"),
-            ("validation", f"{len(splits.validation):,} inputs: which epoch is the best?"),
-            ("test", f"{len(splits.test):,} inputs: how good is it, once, at the end"),
-            ("shared", f"{shared} inputs of validation and test are also in training"),
-        ):
-            self.write(f"  {name:<11} {text}")
-
-    def _batch(self, splits: "Splits") -> None:
-        """Step 3: the arrays of a batch, some rows, and what padding would have cost."""
-        from fastformer.batch import pack
-        from fastformer.data.lengths import length_statistics
-
-        size = min(self.settings.training.batch_size, len(splits.train))
-        ids, targets = splits.train.inputs[:size], splits.train.targets[:size]
-        batch = pack(ids)
-        self.write(
-            f"tokens {batch.tokens.shape}, all sequences end to end; offsets {batch.offsets.shape},"
-            f" where each begins; targets {targets.shape}."
-        )
-        for place in range(min(_SAMPLES, size)):
-            start, stop = batch.offsets[place], batch.offsets[place + 1]
-            row = " ".join(map(str, batch.tokens[start:stop]))
-            self.write(f"  tokens {start} to {stop - 1}: {row}   target {targets[place]}")
-        limit = self.settings.model.max_seq_len
-        waste = [length_statistics(ids, padded_to).waste for padded_to in (None, limit)]
-        self.write(
-            f"Nothing is padded. Padding to the longest would waste {waste[0]:.0%} of the work, to "
-            f"max_seq_len {limit}, {waste[1]:.0%}."
-        )
-
-    def _model(self, model: "Transformer") -> None:
+    def _model(self, model: "AnyModel") -> None:
         """Step 4: the parts of the model, and how many numbers each learns."""
         counts: Counter[str] = Counter()
         for name, value, _ in model.parameters():
@@ -218,25 +162,26 @@ class Tour:
             self.write(f"  {'positions':<28} {'0':>12}   sines, nothing to learn")
         self.write(f"  {'in all':<28} {counts.total():>12,}")
 
-    def _untrained(self, model: "Transformer", expression: "Expression") -> None:
+    def _untrained(self, model: "AnyModel", expression: "Asked") -> None:
         """Step 5: the shapes on the way through the model, and its guess."""
-        from fastformer.training.digits_run import Predictor
+        from fastformer.analysis.loading import predictor_of
 
         config, length = self.settings.model, len(expression.tokens())
+        causal = model.blocks[0].attention.causal
         self.write(f"Input: {expression}, {length} tokens.")
         for name, shape in (
             ("embedding and positions", (length, config.embed_dim)),
             ("attention weights, a block", (config.num_heads, length, length)),
             ("feed-forward, inside", (length, config.ffn_dim)),
-            ("logits", (1, config.vocab_size)),
+            ("logits", (length if causal else 1, config.vocab_size)),
         ):
             self.write(f"  {name:<28} {shape}")
-        self._prediction(Predictor(model, self.settings.task).predict(str(expression)))
+        self._prediction(predictor_of(self.settings, model).predict(str(expression)))
 
-    def _training(self, examples: int) -> None:
+    def _training(self, data: "TourData") -> None:
         """Step 6: the optimizer's settings, and how many steps it will make."""
         training = self.settings.training
-        steps = -(-examples // (training.batch_size * training.accumulation_steps))
+        steps = -(-data.examples // (training.batch_size * training.accumulation_steps))
         for name, text in (
             ("optimizer", training.optimizer),
             ("learning rate", f"{training.learning_rate:g}, schedule {training.schedule}"),
@@ -247,12 +192,15 @@ class Tour:
             self.write(f"  {name:<14} {text}")
 
     def _prediction(self, prediction: "Prediction") -> None:
-        """Show an answer with the likeliest tokens; an arrow is at the right one."""
+        """Show an answer with the likeliest ones; an arrow is at the right one."""
         verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
         self.write(f"{prediction.expression} = {prediction.prediction}   ({verdict})")
-        for token, share in prediction.top:
-            arrow = "->" if token == prediction.expected else "  "
-            self.write(f"  {arrow} {token:<6} {console.bar(share)} {console.percent(share, 2)}")
+        widest = max(6, *(len(answer) for answer, _ in prediction.top))
+        for answer, share in prediction.top:
+            arrow = "->" if answer == prediction.expected else "  "
+            self.write(
+                f"  {arrow} {answer:<{widest}} {console.bar(share)} {console.percent(share, 2)}"
+            )
 
     def _results(self, result: dict[str, Any]) -> None:
         """Step 8: the accuracy on the test inputs, and of each operation."""
@@ -266,7 +214,7 @@ class Tour:
         from fastformer.analysis.attention import expression_attention
         from fastformer.analysis.attention_text import head_lines, legend
 
-        text = str(loaded.splits.test.expressions[0])
+        text = str(loaded.tests[0])
         attention = expression_attention(loaded.predictor, text)
         self.write(f"The attention on {text}; each row is a token, and where it looks.")
         for line in (*head_lines(attention, len(attention.layers), 1), legend()):
@@ -278,7 +226,7 @@ class Tour:
 
         from fastformer.analysis.embeddings import DIGITS, cosine_matrix, rows_of
 
-        names = [*DIGITS, *self.settings.task.operations]
+        names = [*DIGITS, *self.settings.operations]
         cosines: Array = cosine_matrix(rows_of(loaded.model.embedding.weight.value, names))
         first, second = np.triu_indices(len(names), 1)
         order = np.argsort(-cosines[first, second])[:_NEAREST]
@@ -298,7 +246,7 @@ class GuessingObserver(TrainingObserver):
 
     def __init__(
         self,
-        settings: "RunSettings",
+        settings: "AnySettings",
         directory: Path,
         text: str,
         inner: TrainingObserver,
@@ -336,12 +284,12 @@ class GuessingObserver(TrainingObserver):
         self._inner.epoch_finished(record)
         if record["epoch"] != 1 and record["epoch"] % GUESS_EVERY:
             return
-        from fastformer.training.digits_run import Predictor
+        from fastformer.analysis.loading import predictor_of
         from fastformer.training.loop import load_weights
         from fastformer.training.run_directory import RunDirectory
 
         load_weights(self._model, RunDirectory.open(self._directory).latest())
-        guess = Predictor(self._model, self._settings.task).predict(self._text)
+        guess = predictor_of(self._settings, self._model).predict(self._text)
         verdict = "right" if guess.correct else f"wrong, it is {guess.expected}"
         probability = console.percent(guess.probability, 2).strip()
         self._write(

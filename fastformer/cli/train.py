@@ -19,6 +19,8 @@ from fastformer.training.interrupt import EndAtOnce
 
 if TYPE_CHECKING:
     from fastformer.cli.progress import LineProgress
+    from fastformer.training.answers_run import AnswerSettings
+    from fastformer.training.digits_run import RunSettings
 
 _RUNS = Path("runs")
 
@@ -94,7 +96,8 @@ def train(
 
     Args:
         task: what to learn.
-        resume: directory of a run that was stopped; it goes on with its own settings.
+        resume: directory of a run, or of several seeds, that was stopped; it goes on with its own
+            settings.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
@@ -126,7 +129,7 @@ def _train(directory: Path, resume: bool, new_run: tuple[Any, ...], json: bool) 
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
-            f"  fastformer train --resume {shlex.quote(str(stop.directory))}"
+            f"  fastformer train --resume {shlex.quote(str(directory))}"
         )
         return SIGNALLED + stop.signal
     if json:
@@ -138,11 +141,11 @@ def _train(directory: Path, resume: bool, new_run: tuple[Any, ...], json: bool) 
 
 def _last_words(directory: Path) -> str:
     """Say what a signal left of a run, and how to go on with it."""
-    # Of several seeds, the one that was begun last.
-    directory = max(
-        directory.glob("seed-*"), key=lambda run: run.stat().st_mtime, default=directory
-    )
+    from fastformer.training.seeds_record import holds_seeds
+
     name = shlex.quote(str(directory))
+    if holds_seeds(directory):
+        return f"Stopped; what was trained is saved. To go on:\n  fastformer train --resume {name}"
     if any(directory.glob("checkpoints/step-*.safetensors")):
         return f"Stopped; the run is saved. To go on:\n  fastformer train --resume {name}"
     if (directory / "config.toml").exists():
@@ -151,14 +154,15 @@ def _last_words(directory: Path) -> str:
 
 
 def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
-    """Go on with a stopped run."""
-    from fastformer.training.answers_run import KIND, resume_answers
-    from fastformer.training.digits_run import resume_digits
-    from fastformer.training.run_directory import RunDirectory
+    """Go on with a stopped run, or with several seeds."""
+    from fastformer.training.runs import resume_run
+    from fastformer.training.seeds_record import holds_seeds
 
-    if RunDirectory.open(directory).config.get("run", {}).get("kind") == KIND:
-        return resume_answers(directory, observer)
-    return resume_digits(directory, observer)
+    if holds_seeds(directory):
+        from fastformer.cli.seeds import resume_several
+
+        return resume_several(directory)
+    return resume_run(directory, observer)
 
 
 def _start(
@@ -171,20 +175,10 @@ def _start(
     training: TrainingConfig | None,
 ) -> dict[str, Any]:
     """Start a new run; a group of options of which none was given has its defaults."""
-    from fastformer.training.digits_run import RunSettings, train_digits
-    from fastformer.training.presets import is_answer_task
+    from fastformer.training.runs import train_run
 
     options = options or RunOptions()
-    if is_answer_task(options.preset):
-        return _start_answers(directory, observer, options, task, model, training)
-    settings = RunSettings(
-        task=task or DigitTask(),
-        model=TransformerConfig(**dataclasses.asdict(model or DigitModel())),
-        training=training or TrainingConfig(),
-        seed=options.seed,
-        backend=options.backend,
-        dtype=options.dtype,
-    )
+    settings = _settings(options, task or DigitTask(), model or DigitModel(), training)
     if options.tour and options.seeds != 1:
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if options.tour:
@@ -195,50 +189,42 @@ def _start(
     if options.seeds != 1:
         from fastformer.cli.seeds import train_several
 
-        return train_several(
-            lambda seed, place, own: train_digits(
-                dataclasses.replace(settings, seed=seed), place, own, overwrite=options.overwrite
-            ),
-            options.seed,
-            options.seeds,
-            directory,
-            options.overwrite,
-        )
-    return train_digits(settings, directory, observer, overwrite=options.overwrite)
+        return train_several(settings, options.seeds, directory, options.overwrite)
+    return train_run(settings, directory, observer, overwrite=options.overwrite)
 
 
-def _start_answers(
-    directory: Path,
-    observer: "LineProgress",
-    options: RunOptions,
-    task: DigitTask | None,
-    model: DigitModel | None,
-    training: TrainingConfig | None,
-) -> dict[str, Any]:
-    """Start a run of the decoder on a harder task."""
+def _settings(
+    options: RunOptions, task: DigitTask, model: DigitModel, training: TrainingConfig | None
+) -> "RunSettings | AnswerSettings":
+    """Return the settings of a new run: of the decoder where the preset is one of its tasks."""
+    from fastformer.training.presets import is_answer_task
+
+    own: dict[str, Any] = {"seed": options.seed, "backend": options.backend, "dtype": options.dtype}
+    own["training"] = training or TrainingConfig()
+    sizes = dataclasses.asdict(model)
+    if not is_answer_task(options.preset):
+        from fastformer.training.digits_run import RunSettings
+
+        return RunSettings(task=task, model=TransformerConfig(**sizes), **own)
     from fastformer.data.answers import ANSWER_TOKENS, AnswerTask
     from fastformer.models.config import DecoderConfig
-    from fastformer.training.answers_run import AnswerSettings, train_answers
+    from fastformer.training.answers_run import AnswerSettings
 
-    digits, sizes = task or DigitTask(), dataclasses.asdict(model or DigitModel())
-    if dataclasses.replace(digits, examples=1) != DigitTask(examples=1):
+    if dataclasses.replace(task, examples=1) != DigitTask(examples=1):
         raise InvalidValueError(
             f"--preset {options.preset} draws its own questions; of the digit task's options it "
             "takes --examples alone"
         )
-    if options.tour or options.seeds != 1 or sizes.pop("pooling") != DigitModel().pooling:
+    if sizes.pop("pooling") != DigitModel().pooling:
         raise InvalidValueError(
-            f"--preset {options.preset} trains one decoder; leave out --tour, --seeds and --pooling"
+            f"--preset {options.preset} trains a decoder, which reads out every token: leave out "
+            "--pooling"
         )
-    settings = AnswerSettings(
-        task=AnswerTask(name=str(options.preset), examples=digits.examples),
+    return AnswerSettings(
+        task=AnswerTask(name=str(options.preset), examples=task.examples),
         model=DecoderConfig(**sizes | {"vocab_size": len(ANSWER_TOKENS)}),
-        training=training or TrainingConfig(),
-        seed=options.seed,
-        backend=options.backend,
-        dtype=options.dtype,
+        **own,
     )
-    return train_answers(settings, directory, observer, overwrite=options.overwrite)
 
 
 def _show(result: dict[str, Any]) -> None:

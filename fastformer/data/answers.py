@@ -4,7 +4,7 @@ An example is question, answer, [EOS]. A question ends with `)` or `=`; only wha
 learned. All examples are made by NumPy, thousands at a time, with -1 where a row has no token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -275,6 +275,15 @@ def draw_unseen(task: AnswerTask, seed: int, part: str, count: int) -> Drawn:
             return drawn.rows(np.arange(count))
     found = 0 if drawn is None else len(drawn.question)
     checks.fail(f"{part}_examples must be at most about {found} for {task.name}, got {count}")
+
+
+def kept_apart(questions: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
+    """Tell which questions, given by their token ids, training never draws, whatever the seed."""
+    table = np.full((len(questions), max(map(len, questions), default=0)), _NOTHING)
+    for row, ids in zip(table, questions, strict=True):
+        row[: len(ids)] = ids
+    kept: npt.NDArray[np.bool_] = _hashes(table) % np.uint64(_PARTS) < len(_PART_OF)
+    return kept
 
 
 def _kept(task: AnswerTask, random: np.random.Generator, rows: int, part: int | None) -> Drawn:

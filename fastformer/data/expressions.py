@@ -1,15 +1,23 @@
 """Expressions of the digit task, such as `Max ( 5 , 3 , 9 )`: value, tokens, answer and parser."""
 
 import difflib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from fastformer import checks
+from fastformer.data.scanning import (
+    MAX_NUMBER_DIGITS,
+    Token,
+    depth_of,
+    fail_at,
+    read_number,
+    scan,
+    shown,
+)
 from fastformer.errors import InvalidTypeError
 
-_ANSWERS: Final[dict[str, Callable[[tuple[int, ...]], int]]] = {
+_ANSWERS: Final[dict[str, Callable[[Sequence[int]], int]]] = {
     "First": lambda arguments: arguments[0],
     "Second": lambda arguments: arguments[1],
     "Last": lambda arguments: arguments[-1],
@@ -20,11 +28,9 @@ _ANSWERS: Final[dict[str, Callable[[tuple[int, ...]], int]]] = {
 OPERATIONS: Final[tuple[str, ...]] = tuple(_ANSWERS)
 """The names of the operations."""
 
-MAX_NUMBER_DIGITS: Final[int] = 18
-"""Digits of the largest number in an expression. 18 digits always fit in an int64."""
-
 _MAX_NUMBER: Final[int] = 10**MAX_NUMBER_DIGITS - 1
 _EXAMPLE: Final[str] = "'Max ( 5 , 3 , 9 )'"
+_REMEDY: Final[str] = f"use whole numbers, ',' and parentheses, as in {_EXAMPLE}"
 _OPERATION_OF: Final[dict[str, str]] = {name.lower(): name for name in OPERATIONS}
 
 
@@ -69,11 +75,16 @@ class Expression:
 
     def answer(self) -> int:
         """Return the value of the expression."""
-        return _ANSWERS[self.operation](self.arguments)
+        return value_of(self.operation, self.arguments)
 
     def __str__(self) -> str:
         """Return the usual spelling, which `parse_expression` reads back."""
         return f"{self.operation} ( {' , '.join(map(str, self.arguments))} )"
+
+
+def value_of(operation: str, values: Sequence[int]) -> int:
+    """Return the value of an operation on enough numbers."""
+    return _ANSWERS[operation](values)
 
 
 def min_arguments(operation: str) -> int:
@@ -101,112 +112,65 @@ def parse_expression(text: str) -> Expression:
     """
     if not isinstance(text, str):
         raise InvalidTypeError(f"an expression must be a string, got {text!r}")
-    tokens = _scan(text)
+    tokens = scan(text, "(),", _REMEDY)
     if not tokens:
         checks.fail(f"the expression is empty; write for example {_EXAMPLE}")
     operation = _read_operation(tokens[0])
     if len(tokens) == 1:
         checks.fail(f"nothing follows {operation!r}; write for example {_EXAMPLE}")
     if tokens[1].text != "(":
-        _fail_at(tokens[1], f"expected '(' after {operation!r}, got", f"write as in {_EXAMPLE}")
+        fail_at(tokens[1], f"expected '(' after {operation!r}, got", f"write as in {_EXAMPLE}")
     numbers, after = _read_numbers(tokens, 2)
     if after < len(tokens):
         extra = tokens[after]
         if extra.text == ")":
-            _fail_at(extra, "unbalanced parentheses: nothing is open for the", "remove it")
-        _fail_at(extra, "trailing text after the closing ')':", "give one expression at a time")
+            fail_at(extra, "unbalanced parentheses: nothing is open for the", "remove it")
+        fail_at(extra, "trailing text after the closing ')':", "give one expression at a time")
     return Expression(operation, numbers)
 
 
-class _Token(NamedTuple):
-    """A piece of the text, its kind (a group of `_PATTERN`), and its first character from 1."""
-
-    kind: str
-    text: str
-    character: int
-
-
-# U+2212 is the minus sign that word processors write.
-_PATTERN: Final[re.Pattern[str]] = re.compile(
-    r"(?P<word>[^\W\d_]+)|(?P<number>[0-9]+)|(?P<mark>[(),])"
-    r"|(?P<negative>[-\u2212]\s*[0-9]+)|(?P<unknown>\S)"
-)
-
-
-def _scan(text: str) -> list[_Token]:
-    """Cut the text into tokens; raise at the first piece that no expression can have."""
-    tokens = []
-    for match in _PATTERN.finditer(text):
-        token = _Token(str(match.lastgroup), match.group(), match.start() + 1)
-        if token.kind == "negative":
-            _fail_at(token, "negative numbers are not allowed, got", "use numbers from 0 up")
-        if token.kind == "unknown":
-            _fail_unknown(token)
-        tokens.append(token)
-    return tokens
-
-
-def _read_operation(token: _Token) -> str:
+def _read_operation(token: Token) -> str:
     """Return the operation that a token names in any case of letters."""
     if token.kind != "word":
-        _fail_at(
+        fail_at(
             token,
             "expected an operation, got",
             f"begin with one of {', '.join(OPERATIONS)}, for example {_EXAMPLE}",
         )
     if token.text.lower() not in _OPERATION_OF:
-        near = difflib.get_close_matches(_shown(token.text).capitalize(), OPERATIONS, n=1)
+        near = difflib.get_close_matches(shown(token.text).capitalize(), OPERATIONS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        _fail_at(token, "unknown operation", f"known: {', '.join(OPERATIONS)}{hint}")
+        fail_at(token, "unknown operation", f"known: {', '.join(OPERATIONS)}{hint}")
     return _OPERATION_OF[token.text.lower()]
 
 
-def _read_numbers(tokens: list[_Token], first: int) -> tuple[tuple[int, ...], int]:
+def _read_numbers(tokens: list[Token], first: int) -> tuple[tuple[int, ...], int]:
     """Read numbers from index `first` to the closing parenthesis; return them and what is next."""
     numbers: list[int] = []
     previous = tokens[first - 1]
     for index, token in enumerate(tokens[first:], start=first):
         if token.kind == "number":
-            numbers.append(_read_number(token))
+            numbers.append(read_number(token))
         elif token.kind == "word":
-            _fail_word(token)
+            _fail_word(token, tokens)
         elif token.text == "(":
-            _fail_at(token, "nested parentheses are not allowed, got", "one pair is enough")
+            fail_at(token, "nested parentheses are not allowed, got", "one pair is enough")
         elif previous.text == ",":
-            _fail_at(previous, "no number follows the", "add a number or remove the comma")
+            fail_at(previous, "no number follows the", "add a number or remove the comma")
         elif token.text == ")":
             return tuple(numbers), index + 1
         elif not numbers:
-            _fail_at(token, "no number comes before the", "add a number or remove the comma")
+            fail_at(token, "no number comes before the", "add a number or remove the comma")
         previous = token
-    _fail_at(tokens[first - 1], "unbalanced parentheses: no ')' closes the", "add ')' at the end")
+    fail_at(tokens[first - 1], "unbalanced parentheses: no ')' closes the", "add ')' at the end")
 
 
-def _read_number(token: _Token) -> int:
-    """Return the value of a number, which has a bounded count of digits."""
-    if len(token.text) > MAX_NUMBER_DIGITS:
-        digits = len(token.text)
-        _fail_at(token, f"a number of {digits} digits:", f"at most {MAX_NUMBER_DIGITS} are allowed")
-    return int(token.text)
-
-
-def _fail_word(token: _Token) -> NoReturn:
+def _fail_word(token: Token, tokens: list[Token]) -> NoReturn:
     """Raise for a word where a number belongs."""
     if token.text.lower() in _OPERATION_OF:
-        _fail_at(token, "operations cannot be nested, got", "use numbers as arguments")
-    _fail_unknown(token)
-
-
-def _fail_unknown(token: _Token) -> NoReturn:
-    """Raise for a piece of text that is no part of any expression."""
-    _fail_at(token, "unknown token", f"use whole numbers, ',' and parentheses, as in {_EXAMPLE}")
-
-
-def _fail_at(token: _Token, problem: str, remedy: str) -> NoReturn:
-    """Raise with the offending token and where it is."""
-    checks.fail(f"{problem} {_shown(token.text)!r} at character {token.character}; {remedy}")
-
-
-def _shown(text: str) -> str:
-    """Return a piece of the text short enough for a one-line message."""
-    return text if len(text) <= 24 else f"{text[:21]}..."
+        depth = depth_of(tokens)
+        remedy = "use numbers as arguments"
+        if depth > 1:
+            remedy += f"; this nests {depth} deep, which is {depth - 1} more than the 1 allowed"
+        fail_at(token, "operations cannot be nested, got", remedy)
+    fail_at(token, "unknown token", _REMEDY)

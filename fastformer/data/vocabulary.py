@@ -33,12 +33,13 @@ EOS: Final[int] = _IDS["[EOS]"]
 """Id of the token that ends a generated sequence. The classifier never sees it."""
 
 
-def encode(tokens: Iterable[str]) -> list[int]:
+def encode(tokens: Iterable[str], vocabulary: tuple[str, ...] = DIGIT_TOKENS) -> list[int]:
     """Turn tokens into their ids.
 
     Args:
-        tokens: tokens of `DIGIT_TOKENS`, each spelt as it is there. A number of several digits is
+        tokens: tokens of the vocabulary, each spelt as it is there. A number of several digits is
             several tokens; free text goes through `parse_expression` first.
+        vocabulary: the token of each id.
 
     Returns:
         One id per token, each from 0 to 19.
@@ -52,14 +53,19 @@ def encode(tokens: Iterable[str]) -> list[int]:
             f"tokens must be a list of tokens, got the string {tokens[:40]!r}; "
             "use parse_expression(text).tokens() for free text"
         )
-    return [_token_id(position, token) for position, token in enumerate(tokens)]
+    if not isinstance(tokens, Iterable):
+        raise InvalidTypeError(f"tokens must be a list of tokens, got {tokens!r}")
+    known = _IDS
+    if vocabulary is not DIGIT_TOKENS:
+        known = {token: index for index, token in enumerate(vocabulary)}
+    return [_token_id(position, token, known) for position, token in enumerate(tokens)]
 
 
-def decode(ids: Iterable[int]) -> list[str]:
+def decode(ids: Iterable[int], vocabulary: tuple[str, ...] = DIGIT_TOKENS) -> list[str]:
     """Turn ids into their tokens.
 
     Args:
-        ids: ids from 0 to 19, as Python or NumPy integers.
+        ids: ids from 0 to 19, as Python or NumPy integers.    vocabulary: the token of each id.
 
     Returns:
         One token per id.
@@ -70,22 +76,22 @@ def decode(ids: Iterable[int]) -> list[str]:
     """
     if not isinstance(ids, Iterable) or (isinstance(ids, np.ndarray) and ids.ndim != 1):
         raise InvalidTypeError(f"ids must be a list or a 1-D array of ids, got {ids!r}")
-    last = len(DIGIT_TOKENS) - 1
+    last = len(vocabulary) - 1
     return [
-        DIGIT_TOKENS[checks.integer(f"id at position {position}", value, 0, last)]
+        vocabulary[checks.integer(f"id at position {position}", value, 0, last)]
         for position, value in enumerate(ids)
     ]
 
 
-def _token_id(position: int, token: str) -> int:
+def _token_id(position: int, token: str, known: dict[str, int]) -> int:
     """Return the id of the token at a position of the caller's list."""
     if not isinstance(token, str):
         raise InvalidTypeError(
             f"token at position {position} must be a string, got {token!r}; "
             "write a number as its decimal digits"
         )
-    if token not in _IDS:
-        near = difflib.get_close_matches(token[:40].capitalize(), DIGIT_TOKENS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {' '.join(DIGIT_TOKENS)}"
+    if token not in known:
+        near = difflib.get_close_matches(token[:40].capitalize(), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {' '.join(known)}"
         checks.fail(f"unknown token {token[:40]!r} at position {position}; {hint}")
-    return _IDS[token]
+    return known[token]

@@ -1,103 +1,82 @@
 """Runs of the decoder on tasks with longer answers: presets, training, going on, the test."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fastformer import checks
-from fastformer.backend import BACKENDS
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.answers import (
     ANSWER_TOKENS,
     AnswerTask,
+    Drawn,
     draw_training,
     draw_unseen,
 )
-from fastformer.errors import RunError
-from fastformer.models.config import DTYPES, DecoderConfig
+from fastformer.data.forms import FORMS, Form
+from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.config import TrainingConfig
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.settings import Settings
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
-from fastformer.training.whole_run import train_to_the_end
-
-KIND: Final[str] = "answers"
+from fastformer.training.whole_run import finished_result, train_to_the_end
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerSettings:
-    """All that decides the bits of a run.
+class AnswerSettings(Settings):
+    """The settings of a decoder's run on a task with longer answers."""
 
-    Raises:
-        ValueError, TypeError: a value that is not allowed, or a model that the task does not fit.
-    """
+    kind: ClassVar[str] = "answers"
+    task_class: ClassVar[type[Any]] = AnswerTask
+    model_class: ClassVar[type[ModelConfig]] = DecoderConfig
+    tokens: ClassVar[tuple[str, ...]] = ANSWER_TOKENS
 
     task: AnswerTask
     model: DecoderConfig
-    training: TrainingConfig
-    seed: int = 42
-    backend: str = "numba"
-    dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        """Check every value."""
-        checks.integer("seed", self.seed, 0)
-        checks.choice("backend", self.backend, BACKENDS)
-        checks.choice("dtype", self.dtype, DTYPES)
-        if self.model.vocab_size != len(ANSWER_TOKENS):
-            checks.fail(
-                f"vocab_size must be {len(ANSWER_TOKENS)} for {self.task.name}, "
-                f"got {self.model.vocab_size}"
-            )
-        longest = self.task.longest
-        if longest > self.model.max_seq_len:
-            checks.fail(
-                f"examples of {self.task.name} have {longest} tokens, which is "
-                f"{longest - self.model.max_seq_len} more than "
-                f"max_seq_len={self.model.max_seq_len}; raise max_seq_len"
-            )
+    @property
+    def task_name(self) -> str:
+        """What the task is called in a message."""
+        return self.task.name
 
-    def tables(self) -> dict[str, dict[str, Any]]:
-        """Return the tables of `config.toml`."""
-        own = {"kind": KIND, "seed": self.seed, "backend": self.backend, "dtype": self.dtype}
-        return {
-            "run": own,
-            "task": asdict(self.task),
-            "model": asdict(self.model),
-            "training": asdict(self.training),
-        }
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest question and answer that the model reads."""
+        return self.task.longest
 
-    @classmethod
-    def from_run(cls, run: RunDirectory) -> "AnswerSettings":
-        """Read the settings of a run.
+    @property
+    def longest_is(self) -> str:
+        """What is so long."""
+        return f"examples of {self.task.name}"
 
-        Raises:
-            RunError: they are missing, unknown or not allowed.
-        """
-        try:
-            own = dict(run.config["run"])
-            checks.known_keys("run", own, {"kind", "seed", "backend", "dtype"})
-            checks.choice("kind", own.pop("kind"), (KIND,))
-            return cls(
-                task=checks.from_settings(AnswerTask, run.config["task"]),
-                model=checks.from_settings(DecoderConfig, run.config["model"]),
-                training=checks.from_settings(TrainingConfig, run.config["training"]),
-                **own,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise RunError(
-                f"{run.path / 'config.toml'} does not hold the settings of such a run: {problem}; "
-                "mend it or use another run"
-            ) from error
+    @property
+    def form(self) -> Form:
+        """What the task asks, and how it writes that."""
+        return FORMS[self.task.name]
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations in the task's questions."""
+        return self.form.all_operations
+
+    def unseen(self, part: str) -> Drawn:
+        """Draw the examples of the "validation" or the "test", the same ones every time."""
+        count = {
+            "validation": self.task.validation_examples,
+            "test": self.task.test_examples,
+        }[part]
+        return draw_unseen(self.task, self.seed, part, count)
+
+    def first_examples(self, count: int) -> tuple[PackedBatch, Ids]:
+        """Return so many examples as training has them first, with their targets."""
+        return draw_training(self.task, self.seed, 0, count).packed(hints=True)
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
@@ -130,12 +109,11 @@ class AnswerStream:
 
 def _trainer(settings: AnswerSettings, run: RunDirectory, observer: TrainingObserver) -> Trainer:
     task = settings.task
-    unseen = draw_unseen(task, settings.seed, "validation", task.validation_examples)
     return Trainer(
         settings.new_model(),
         settings.training,
         AnswerStream(task),
-        Examples(*unseen.packed(hints=False)),
+        Examples(*settings.unseen("validation").packed(hints=False)),
         run,
         settings.seed,
         observer,
@@ -160,8 +138,7 @@ def train_answers(
         ValueError: settings that cannot be met; then no file is made.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    task = settings.task
-    draw_unseen(task, settings.seed, "test", task.test_examples)
+    settings.unseen("test")
     run = RunDirectory.create(directory, settings.tables(), overwrite=overwrite)
     return _train_to_the_end(_trainer(settings, run, observer), settings)
 
@@ -170,7 +147,8 @@ def resume_answers(directory: Path, observer: TrainingObserver) -> dict[str, Any
     """Go on with a run that was stopped; it ends with the bits of one that never was.
 
     Returns:
-        What `train_answers` returns. A run that has ended is not trained but tested anew.
+        What `train_answers` returns. A run that has ended is not trained further: its result is
+        returned as it is, or, where there is none that can be read, tested anew.
 
     Raises:
         RunError: there is no such run, it is damaged, or has no checkpoint yet.
@@ -181,7 +159,7 @@ def resume_answers(directory: Path, observer: TrainingObserver) -> dict[str, Any
     checkpoint = run.latest()
     trainer = _trainer(settings, run, observer)
     trainer.restore(checkpoint)
-    return _train_to_the_end(trainer, settings)
+    return finished_result(trainer) or _train_to_the_end(trainer, settings)
 
 
 def _train_to_the_end(trainer: Trainer, settings: AnswerSettings) -> dict[str, Any]:
@@ -203,7 +181,7 @@ def _test_scores(settings: AnswerSettings, checkpoint: Checkpoint) -> dict[str, 
     """
     model, task = settings.new_model(), settings.task
     load_weights(model, checkpoint)
-    drawn = draw_unseen(task, settings.seed, "test", task.test_examples)
+    drawn = settings.unseen("test")
     inputs, targets = drawn.packed(hints=False)
     logits = predict_classes(model, inputs)
     wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
@@ -218,18 +196,3 @@ def _test_scores(settings: AnswerSettings, checkpoint: Checkpoint) -> dict[str, 
             str(name): float(right[names == name].mean()) for name in np.unique(names)
         },
     }
-
-
-def evaluate_answers(directory: Path) -> dict[str, Any]:
-    """Test the best weights of a run on the inputs that it never saw.
-
-    Returns:
-        test_accuracy, test_loss, test_examples, per_operation, run, checkpoint.
-
-    Raises:
-        RunError: there is no such run, it is damaged, or has no checkpoint yet.
-    """
-    run = RunDirectory.open(directory)
-    settings, checkpoint = AnswerSettings.from_run(run), run.best()
-    scores = _test_scores(settings, checkpoint)
-    return {**scores, "run": str(run.path), "checkpoint": str(checkpoint.path)}

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a power cut never leaves half of one.
+"""Writing files so that a kill, a full disk or a power cut never leaves half of one; reading them.
 
 A file is written beside its place under a name of its own, forced to disk, and renamed. A reader
 sees the old file or the new one. After a failed fsync the temporary file is dropped and never
@@ -7,9 +7,11 @@ applications recover from fsync failures?").
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +49,23 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     sync_directory(path.parent)
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file, and of nothing else: a pipe or a device may have no end.
+
+    Raises:
+        OSError: it could not be read, or is not a regular file.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+        return file.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to would wait for ever otherwise."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Append one line to a file and force it to disk; make the file if there is none.
 
@@ -60,7 +79,8 @@ def append_line(path: Path, line: bytes) -> None:
     Raises:
         OSError: it could not be written. All earlier lines are as they were.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    # O_NOFOLLOW: a link in a run from elsewhere must not lead to a file outside of it.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
     try:
         size = os.fstat(descriptor).st_size

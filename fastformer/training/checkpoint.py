@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 
 from fastformer.errors import CheckpointError, InvalidTypeError, InvalidValueError
-from fastformer.training.atomic_file import os_errors_as, write_atomically
+from fastformer.training.atomic_file import os_errors_as, read_file, write_atomically
 from fastformer.training.json_text import json_object, json_text
 
 FORMAT = "fastformer"
@@ -89,7 +89,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     with os_errors_as(CheckpointError, f"read checkpoint {path}"):
-        content = path.read_bytes()
+        content = read_file(path)
     return _decode(content, path)
 
 

@@ -1,109 +1,74 @@
-"""Runs of the digit task: train one, go on with one, evaluate it, ask it."""
+"""Runs of the digit task: settings, training, going on, the test."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fastformer import checks
-from fastformer.backend import BACKENDS
-from fastformer.batch import pack
+from fastformer.batch import Ids, PackedBatch, pack
 from fastformer.data.digits import DigitExamples, DigitTask, Splits, generate, split
-from fastformer.data.expressions import OPERATIONS, parse_expression
-from fastformer.data.vocabulary import DIGIT_TOKENS, decode, encode
-from fastformer.errors import RunError
-from fastformer.models.config import DTYPES, TransformerConfig
+from fastformer.data.expressions import OPERATIONS
+from fastformer.data.vocabulary import DIGIT_TOKENS
+from fastformer.models.config import ModelConfig, TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
-from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.config import TrainingConfig
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.settings import Settings
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
-from fastformer.training.whole_run import train_to_the_end
-
-_RESULT_NAMES = frozenset(
-    "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
-    "best_epoch parameters backend seed run".split()
-)
+from fastformer.training.whole_run import finished_result, train_to_the_end
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """All that decides the bits of a run.
+class RunSettings(Settings):
+    """The settings of a classifier's run on the digit task."""
 
-    Raises:
-        ValueError, TypeError: a value that is not allowed, or a model that the task does not fit.
-    """
+    kind: ClassVar[str] = "digits"
+    task_class: ClassVar[type[Any]] = DigitTask
+    model_class: ClassVar[type[ModelConfig]] = TransformerConfig
+    tokens: ClassVar[tuple[str, ...]] = DIGIT_TOKENS
 
     task: DigitTask
     model: TransformerConfig
-    training: TrainingConfig
-    seed: int = 42
-    backend: str = "numba"
-    dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        """Check every value."""
-        checks.integer("seed", self.seed, 0)
-        checks.choice("backend", self.backend, BACKENDS)
-        checks.choice("dtype", self.dtype, DTYPES)
-        if self.model.vocab_size != len(DIGIT_TOKENS):
-            checks.fail(
-                f"vocab_size must be {len(DIGIT_TOKENS)} for the digit task, "
-                f"got {self.model.vocab_size}"
-            )
-        longest = 2 * self.task.num_arguments + 2
-        if longest > self.model.max_seq_len:
-            checks.fail(
-                f"expressions of {self.task.num_arguments} arguments have {longest} tokens, "
-                f"which is {longest - self.model.max_seq_len} more than "
-                f"max_seq_len={self.model.max_seq_len}; raise max_seq_len or use fewer arguments"
-            )
+    @property
+    def task_name(self) -> str:
+        """What the task is called in a message."""
+        return "the digit task"
 
-    def tables(self) -> dict[str, dict[str, Any]]:
-        """Return the tables of `config.toml`."""
-        own = {"kind": "digits", "seed": self.seed, "backend": self.backend, "dtype": self.dtype}
-        return {
-            "run": own,
-            "task": asdict(self.task),
-            "model": asdict(self.model),
-            "training": asdict(self.training),
-        }
+    @property
+    def longest(self) -> int:
+        """Tokens of an expression."""
+        return 2 * self.task.num_arguments + 2
 
-    @classmethod
-    def from_run(cls, run: RunDirectory) -> "RunSettings":
-        """Read the settings of a run.
+    @property
+    def longest_is(self) -> str:
+        """What is so long."""
+        return f"expressions of {self.task.num_arguments} arguments"
 
-        Raises:
-            RunError: they are missing, unknown or not allowed.
-        """
-        own_fields = {"kind"} | {f.name for f in fields(cls)} - {"task", "model", "training"}
-        try:
-            own = dict(run.config["run"])
-            checks.known_keys("run", own, own_fields)
-            checks.choice("kind", own.pop("kind"), ("digits",))
-            return cls(
-                task=checks.from_settings(DigitTask, run.config["task"]),
-                model=checks.from_settings(TransformerConfig, run.config["model"]),
-                training=checks.from_settings(TrainingConfig, run.config["training"]),
-                **own,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise RunError(
-                f"{run.path / 'config.toml'} does not hold the settings of a digit run: {problem}; "
-                "mend it or use another run"
-            ) from error
+    @property
+    def longest_remedy(self) -> str:
+        """What to do about it."""
+        return "raise max_seq_len or use fewer arguments"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations in the task's expressions."""
+        return self.task.operations
 
     def splits(self) -> Splits:
         """Draw the examples, the same ones every time."""
         return split(generate(self.task, self.seed), self.task, self.seed)
+
+    def first_examples(self, count: int) -> tuple[PackedBatch, Ids]:
+        """Return the first of the training examples, with their targets."""
+        train = self.splits().train
+        return pack(train.inputs[:count]), train.targets[:count]
 
     def new_model(self) -> Transformer:
         """Return the model with its initial weights."""
@@ -176,23 +141,8 @@ def resume_digits(directory: Path, observer: TrainingObserver) -> dict[str, Any]
     splits, checkpoint = settings.splits(), run.latest()
     trainer = _trainer(settings.new_model(), settings, splits, run, observer)
     trainer.restore(checkpoint)
-    result = _finished_result(trainer)
+    result = finished_result(trainer)
     return result or _train_to_the_end(trainer, settings, splits)
-
-
-def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
-    """Return the result of a run that has ended, if it has one that can be read."""
-    if not trainer.ended:
-        return None
-    trainer.observer.message(
-        f"run {trainer.run.path} has ended after epoch {trainer.progress.epoch}: nothing is left "
-        "to train; for more epochs start a new run"
-    )
-    try:
-        result = trainer.run.read_result()
-    except RunError:
-        return None
-    return result if result.keys() == _RESULT_NAMES else None
 
 
 def _train_to_the_end(trainer: Trainer, settings: RunSettings, splits: Splits) -> dict[str, Any]:
@@ -229,94 +179,3 @@ def _test_scores(
         "test_examples": len(examples),
         "per_operation": {name: float(right[operations == name].mean()) for name in names},
     }
-
-
-def evaluate_run(directory: Path) -> dict[str, Any]:
-    """Test the best weights of a run on the inputs that it never saw.
-
-    Returns:
-        test_accuracy, test_loss, test_examples, per_operation, run, checkpoint.
-
-    Raises:
-        RunError: there is no such run, it is damaged, or has no checkpoint yet.
-    """
-    run = RunDirectory.open(directory)
-    settings = RunSettings.from_run(run)
-    checkpoint = run.best()
-    scores = _test_scores(settings.new_model(), checkpoint, settings.splits().test)
-    return {**scores, "run": str(run.path), "checkpoint": str(checkpoint.path)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A model's answer to one expression.
-
-    Attributes:
-        expression: as the model read it.    prediction: the likeliest token.
-        probability: of the prediction.    expected: the right answer.
-        correct: whether they are the same.    top: the likeliest tokens, (token, probability).
-    """
-
-    expression: str
-    prediction: str
-    probability: float
-    expected: str
-    correct: bool
-    top: list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A trained model that answers expressions."""
-
-    model: Transformer
-    task: DigitTask
-
-    def predict(self, text: str, top: int = 5) -> Prediction:
-        """Answer an expression.
-
-        Args:
-            text: for instance "Max ( 5 3 9 )".    top: how many tokens to list, >= 1.
-
-        Raises:
-            ValueError: text that is no expression, or one that the task does not have.
-        """
-        expression = parse_expression(text)
-        self.task.check(expression)
-        checks.integer("top", top, 1, len(DIGIT_TOKENS))
-        logits = self.model.forward(pack([encode(expression.tokens())]))[0]
-        probabilities = _softmax(logits)
-        likeliest = np.argsort(-probabilities, kind="stable")[:top]
-        listed = [
-            (token, float(probabilities[index]))
-            for token, index in zip(decode(likeliest), likeliest, strict=True)
-        ]
-        answer, expected = listed[0][0], str(expression.answer())
-        return Prediction(
-            expression=str(expression),
-            prediction=answer,
-            probability=listed[0][1],
-            expected=expected,
-            correct=answer == expected,
-            top=listed,
-        )
-
-
-def _softmax(logits: Array) -> Array:
-    shifted: Array = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities: Array = shifted / shifted.sum()
-    return probabilities
-
-
-def load_predictor(directory: Path) -> Predictor:
-    """Load the best weights of a run.
-
-    Raises:
-        RunError: there is no such run, it is damaged, or has no checkpoint yet.
-    """
-    run = RunDirectory.open(directory)
-    settings = RunSettings.from_run(run)
-    checkpoint = run.best()
-    model = settings.new_model()
-    load_weights(model, checkpoint)
-    return Predictor(model, settings.task)

@@ -66,6 +66,8 @@ class EndAtOnce(StopRequest):
         self._last_words = last_words
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        sys.stdout.flush()
-        os.write(2, f"{self._last_words()}\n".encode(errors="replace"))
-        os._exit(128 + number)  # as shells have it
+        try:
+            sys.stdout.flush()
+            os.write(2, f"{self._last_words()}\n".encode(errors="replace"))
+        finally:  # also where standard output is closed, or in the middle of a write
+            os._exit(128 + number)  # as shells have it

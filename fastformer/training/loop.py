@@ -132,8 +132,10 @@ class Trainer:
             self.embeddings.drop_after(-1)
             self.embeddings.save(0, self.model.embedding.weight.value)
         with StopRequest() as self.stop:
-            while not self.ended:
+            while not self.ended and self.stop.signal is None:
                 self._train_epoch()
+        if self.stop.signal is not None:  # it came while an epoch was validated and saved
+            raise TrainingInterrupted(self.run.path, self.progress.step, self.stop.signal)
 
     @property
     def ended(self) -> bool:

@@ -1,5 +1,6 @@
 """What is known of a training run, in memory and on disk, and how sure an accuracy is."""
 
+import io
 import math
 import warnings
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from fastformer import checks
 from fastformer.errors import RunError
-from fastformer.training.atomic_file import append_line, os_errors_as, write_atomically
+from fastformer.training.atomic_file import append_line, os_errors_as, read_file, write_atomically
 from fastformer.training.json_text import json_object, json_text
 
 HISTORY_NAMES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
@@ -220,8 +221,7 @@ class MetricsLog:
         with os_errors_as(RunError, f"read {self.file}"):
             if not self.file.exists():
                 return []
-            with self.file.open("rb") as stream:
-                lines = list(stream)
+            lines = list(io.BytesIO(read_file(self.file)))
         records, damaged = [], []
         for number, line in enumerate(lines, start=1):
             record = json_object(line) if line.endswith(b"\n") else None

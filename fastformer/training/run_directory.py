@@ -28,6 +28,7 @@ from fastformer.training.atomic_file import (
     is_temporary,
     make_directory,
     os_errors_as,
+    read_file,
     remove_temporary_files,
     sync_directory,
     write_atomically,
@@ -265,7 +266,7 @@ def _read_if_there(file: Path) -> bytes | None:
     """The content of a file, or None if there is no such file."""
     with os_errors_as(RunError, f"read {file}"):
         try:
-            return file.read_bytes()
+            return read_file(file)
         except FileNotFoundError:
             return None
 

@@ -2,10 +2,32 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from fastformer.errors import RunError
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.loop import Trainer
+
+RESULT_NAMES: Final = frozenset(
+    "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
+    "best_epoch parameters backend seed run".split()
+)
+"""What a result has."""
+
+
+def finished_result(trainer: Trainer) -> dict[str, Any] | None:
+    """Return the result of a run that has ended, if it has one that can be read."""
+    if not trainer.ended:
+        return None
+    trainer.observer.message(
+        f"run {trainer.run.path} has ended after epoch {trainer.progress.epoch}: nothing is left "
+        "to train; for more epochs start a new run"
+    )
+    try:
+        result = trainer.run.read_result()
+    except RunError:
+        return None
+    return result if result.keys() == RESULT_NAMES else None
 
 
 def train_to_the_end(
@@ -40,7 +62,8 @@ def train_to_the_end(
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,
-        "examples_per_second": seen / seconds,
+        # Without records, of a run whose file was lost, there is nothing to divide by.
+        "examples_per_second": seen / seconds if seconds else 0.0,
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,
         "backend": model.ops.name,

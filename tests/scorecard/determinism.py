@@ -1,6 +1,6 @@
 """The rows on determinism: the same bits for any threads, process, and place to go on from."""
 
-import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,68 +9,84 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from program import ROOT
 from runs import Recorder, everything, small_settings
 
 from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.run_directory import RunDirectory
+from tests.scorecard.files import MEMORY
 from tests.scorecard.rows import Finding, Row, Tier
 
-# Where there is one, a file system in memory: forcing thousands of files to disk takes minutes.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-OPTIONS = (
-    "--examples 400 --embed-dim 16 --num-heads 2 --num-layers 1 --ffn-dim 32 --epochs 20 "
-    "--dropout 0.1"
-).split()
 THREADS = (1, 2, 3, 4, 5, 7, 8, 16)
+LAYERS = ("omp", "workqueue")
+PROCESSES: dict[Tier, int] = {"fast": 10, "nightly": 50}
 
 
-def run_digest(number: int, seed: int = 42, **environment: str) -> str:
-    """Train 200 steps in a new process; return the SHA-256 of weights and moments."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        command = [sys.executable, "-m", "fastformer", "train", "--out", f"{name}/run", *OPTIONS]
-        # Padding shifts the process's stack, and arenas its heap.
-        noise = {"PADDING": "x" * (number * 97 % 4096), "MALLOC_ARENA_MAX": str(1 + number % 4)}
-        places = {
-            "PYTHONPATH": str(ROOT),
-            "PYTHONHASHSEED": str(number),
-            "OMP_WAIT_POLICY": "passive",
-        }
-        subprocess.run(
-            [*command, "--seed", str(seed)],
-            env=os.environ | places | noise | environment,
-            **{"check": True, "capture_output": True, "timeout": 300},
-        )
-        saved = Path(f"{name}/run/checkpoints/step-00000200.safetensors")
-        return hashlib.sha256(saved.read_bytes()).hexdigest()
+def child(*arguments: object, **environment: str) -> dict[str, Any]:
+    """Train 200 steps in a new process; see `training_child`."""
+    places = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.scorecard.training_child", *map(str, arguments)],
+        env=os.environ | places | environment,
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{done.args} ended with {done.returncode}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def finding(digests: list[str], other: str) -> Finding:
-    """Count the digests that equal the first, and the planted one that must not."""
-    held = sum(digest == digests[0] for digest in digests)
-    return Finding(held, len(digests), int(other != digests[0]), 1, f"{len(set(digests))} hash")
+def finding(found: dict[str, dict[str, Any]], planted: list[bool]) -> Finding:
+    """Count the runs, by what tells them apart, whose digest is that of the first."""
+    digests = [one["digest"] for one in found.values()]
+    others = tuple(f"{name}: another hash" for name in found if found[name]["digest"] != digests[0])
+    steps = found[next(iter(found))]["steps"]
+    count = f"{len(set(digests))} hash of {len(digests)} runs of {steps} steps"
+    held = len(digests) - len(others)
+    return Finding(held, len(digests), sum(planted), len(planted), count, others[:10])
 
 
-def measure_threads(tier: Tier) -> Finding:
-    """B1: each number of threads on each layer. Planted: another seed."""
-    digests = [
-        run_digest(0, NUMBA_NUM_THREADS=str(threads), NUMBA_THREADING_LAYER=layer)
-        for layer in ("omp", "workqueue")
-        for threads in THREADS
-    ]
-    return finding(digests, run_digest(0, seed=43, NUMBA_NUM_THREADS="1"))
+def on_threads(layer: str, threads: int, *fault: str) -> dict[str, Any]:
+    """Train on so many threads of a layer, and see to it that it was so."""
+    found = child(42, *fault, NUMBA_NUM_THREADS=str(threads), NUMBA_THREADING_LAYER=layer)
+    if (found["layer"], found["threads"]) != (layer, threads):
+        raise RuntimeError(f"asked for {threads} threads of {layer}, got {found}")
+    return found
 
 
-def measure_processes(tier: Tier) -> Finding:
-    """B2: fresh processes with other hashes and heaps. Planted: another seed."""
-    count = 50 if tier == "fast" else 200
+def measure_threads(
+    tier: Tier, layers: tuple[str, ...] = LAYERS, counts: tuple[int, ...] = THREADS
+) -> Finding:
+    """B1: each number of threads on each layer. Planted: a sum that is cut by the threads."""
+    asked = [(layer, threads) for layer in layers for threads in counts]
     with ThreadPoolExecutor(2) as pool:
-        digests = list(
-            pool.map(lambda number: run_digest(number, NUMBA_NUM_THREADS="1"), range(count))
+        ran = list(pool.map(lambda pair: on_threads(*pair), asked))
+        planted = [("omp", threads, "chunks-of-threads") for threads in (1, 1, 3)]
+        one, same, other = (
+            found["digest"] for found in pool.map(lambda given: on_threads(*given), planted)
         )
-    return finding(digests, run_digest(0, seed=43, NUMBA_NUM_THREADS="1"))
+    found = {f"{pair[1]} threads of {pair[0]}": run for pair, run in zip(asked, ran, strict=True)}
+    return finding(found, [one == same != other])
+
+
+def process(number: int, cold: str | None, *fault: str) -> dict[str, Any]:
+    """Train in a process whose stack, heap, hashes and compiled kernels are its own."""
+    # Padding shifts the process's stack, and arenas its heap.
+    noise = {"PADDING": "x" * (number * 97 % 4096), "MALLOC_ARENA_MAX": str(1 + number % 4)}
+    noise |= {"FASTFORMER_CACHE_DIR": cold} if cold else {}
+    return child(42, *fault, PYTHONHASHSEED=str(number), NUMBA_NUM_THREADS="1", **noise)
+
+
+def measure_processes(tier: Tier, count: int | None = None) -> Finding:
+    """B2: fresh processes, the first with an empty cache. Planted: the order of a set of words."""
+    numbers = range(count or PROCESSES[tier])
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
+        ran = list(pool.map(lambda number: process(number, None if number else name), numbers))
+    found = {f"process {number}": one for number, one in zip(numbers, ran, strict=True)}
+    faulty = {process(number, None, "order-of-hashes")["digest"] for number in range(3)}
+    return finding(found, [len(faulty) > 1])
 
 
 class Copier(Recorder):
@@ -143,6 +159,11 @@ ROWS = (
         "1 hash",
         measure_threads,
     ),
-    Row("B2", "the same bits in fresh processes", "1 hash of 50", measure_processes),
+    Row(
+        "B2",
+        "the same bits in fresh processes, with other hashes, heaps and a cold cache",
+        "1 hash of 10, nightly of 50",
+        measure_processes,
+    ),
     Row("B4", "a run goes on from every step with the same bits", "199 of 199", measure_resume),
 )

@@ -1,4 +1,4 @@
-"""Kernels with a fault that is asked for: accesses that are off by one, and races."""
+"""Kernels with a fault: accesses that are off by one, races, and sums that threads decide."""
 
 from typing import Any
 
@@ -51,6 +51,14 @@ def clean(x: Any, out: Any) -> None:
     """Copy, each turn its own element."""
     for i in prange(x.size):
         out[i] = x[i]
+
+
+@kernel(parallel=True)
+def sum_of_squares_by_threads(x: Any, sums: Any) -> None:
+    """Sum the squares of x in as many parts as `sums` has room for: others for other threads."""
+    for part in prange(sums.size):
+        for i in range(x.size * part // sums.size, x.size * (part + 1) // sums.size):
+            sums[part] += x[i] * x[i]
 
 
 # Arguments of a call that is right, and of such that are wrong, for each of the serial kernels.

@@ -53,17 +53,18 @@ const explorer = {
   },
 
   drawTable() {
-    const { tokens, layers, readout } = this.example;
+    const { tokens, layers, read, causal } = this.example;
     const weights = layers[this.layer][this.head];
     const last = this.layer === layers.length - 1;
     const header = element("tr");
     header.append(element("td"), ...tokens.map((token) => element("th", { scope: "col" }, token)));
     const rows = weights.map((row, from) => {
       const line = element("tr");
-      if (last && readout !== null && from !== readout) line.className = "unread";
+      if (last && read !== null && !read.includes(from)) line.className = "unread";
       line.append(element("th", { scope: "row" }, tokens[from]));
       row.forEach((weight, to) => {
-        const share = tokens.length <= 14 ? Math.round(100 * weight).toString() : "";
+        const numbered = tokens.length <= 14 && !(causal && to > from);
+        const share = numbered ? Math.round(100 * weight).toString() : "";
         line.append(element("td", { style: `--w:${weight}`, "data-from": from, "data-to": to,
           tabindex: from + to ? -1 : 0, "aria-label": this.sentence(from, to) }, share));
       });
@@ -77,6 +78,7 @@ const explorer = {
     body.append(...rows);
     this.table.replaceChildren(caption, head, body);
     this.table.classList.toggle("compact", tokens.length > 14);
+    this.table.classList.toggle("dense", tokens.length > 16);
     const summary = this.example.heads.find(
       (item) => item.layer === this.layer + 1 && item.head === this.head + 1);
     const places = summary.looks_at.map(([place, token, weight]) =>

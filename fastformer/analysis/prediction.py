@@ -1,0 +1,224 @@
+"""A trained model that answers what it is asked: the classifier by a token, the decoder by several.
+
+Answers are text, decimal digits where they are numbers, whichever way a model writes them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import pack
+from fastformer.data.answers import ANSWER_TOKENS
+from fastformer.data.digits import DigitExamples, DigitTask
+from fastformer.data.expressions import Expression, parse_expression
+from fastformer.data.forms import Form
+from fastformer.data.questions import Asked, Question, check_length, parse_question
+from fastformer.data.vocabulary import DIGIT_TOKENS, EOS, decode, encode
+from fastformer.generation import Generated, beam_search, generate, log_softmax
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
+from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.steps import predict_classes
+
+_PROMPTS_AT_A_TIME: Final[int] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer to one expression.
+
+    Attributes:
+        expression: as the model read it.
+        prediction: the answer: the likeliest token each time.
+        probability: of the prediction.    expected: the right answer.
+        correct: whether they are the same.
+        top: likely answers with their probabilities, the likeliest first.
+    """
+
+    expression: str
+    prediction: str
+    probability: float
+    expected: str
+    correct: bool
+    top: list[tuple[str, float]]
+
+
+class Predictor(Protocol):
+    """A trained model of either kind."""
+
+    @property
+    def model(self) -> Transformer | TransformerDecoder:
+        """The model."""
+
+    @property
+    def example(self) -> str:
+        """Something that it can be asked."""
+
+    def read(self, text: str) -> Asked:
+        """Read an expression.
+
+        Raises:
+            ValueError: text that is no expression, one that the task does not have, or one that is
+                too long for the model.
+        """
+
+    def predict(self, text: str, top: int = 5) -> Prediction:
+        """Answer an expression.
+
+        Args:
+            text: for instance "Max ( 5 3 9 )".    top: how many likely answers to list, >= 1.
+
+        Raises:
+            ValueError: as of `read`.
+        """
+
+    def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
+        """Return the answer to each of at least one expression, and the mean loss."""
+
+    def sequence(self, asked: Asked) -> tuple[list[str], int]:
+        """Return the tokens that the model reads until its answer is whole, and how many it is
+        given: after the last of these it answers."""
+
+
+@dataclass(frozen=True)
+class DigitPredictor:
+    """A classifier that answers expressions of the digit task."""
+
+    model: Transformer
+    task: DigitTask
+
+    @property
+    def example(self) -> str:
+        """Something that it can be asked."""
+        span = range(self.task.min_value, self.task.max_value + 1)
+        numbers = [span[(5 + 8 * place) % len(span)] for place in range(self.task.num_arguments)]
+        return f"{self.task.operations[-2:][0]} ( {' '.join(map(str, numbers))} )"
+
+    def read(self, text: str) -> Expression:
+        """Read an expression; see `Predictor`."""
+        expression = parse_expression(text)
+        length = len(expression.tokens())
+        check_length("the expression", length, self.model.config.max_seq_len)
+        self.task.check(expression)
+        return expression
+
+    def predict(self, text: str, top: int = 5) -> Prediction:
+        """Answer an expression, with the likeliest tokens; see `Predictor`."""
+        expression = self.read(text)
+        checks.integer("top", top, 1, len(DIGIT_TOKENS))
+        logits = self.model.forward(pack([encode(expression.tokens())]))
+        probabilities = np.exp(log_softmax(logits))[0]
+        likeliest = np.argsort(-probabilities, kind="stable")[:top]
+        listed = [
+            (token, float(probabilities[index]))
+            for token, index in zip(decode(likeliest), likeliest, strict=True)
+        ]
+        answer, expected = listed[0][0], str(expression.answer())
+        return Prediction(
+            expression=str(expression),
+            prediction=answer,
+            probability=listed[0][1],
+            expected=expected,
+            correct=answer == expected,
+            top=listed,
+        )
+
+    def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
+        """Return the likeliest token for each expression, and the mean loss."""
+        examples = DigitExamples([one for one in asked if isinstance(one, Expression)])
+        logits = predict_classes(self.model, pack(examples.inputs))
+        loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, examples.targets)
+        return decode(np.asarray(logits.argmax(axis=1), dtype=np.int64)), loss
+
+    def sequence(self, asked: Asked) -> tuple[list[str], int]:
+        """Return the expression's tokens, and how many they are."""
+        tokens = asked.tokens()
+        return tokens, len(tokens)
+
+
+@dataclass(frozen=True)
+class AnswerPredictor:
+    """A decoder that writes answers of several tokens, the likeliest token each time."""
+
+    model: TransformerDecoder
+    form: Form
+
+    @property
+    def example(self) -> str:
+        """Something that it can be asked."""
+        return self.form.example
+
+    def read(self, text: str) -> Question:
+        """Read a question; see `Predictor`."""
+        return parse_question(text, self.form, self.model.config.max_seq_len)
+
+    def predict(self, text: str, top: int = 5) -> Prediction:
+        """Answer a question, with the likeliest whole answers that so many beams find.
+
+        The prediction is written greedily, as `answers` are; a beam may find a likelier one.
+        """
+        question = self.read(text)
+        checks.integer("top", top, 1, len(ANSWER_TOKENS))
+        written = self._write([question])[0]
+        found = beam_search(
+            self.model, _ids(question), beams=top, max_new_tokens=self._longest, end=EOS
+        )
+        answer, expected = self._text(written), str(question.answer())
+        return Prediction(
+            expression=str(question),
+            prediction=answer,
+            probability=math.exp(written.log_probability),
+            expected=expected,
+            correct=answer == expected,
+            top=[(self._text(beam), math.exp(beam.log_probability)) for beam in found],
+        )
+
+    def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
+        """Return the answer to each question, and the mean loss of the right answers' tokens."""
+        questions = [one for one in asked if isinstance(one, Question)]
+        prompts = [_ids(question) for question in questions]
+        wanted = [encode(question.answer_tokens(), ANSWER_TOKENS) for question in questions]
+        pairs = list(zip(prompts, wanted, strict=True))
+        batch = pack([prompt + answer[:-1] for prompt, answer in pairs])
+        targets = np.concatenate([[-1] * (len(p) - 1) + answer for p, answer in pairs])
+        logits = predict_classes(self.model, batch)
+        loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, targets)
+        wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
+        missed = np.flatnonzero(np.logical_or.reduceat(wrong, batch.offsets[:-1]))
+        # Where each token of the right answer is the likeliest after those before it, that answer
+        # is what the model writes. Only the others must be written to be known.
+        texts = [str(question.answer()) for question in questions]
+        for first in range(0, len(missed), _PROMPTS_AT_A_TIME):
+            part = missed[first : first + _PROMPTS_AT_A_TIME]
+            found = self._write([questions[place] for place in part])
+            for place, written in zip(part, found, strict=True):
+                texts[place] = self._text(written)
+        return texts, loss
+
+    def sequence(self, asked: Asked) -> tuple[list[str], int]:
+        """Return the question with the answer that the model writes, without its last token.
+
+        The last token of the answer is not there: the row before it is the one that writes it.
+        """
+        tokens = asked.tokens()
+        written = self._write([asked])[0].tokens
+        return [*tokens, *decode(written[:-1], ANSWER_TOKENS)], len(tokens)
+
+    @property
+    def _longest(self) -> int:
+        return self.form.answer_digits + 1
+
+    def _write(self, asked: Sequence[Asked]) -> list[Generated]:
+        prompts = [_ids(question) for question in asked]
+        return generate(self.model, prompts, max_new_tokens=self._longest, end=EOS)
+
+    def _text(self, written: Generated) -> str:
+        return self.form.read_answer(decode(written.tokens, ANSWER_TOKENS), written.ended)
+
+
+def _ids(asked: Asked) -> list[int]:
+    return encode(asked.tokens(), ANSWER_TOKENS)

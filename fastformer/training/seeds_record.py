@@ -1,0 +1,88 @@
+"""What `train --seeds` was asked for, kept beside its runs, so that it can go on: `seeds.json`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from fastformer import checks
+from fastformer.errors import RunError
+from fastformer.training.answers_run import AnswerSettings
+from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
+from fastformer.training.digits_run import RunSettings
+from fastformer.training.json_text import json_object, json_text
+from fastformer.training.runs import settings_from
+
+_NAME: Final[str] = "seeds.json"
+_FORMAT: Final[str] = "fastformer seeds"
+_FORMAT_VERSION: Final[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsRecord:
+    """What was asked for.
+
+    Attributes:
+        settings: of the first run; the others have the seeds after its.
+        count: how many seeds, >= 1.
+        overwrite: whether older runs in the directory are to be replaced.
+    """
+
+    settings: RunSettings | AnswerSettings
+    count: int
+    overwrite: bool
+
+    def runs(self, directory: Path) -> dict[Path, RunSettings | AnswerSettings]:
+        """Return the settings of each run by its directory, in order."""
+        first = self.settings.seed
+        return {
+            directory / f"seed-{seed}": replace(self.settings, seed=seed)
+            for seed in range(first, first + self.count)
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write `seeds.json`; the directory is made. An older file is replaced.
+
+        Raises:
+            RunError: the operating system refused.
+        """
+        value = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "seeds": self.count,
+            "overwrite": self.overwrite,
+            "settings": self.settings.tables(),
+        }
+        with os_errors_as(RunError, f"write {directory / _NAME}"):
+            make_directory(directory)
+            text = json_text("a record of seeds", value, indent=2) + "\n"
+            write_atomically(directory / _NAME, text.encode())
+
+    @classmethod
+    def read(cls, directory: Path) -> "SeedsRecord":
+        """Read what `write` wrote.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        file = directory / _NAME
+        with os_errors_as(RunError, f"read {file}"):
+            value = json_object(file.read_bytes()) or {}
+        try:
+            checks.choice("format", value["format"], (_FORMAT,))
+            checks.integer("format_version", value["format_version"], 1, _FORMAT_VERSION)
+            return cls(
+                settings=settings_from(value["settings"]),
+                count=checks.integer("seeds", value["seeds"], 1),
+                overwrite=checks.boolean("overwrite", value["overwrite"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise RunError(
+                f"{file} is damaged: {problem}; go on with single runs: fastformer train --resume "
+                f"{directory}/seed-..."
+            ) from error
+
+
+def holds_seeds(directory: Path) -> bool:
+    """Tell whether a directory is one of several seeds' runs."""
+    return (directory / _NAME).is_file()

@@ -1,0 +1,131 @@
+"""What the settings of every kind of run have in common: checks, and `config.toml`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from fastformer import checks
+from fastformer.backend import BACKENDS
+from fastformer.errors import RunError
+from fastformer.models.config import DTYPES, ModelConfig
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
+from fastformer.training.config import TrainingConfig
+from fastformer.training.run_directory import RunDirectory
+
+_TABLES = ("task", "model", "training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that decides the bits of a run.
+
+    A kind of run is a subclass with the classes of its task and model.
+
+    Raises:
+        ValueError, TypeError: a value that is not allowed, or a model that the task does not fit.
+    """
+
+    kind: ClassVar[str]
+    task_class: ClassVar[type[Any]]
+    model_class: ClassVar[type[ModelConfig]]
+    tokens: ClassVar[tuple[str, ...]]
+
+    task: Any
+    model: ModelConfig
+    training: TrainingConfig
+    seed: int = 42
+    backend: str = "numba"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        checks.integer("seed", self.seed, 0)
+        checks.choice("backend", self.backend, BACKENDS)
+        checks.choice("dtype", self.dtype, DTYPES)
+        if self.model.vocab_size != len(self.tokens):
+            checks.fail(
+                f"vocab_size must be {len(self.tokens)} for {self.task_name}, "
+                f"got {self.model.vocab_size}"
+            )
+        longest, most = self.longest, self.model.max_seq_len
+        if longest > most:
+            checks.fail(
+                f"{self.longest_is} have {longest} tokens, which is {longest - most} more than "
+                f"max_seq_len={most}; {self.longest_remedy}"
+            )
+
+    @property
+    def task_name(self) -> str:
+        """What the task is called in a message."""
+        raise NotImplementedError
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model must read."""
+        raise NotImplementedError
+
+    @property
+    def longest_is(self) -> str:
+        """What these sequences are called in a message."""
+        raise NotImplementedError
+
+    @property
+    def longest_remedy(self) -> str:
+        """What a message about them tells to do."""
+        return "raise max_seq_len"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations in the task's questions."""
+        raise NotImplementedError
+
+    def new_model(self) -> Transformer | TransformerDecoder:
+        """Return the model with its initial weights."""
+        raise NotImplementedError
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Return the tables of `config.toml`."""
+        own = {"kind": self.kind, "seed": self.seed, "backend": self.backend, "dtype": self.dtype}
+        return {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Return the settings that tables hold.
+
+        Raises:
+            KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
+        """
+        own = dict(tables["run"])
+        checks.known_keys("run", own, {"kind"} | {f.name for f in fields(cls)} - {*_TABLES})
+        checks.choice("kind", own.pop("kind"), (cls.kind,))
+        return cls(
+            task=checks.from_settings(cls.task_class, tables["task"]),
+            model=checks.from_settings(cls.model_class, tables["model"]),
+            training=checks.from_settings(TrainingConfig, tables["training"]),
+            **own,
+        )
+
+    @classmethod
+    def from_run(cls, run: RunDirectory) -> Self:
+        """Read the settings of a run.
+
+        Raises:
+            RunError: they are missing, unknown or not allowed.
+        """
+        with settings_errors(run):
+            return cls.from_tables(run.config)
+
+
+@contextlib.contextmanager
+def settings_errors(run: RunDirectory) -> Iterator[None]:
+    """Turn what is wrong with settings into a RunError that names the run's file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{run.path / 'config.toml'} does not hold the settings of a run: {problem}; mend it "
+            "or use another run"
+        ) from error
