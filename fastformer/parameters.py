@@ -139,4 +139,4 @@ class Parameters:
 
     def zero_gradients(self) -> None:
         """Set every gradient to 0."""
-        self.gradients.fill(0)
+        self.ops.zero_gradient(self.gradients)

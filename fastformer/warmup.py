@@ -33,6 +33,7 @@ KERNELS = {
     "embedding.embedding_backward": "k m m",
     "gradient.gradient_norm": "r",
     "gradient.may_step": "r r r r",
+    "gradient.zero_gradient": "r",
     "pooling.gather_rows": "m k m",
     "pooling.scatter_rows": "m k m",
 }

@@ -9,6 +9,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     prefetch(x, i, j)            ask for the memory there, which is needed soon
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
+    -a                           free where it is an operand of fma
     fma(a, b, c)                 a * b + c with one rounding
     select(mask, a, b), sqrt(a), exp(a)
     exp_of_sum(a, b)             e to the power a + b, where b is what the rounding of a left out
@@ -334,6 +335,7 @@ _define(
 _define(
     operator.lt, 2, lambda builder, kind, v: builder.fcmp_ordered("<", *v, flags=EXACT), _mask_of
 )
+_define(operator.neg, 1, lambda builder, kind, v: builder.fneg(*v, flags=EXACT))
 _define(fma, 3, lambda builder, kind, v: call_ir(builder, "llvm.fma", kind, *v))
 _define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v))
 _define(maximum, 2, maximum_ir)

@@ -74,7 +74,7 @@ def relu_vector(x):
 @kernel
 def _minus_size(x):
     """Return -|x|, and at least -REACH."""
-    x = select(x > 0.0, 0.0 - x, x)
+    x = select(x > 0.0, -x, x)
     return select(x < -REACH, -REACH, x)
 
 
@@ -82,14 +82,14 @@ def _minus_size(x):
 def _slope_times_cubic(x, high, low):
     """Return TWICE_SLOPE x (1 + (high + low) x^2), and what its rounding left out."""
     square = x * x
-    square_low = fma(x, x, 0.0 - square)
+    square_low = fma(x, x, -square)
     factor = fma(square, high, 1.0)
     factor_low = fma(square, high, 1.0 - factor) + fma(square_low, high, square * low)
     line = x * SLOPE_HIGH
-    line_low = fma(x, SLOPE_HIGH, 0.0 - line) + x * SLOPE_LOW
+    line_low = fma(x, SLOPE_HIGH, -line) + x * SLOPE_LOW
     value = line * factor
     left_out = fma(line, factor_low, line_low * factor)
-    return value, fma(line, factor, 0.0 - value) + left_out
+    return value, fma(line, factor, -value) + left_out
 
 
 @kernel
@@ -99,8 +99,8 @@ def _quotient(top, top_low, bottom, bottom_low, inverse):
     `inverse` is 1 / bottom to a few percent: it serves the correction only.
     """
     result = top / bottom
-    rest = fma(0.0 - result, bottom, top) + top_low
-    return fma(fma(0.0 - result, bottom_low, rest), inverse, result)
+    rest = fma(-result, bottom, top) + top_low
+    return fma(fma(-result, bottom_low, rest), inverse, result)
 
 
 @kernel
@@ -119,22 +119,22 @@ def gelu_and_slope(x):
     # A line that is near 1 / b on [1, 2].
     inverse = fma(b, -0.5, 1.457)
     top = x * chosen
-    value = _quotient(top, fma(x, chosen, 0.0 - top), b, b_low, inverse)
+    value = _quotient(top, fma(x, chosen, -top), b, b_low, inverse)
     value = select(x > REACH, x, value)
     steeper, steeper_low = _slope_times_cubic(size, STEEP_HIGH, STEEP_LOW)
     # In float64 the rest of the constants is more than a rounding.
     steep = steeper + steeper_low
     steep_low = steeper_low - (steep - steeper)
-    signed = select(x < 0.0, e, 0.0 - e)
+    signed = select(x < 0.0, e, -e)
     first, second = chosen * b, steep * signed
-    first_low = fma(chosen, b, 0.0 - first) + chosen * b_low
-    second_low = fma(steep, signed, 0.0 - second) + steep_low * signed
+    first_low = fma(chosen, b, -first) + chosen * b_low
+    second_low = fma(steep, signed, -second) + steep_low * signed
     # What the rounding of a sum leaves out, whichever is larger (Knuth 1969, section 4.2.2).
     top = first + second
     part = top - first
     sum_low = (first - (top - part)) + (second - part)
     square = b * b
-    square_low = fma(b, b, 0.0 - square) + b * b_low * 2.0
+    square_low = fma(b, b, -square) + b * b_low * 2.0
     top_low = sum_low + first_low + second_low
     return value, _quotient(top, top_low, square, square_low, inverse * inverse)
 

@@ -1,6 +1,7 @@
 """The norm of the whole gradient, its scaling, and whether a step may be made by it.
 
     gradient_norm = sqrt(sum of g^2), in float64,        scale_gradient:  g = factor * g
+    zero_gradient:  g = 0
     may_step: all of the parameters, the state and the gradients' squares are finite
 
 Source: Pascanu, Mikolov & Bengio 2012, arXiv:1211.5063, algorithm 1.
@@ -24,6 +25,11 @@ def gradient_norm_reference(gradients):
 def scale_gradient_reference(gradients, factor):
     """Compute `scale_gradient` in NumPy."""
     gradients *= gradients.dtype.type(factor)
+
+
+def zero_gradient_reference(gradients):
+    """Compute `zero_gradient` in NumPy."""
+    gradients[...] = 0
 
 
 def may_step_reference(parameters, gradients, first_state, second_state):
@@ -76,6 +82,21 @@ def scale_gradient(gradients, factor):
         for i in range(task * CHUNK, stop, lanes(gradients)):
             row = load_first(gradients, stop - i, i) * factor
             store_first(gradients, stop - i, row, i)
+
+
+@kernel(parallel=True)
+def zero_gradient(gradients):
+    """Set every gradient to 0.
+
+    Args:
+        gradients: (P,) float32|float64, overwritten.
+    Threads: chunks of a fixed size; bit-identical for any thread count.
+    """
+    size = gradients.size
+    for task in prange((size + CHUNK - 1) // CHUNK):
+        stop = min(size, (task + 1) * CHUNK)
+        for i in range(task * CHUNK, stop, lanes(gradients)):
+            store_first(gradients, stop - i, splat(gradients, 0.0), i)
 
 
 @kernel

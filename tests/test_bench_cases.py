@@ -48,7 +48,7 @@ def test_every_kernel_is_equal_on_a_small_case_and_has_a_cost(spec) -> None:
     case = small_case(spec)
     check(case, kernel_and_twin(case.op)[0], case.op)
     assert case.traffic > 0
-    assert case.flops > 0 or case.op == "gather_rows"
+    assert case.flops > 0 or case.op in ("gather_rows", "zero_gradient")
     assert find(case.op, spec.variant, list(case.shape)) == case
 
 

@@ -16,6 +16,8 @@ from fastformer.kernels.gradient import (
     may_step_reference,
     scale_gradient,
     scale_gradient_reference,
+    zero_gradient,
+    zero_gradient_reference,
 )
 
 SIZES = [0, *EDGE_COLUMNS, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
@@ -25,6 +27,7 @@ def check(gradients):
     assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
     start = Out(gradients.shape, gradients)
     assert_equals_twin(scale_gradient, scale_gradient_reference, start, 0.37)
+    assert_equals_twin(zero_gradient, zero_gradient_reference, start)
     assert_equals_twin(may_step, may_step_reference, *[gradients] * 4)
 
 
@@ -69,6 +72,8 @@ def test_nan_and_infinity_stay_visible(dtype, size):
         scale_gradient(gradients, 2.0)
         np.testing.assert_array_equal(gradients[-1], value)
         np.testing.assert_array_equal(gradients[:-1], 2)
+        zero_gradient(gradients)
+        np.testing.assert_array_equal(gradients, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,4 +104,5 @@ def test_same_bits_for_any_threads(rng):
     assert gradients.size > 3 * CHUNK
     assert_same_bits(gradient_norm, gradients)
     assert_same_bits(may_step, *[gradients] * 4)
+    assert_same_bits(zero_gradient, Out(gradients.shape, gradients))
     assert_same_bits(scale_gradient, Out(gradients.shape, gradients), 0.37)

@@ -57,9 +57,10 @@ def _arithmetic(x, y, z, s, out):
     store(out, (a + 1e30) - 1e30, 17, 0)
     store(out, (a * 3.0) / 3.0, 18, 0)
     store(out, a * b + c, 19, 0)
+    store(out, -a, 20, 0)
 
 
-ARITHMETIC_ROWS = 20
+ARITHMETIC_ROWS = 21
 
 
 @kernel

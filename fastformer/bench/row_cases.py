@@ -240,6 +240,10 @@ ROWS = (
         lambda random, P: {"gradients": normal(random, P)}, lambda P: 2 * P,
     ),
     Spec("may_step", "P", _block_parameters, _checked, lambda P: 5 * P),
+    Spec(
+        "zero_gradient", "P", _block_parameters,
+        lambda random, P: {"gradients": Output((P,), 1.0)}, lambda P: 0,
+    ),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),
     Spec("layernorm_backward", "NC", _rows, _layernorm_gradient, lambda N, C: 16 * N * C),

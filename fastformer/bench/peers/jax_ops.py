@@ -147,6 +147,7 @@ def build(
             lambda table: table[a["ids"]], a["dout"], a["dtable"]
         ),
         "gradient_norm": lambda: _forward(jnp.linalg.norm, a["gradients"]),
+        "zero_gradient": lambda: _update(jnp.zeros_like, a["gradients"]),
         "may_step": lambda: _forward(
             lambda *x: jnp.stack([jnp.isfinite(y).all() for y in x]).all(),
             *(a[name] for name in ("parameters", "gradients", "first_state", "second_state")),

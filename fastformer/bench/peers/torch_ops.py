@@ -155,6 +155,7 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
             lambda table: F.embedding(a["ids"], table), (a["dtable"],), a["dout"]
         ),
         "gradient_norm": lambda: Plan(torch.linalg.vector_norm, (a["gradients"],)),
+        "zero_gradient": lambda: Plan(torch.Tensor.zero_, (a["gradients"],)),
         "may_step": lambda: _may_step(a),
         "scale_gradient": lambda: Plan(lambda g: g.mul_(a["factor"]), (a["gradients"],)),
         "layernorm_forward": lambda: _layernorm(a),
