@@ -169,6 +169,9 @@ def matrix(owner: str, name: str, x: Any, rows: int | None, columns: int, dtype:
 
 def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
     """Raise unless x is a C-contiguous, writable array of a shape and dtype."""
+    if type(x) is np.ndarray and x.shape == shape and x.ndim and x.dtype == dtype:
+        if x.flags.carray:
+            return
     wanted = f"{shape} {np.dtype(dtype)}"
     if not isinstance(x, np.ndarray) or x.dtype != dtype:
         given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
@@ -209,6 +212,9 @@ def target_ids(owner: str, targets: Any, rows: int, classes: int, ignored: int) 
         raise InvalidValueError(
             f"{owner}: targets must be ({rows},), one for each row of logits, got {targets.shape}"
         )
+    # Seen as unsigned, a negative id is a large one: the usual case takes one look.
+    if rows and targets.dtype == np.int64 and targets.view(np.uint64).max() < classes:
+        return rows
     counted = targets != ignored
     outside = counted & ((targets < 0) | (targets >= classes))
     if outside.any():

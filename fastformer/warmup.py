@@ -21,6 +21,7 @@ from fastformer import threads
 # i integer, b bool. Those that take longest come first.
 KERNELS = {
     "matmul._product": "i m t m r m i m",
+    "matmul.matmul_backward": "m t m m m i m t r",
     "attention.attention_backward": "m m m m m m k k b f m m m",
     "attention.attention_forward": "m m m k k b f m m",
     "layernorm.layernorm_backward": "m m r r r m m r r",
@@ -31,6 +32,7 @@ KERNELS = {
     "embedding.embedding_forward": "k k m m m",
     "embedding.embedding_backward": "k m m",
     "gradient.gradient_norm": "r",
+    "gradient.may_step": "r r r r",
     "pooling.gather_rows": "m k m",
     "pooling.scatter_rows": "m k m",
 }

@@ -49,6 +49,10 @@ def store_first(x: Any, count: int, v: Any, *index: int) -> None:
     _part(x, index, used)[...] = v[:used]
 
 
+def prefetch(x: Any, *index: int) -> None:
+    """Do nothing: the memory at `index`, which may be outside x, is there already."""
+
+
 def splat(x: Any, scalar: float) -> Any:
     """Return the scalar in every lane."""
     return np.full(lanes(x), scalar, x.dtype)

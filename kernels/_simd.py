@@ -6,6 +6,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     load_first(x, n, i, j)       the first n of them, where n may be more than there are lanes; the
                                  other lanes are 0 and their memory is not touched: a row's tail
     store(x, v, i, j), store_first(x, n, v, i, j)
+    prefetch(x, i, j)            ask for the memory there, which is needed soon
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
     fma(a, b, c)                 a * b + c with one rounding
@@ -49,6 +50,7 @@ from ._llvm import (
     masked_load_ir,
     masked_store_ir,
     maximum_ir,
+    prefetch_ir,
     splat_ir,
     store_ir,
     tree_ir,
@@ -65,6 +67,7 @@ from ._meaning import (
     log,
     max_lanes,
     maximum,
+    prefetch,
     select,
     splat,
     sqrt,
@@ -85,6 +88,7 @@ __all__ = [
     "log",
     "max_lanes",
     "maximum",
+    "prefetch",
     "select",
     "splat",
     "sqrt",
@@ -204,6 +208,13 @@ def _type_store_first(x: Any, count: Any, v: Any, *index: Any) -> Signature | No
     return None
 
 
+def _type_prefetch(x: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and _index_types(x, index):
+        return signature(types.none, x, *[types.intp] * len(index))
+    return None
+
+
+_rule(prefetch, _type_prefetch)
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
 _rule(load_first, _type_load_first)
@@ -250,6 +261,13 @@ def _store_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     used = _at_most(builder, count, lanes)
     address = _address(context, builder, sig.args[0], x, index, used)
     masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+    return context.get_dummy_value()
+
+
+@lower_builtin(prefetch, types.Array, types.VarArg(types.Integer))
+def _prefetch(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, *index = args
+    prefetch_ir(builder, _address(context, builder, sig.args[0], x, index, INDEX(0)))
     return context.get_dummy_value()
 
 

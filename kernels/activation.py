@@ -54,14 +54,15 @@ def activation_forward_reference(x, activation, out):
         out[...] = x * _sigmoid_of_gelu(x)
 
 
+def gelu_slope(x):
+    """Return the derivative of gelu at x."""
+    s = _sigmoid_of_gelu(x)
+    return s + x * s * (1 - s) * x.dtype.type(TWICE_SLOPE) * (1 + x.dtype.type(3 * CUBIC) * x * x)
+
+
 def activation_backward_reference(dout, x, activation, dx):
     """Write dout times the derivative at x to dx, which may be dout; arrays of one shape."""
-    if activation == RELU:
-        dx[...] = np.where(x > 0, dout, 0)
-    else:
-        s = _sigmoid_of_gelu(x)
-        slope = x.dtype.type(TWICE_SLOPE) * (1 + x.dtype.type(3 * CUBIC) * x * x)
-        dx[...] = dout * (s + x * s * (1 - s) * slope)
+    dx[...] = np.where(x > 0, dout, 0) if activation == RELU else dout * gelu_slope(x)
 
 
 @kernel
@@ -103,42 +104,28 @@ def _quotient(top, top_low, bottom, bottom_low, inverse):
 
 
 @kernel
-def gelu_vector(x):
-    """Return gelu of a register: x e / (1 + e) where x < 0, else x / (1 + e), e = exp(-|2 u|)."""
-    argument, argument_low = _slope_times_cubic(_minus_size(x), CUBIC_HIGH, CUBIC_LOW)
-    e = exp_of_sum(argument, argument_low)
-    bottom = 1.0 + e
-    chosen = select(x < 0.0, e, 1.0)
-    top = x * chosen
-    top_low = fma(x, chosen, 0.0 - top)
-    # A line that is near 1 / bottom on [1, 2].
-    inverse = fma(bottom, -0.5, 1.457)
-    result = _quotient(top, top_low, bottom, e - (bottom - 1.0), inverse)
-    return select(x > REACH, x, result)
+def gelu_and_slope(x):
+    """Return gelu of a register, and its derivative; what is not used is not computed.
 
-
-@kernel
-def relu_gradient_vector(dout, x):
-    """Return dout where x > 0, else 0."""
-    return select(x > 0.0, dout, 0.0)
-
-
-@kernel
-def gelu_gradient_vector(dout, x):
-    """Return dout times the derivative of gelu at x.
-
-    With b = 1 + e it is (e b + 2 x u' e) / b^2 where x < 0, else (b + 2 x u' e) / b^2.
+    With e = exp(-|2 u|) and b = 1 + e, gelu is x e / b where x < 0, else x / b; the derivative is
+    (e b + 2 x u' e) / b^2 where x < 0, else (b + 2 x u' e) / b^2.
     """
     size = _minus_size(x)
     argument, argument_low = _slope_times_cubic(size, CUBIC_HIGH, CUBIC_LOW)
+    e = exp_of_sum(argument, argument_low)
+    b = 1.0 + e
+    b_low = e - (b - 1.0)
+    chosen = select(x < 0.0, e, 1.0)
+    # A line that is near 1 / b on [1, 2].
+    inverse = fma(b, -0.5, 1.457)
+    top = x * chosen
+    value = _quotient(top, fma(x, chosen, 0.0 - top), b, b_low, inverse)
+    value = select(x > REACH, x, value)
     steeper, steeper_low = _slope_times_cubic(size, STEEP_HIGH, STEEP_LOW)
     # In float64 the rest of the constants is more than a rounding.
     steep = steeper + steeper_low
     steep_low = steeper_low - (steep - steeper)
-    e = exp_of_sum(argument, argument_low)
-    b = 1.0 + e
-    b_low = e - (b - 1.0)
-    chosen, signed = select(x < 0.0, e, 1.0), select(x < 0.0, e, 0.0 - e)
+    signed = select(x < 0.0, e, 0.0 - e)
     first, second = chosen * b, steep * signed
     first_low = fma(chosen, b, 0.0 - first) + chosen * b_low
     second_low = fma(steep, signed, 0.0 - second) + steep_low * signed
@@ -148,9 +135,14 @@ def gelu_gradient_vector(dout, x):
     sum_low = (first - (top - part)) + (second - part)
     square = b * b
     square_low = fma(b, b, 0.0 - square) + b * b_low * 2.0
-    inverse = fma(b, -0.5, 1.457)
     top_low = sum_low + first_low + second_low
-    return dout * _quotient(top, top_low, square, square_low, inverse * inverse)
+    return value, _quotient(top, top_low, square, square_low, inverse * inverse)
+
+
+@kernel
+def relu_gradient_vector(dout, x):
+    """Return dout where x > 0, else 0."""
+    return select(x > 0.0, dout, 0.0)
 
 
 @kernel(parallel=True)
@@ -167,7 +159,7 @@ def activation_forward(x, activation, out):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):
             v = load_first(flat_x, stop - i, i)
-            v = relu_vector(v) if activation == RELU else gelu_vector(v)
+            v = relu_vector(v) if activation == RELU else gelu_and_slope(v)[0]
             store_first(flat_out, stop - i, v, i)
 
 
@@ -187,16 +179,16 @@ def activation_backward(dout, x, activation, dx):
         for i in range(task * CHUNK, stop, lanes(flat_x)):
             d = load_first(flat_dout, stop - i, i)
             v = load_first(flat_x, stop - i, i)
-            d = relu_gradient_vector(d, v) if activation == RELU else gelu_gradient_vector(d, v)
+            d = relu_gradient_vector(d, v) if activation == RELU else d * gelu_and_slope(v)[1]
             store_first(flat_dx, stop - i, d, i)
 
 
 @kernel
-def activate_block(activation, first, last, columns, preactivation, out, start, step):
+def activate_block(activation, first, last, columns, slope, out, start, step):
     """Apply an activation to rows first to last of a block of `columns`, hot from its product.
 
-    `out` is 1-D, its row r begins at start + r * step; GELU keeps what it was given in
-    `preactivation`, of the same layout.
+    `out` is 1-D, its row r begins at start + r * step; GELU leaves its derivative in `slope`, of
+    the same layout: what they share, most of the work, is then done once.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
@@ -205,15 +197,16 @@ def activate_block(activation, first, last, columns, preactivation, out, start, 
             if activation == RELU:
                 store_first(out, columns - j, relu_vector(v), i)
             else:
-                store_first(preactivation, columns - j, v, i)
-                store_first(out, columns - j, gelu_vector(v), i)
+                value, derivative = gelu_and_slope(v)
+                store_first(slope, columns - j, derivative, i)
+                store_first(out, columns - j, value, i)
 
 
 @kernel
 def differentiate_block(activation, first, last, columns, saved, out, start, step):
     """Multiply a block by the derivative of an activation; the layout is as in `activate_block`.
 
-    `saved` is what `activate_block` left: ReLU's output, or GELU's input.
+    `saved` is what `activate_block` left: ReLU's output, or GELU's derivative.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
@@ -223,4 +216,4 @@ def differentiate_block(activation, first, last, columns, saved, out, start, ste
             if activation == RELU:
                 store_first(out, columns - j, relu_gradient_vector(d, x), i)
             else:
-                store_first(out, columns - j, gelu_gradient_vector(d, x), i)
+                store_first(out, columns - j, d * x, i)

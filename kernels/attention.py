@@ -24,10 +24,12 @@ from ._simd import (
     drop_first,
     exp,
     fma,
+    keep_first,
     lanes,
     load,
     load_first,
     log,
+    max_lanes,
     maximum,
     splat,
     store,
@@ -43,6 +45,7 @@ BLOCK_KEYS = 128
 # start from so many multiply-adds on.
 MOST_TASKS = 64
 TASK_SIZE = 1 << 15
+KEY_COST = 16
 
 
 def _sequence_heads(q, query_offsets, key_offsets, num_heads):
@@ -128,9 +131,12 @@ def _longest(offsets):
 
 
 @kernel
-def _tasks(pairs, size):
-    """Return the number of tasks for so many pairs and multiply-adds."""
-    return max(1, min(pairs, MOST_TASKS, size // TASK_SIZE))
+def _tasks(pairs, queries, keys, longest):
+    """Return the number of tasks for so many pairs, elements of queries, and of keys.
+
+    Each key takes as long to pack and to go through as some products of it.
+    """
+    return max(1, min(pairs, MOST_TASKS, (queries * longest + keys * KEY_COST) // TASK_SIZE))
 
 
 @kernel(inline=True)
@@ -194,6 +200,63 @@ def _finish_queries(rows, width, head, largest, total, factor, out, start, C, D,
 
 
 @kernel(inline=True)
+def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
+    """Write the products of one row with `count` rows of x, lanes being rows of x, to out."""
+    for j in range(0, count, WIDE * lanes(x)):
+        used = min(WIDE * lanes(x), count - j)
+        pack_panel_transposed(x, place + j * C, C, D, used, panel, 0)
+        multiply_rows(
+            0, 1, used, D, row, start, C, 1, panel, 0, False, out, 0, False, out, out,
+            out_start + j, used,
+        )  # fmt: skip
+
+
+@kernel(inline=True)
+def _softmax_row(scores, count, scale, largest, total, factor):
+    """Do what `_softmax_columns` does for one query, whose scores are lanes: with the same bits."""
+    before = load(largest, 0)
+    m = splat(scores, -math.inf)
+    for c in range(0, count, lanes(scores)):
+        row = load_first(scores, count - c, c) * scale
+        store_first(scores, count - c, row, c)
+        m = maximum(keep_first(row, count - c, -math.inf), m)
+    m = maximum(splat(scores, max_lanes(m)), before)
+    for c in range(0, count, lanes(scores)):
+        store_first(scores, count - c, exp(load_first(scores, count - c, c) - m), c)
+    shrink = exp(before - m)
+    sums = load(total, 0) * shrink
+    for start in range(0, count, SUM_BLOCK):
+        part = splat(scores, 0.0)
+        for j in range(start, min(count, start + SUM_BLOCK)):
+            part = part + splat(scores, scores[j])
+        sums = sums + part
+    store(largest, m, 0)
+    store(total, sums, 0)
+    store(factor, shrink, 0)
+
+
+@kernel(inline=True)
+def _attention_forward_row(
+    q, k, i, first_key, head, T, scale, out, logsumexp, panel, values, scores, largest, total,
+    factor,
+):  # fmt: skip
+    """Attend from one query, which sees all T keys, in one head; `values` are packed."""
+    C = q.size // logsumexp.shape[0]
+    D = C // logsumexp.shape[1]
+    start = i * C + head * D
+    store(largest, splat(q, -math.inf), 0)
+    store(total, splat(q, 0.0), 0)
+    for key in range(0, T, BLOCK_KEYS):
+        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
+        _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        _softmax_row(scores, count, scale, largest, total, factor)
+        if key > 0:
+            _scale_row(out, start, D, factor[0])
+        multiply_panels(1, 0, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C, 0)
+    _finish_queries(1, lanes(q), head, largest, total, factor, out, start, C, D, logsumexp, i)
+
+
+@kernel(inline=True)
 def _attention_forward_pair(
     q, k, v, first, last, first_key, last_key, head, causal, scale, out, logsumexp,
     queries, values, scores, largest, total, factor,
@@ -204,6 +267,12 @@ def _attention_forward_pair(
     column = head * D
     pack_panels(v, first_key * C + column, C, T, D, values)
     i = first
+    if last - first == 1:
+        _attention_forward_row(
+            q, k, i, first_key, head, T, scale, out, logsumexp, queries, values, scores, largest,
+            total, factor,
+        )  # fmt: skip
+        return
     while i < last:
         rows = min(WIDE * lanes(q), last - i)
         width, start = panel_width(rows, q), i * C + column
@@ -240,7 +309,7 @@ def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, l
     """
     heads = logsumexp.shape[1]
     pairs = (query_offsets.size - 1) * heads
-    tasks = _tasks(pairs, q.size * _longest(key_offsets))
+    tasks = _tasks(pairs, q.size, k.size, _longest(key_offsets))
     T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
     flat_out = out.reshape(out.size)
@@ -280,16 +349,55 @@ def _score_gradients(scores, dscores, count, width, hidden, scale, logsumexp, de
 
 
 @kernel(inline=True)
+def _row_product(a, b, start, columns):
+    """Return the sum of products of two rows that begin at the same place."""
+    total = splat(a, 0.0)
+    for j in range(0, columns, lanes(a)):
+        total = fma(
+            load_first(a, columns - j, start + j), load_first(b, columns - j, start + j), total
+        )
+    return sum_lanes(total)
+
+
+@kernel(inline=True)
 def _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, delta):
     """Write each query's logsumexp, and its sum of dO * out."""
-    for r in range(width):
-        place = start + min(r, rows - 1) * C
-        total = splat(out, 0.0)
-        for d in range(0, D, lanes(out)):
-            row = load_first(dout, D - d, place + d)
-            total = fma(row, load_first(out, D - d, place + d), total)
-        delta[r] = sum_lanes(total)
-        lse[r] = logsumexp[i + min(r, rows - 1), head]
+    for r in range(rows):
+        delta[r] = _row_product(dout, out, start + r * C, D)
+        lse[r] = logsumexp[i + r, head]
+    for r in range(rows, width):
+        delta[r], lse[r] = delta[rows - 1], lse[rows - 1]
+
+
+@kernel(inline=True)
+def _attention_backward_row(
+    dout, q, k, v, out, logsumexp, i, first_key, head, T, scale, dq, dk, dv, panel, scores, dscores,
+):  # fmt: skip
+    """Differentiate one query, which sees all T keys, in one head."""
+    C = q.size // logsumexp.shape[0]
+    D, size = C // logsumexp.shape[1], lanes(q)
+    start = i * C + head * D
+    delta, lse = _row_product(dout, out, start, D), logsumexp[i, head]
+    for key in range(0, T, BLOCK_KEYS):
+        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
+        _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
+        for c in range(0, count, size):
+            weight = exp(load_first(scores, count - c, c) * scale - lse)
+            gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
+            store_first(scores, count - c, weight, c)
+            store_first(dscores, count - c, gradient, c)
+        for d in range(0, D, size):
+            query, dquery = load_first(q, D - d, start + d), load_first(dout, D - d, start + d)
+            total = splat(q, 0.0)
+            for j in range(count):
+                to = place + j * C + d
+                total = fma(load_first(k, D - d, to), dscores[j], total)
+                store_first(dk, D - d, query * dscores[j], to)
+                store_first(dv, D - d, dquery * scores[j], to)
+            if key > 0:
+                total = total + load_first(dq, D - d, start + d)
+            store_first(dq, D - d, total, start + d)
 
 
 @kernel(inline=True)
@@ -302,6 +410,12 @@ def _attention_backward_pair(
     C = q.size // logsumexp.shape[0]
     D, T = C // logsumexp.shape[1], last_key - first_key
     column = head * D
+    if last - first == 1:
+        _attention_backward_row(
+            dout, q, k, v, out, logsumexp, first, first_key, head, T, scale, dq, dk, dv,
+            queries_transposed, scores, dscores,
+        )  # fmt: skip
+        return
     pack_panels(k, first_key * C + column, C, T, D, keys)
     # Keys before this one have a sum of gradients from earlier queries to go on with.
     begun = 0
@@ -352,7 +466,7 @@ def attention_backward(
     """
     heads = logsumexp.shape[1]
     pairs = (query_offsets.size - 1) * heads
-    tasks = _tasks(pairs, q.size * _longest(key_offsets))
+    tasks = _tasks(pairs, q.size, k.size, _longest(key_offsets))
     T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
     flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)

@@ -52,6 +52,13 @@ def _cross_entropy_row(i, logits, targets, losses, largest, total):
         store_first(losses, 1, log(splat(logits, total[i])) - distance, i)
 
 
+@kernel
+def _cross_entropy_rows(first, last, logits, targets, losses, largest, total):
+    """Go through rows first to last."""
+    for i in range(first, last):
+        _cross_entropy_row(i, logits, targets, losses, largest, total)
+
+
 @kernel(parallel=True)
 def cross_entropy_forward(logits, targets, losses, largest, total):
     """Write each row's loss.
@@ -63,9 +70,12 @@ def cross_entropy_forward(logits, targets, losses, largest, total):
     """
     N, V = logits.shape
     tasks = row_tasks(N, V)
-    for task in prange(tasks):
-        for i in range(N * task // tasks, N * (task + 1) // tasks):
-            _cross_entropy_row(i, logits, targets, losses, largest, total)
+    if tasks == 1:
+        _cross_entropy_rows(0, N, logits, targets, losses, largest, total)
+    else:
+        for task in prange(tasks):
+            first, last = N * task // tasks, N * (task + 1) // tasks
+            _cross_entropy_rows(first, last, logits, targets, losses, largest, total)
 
 
 @kernel
@@ -82,6 +92,13 @@ def _cross_entropy_gradient_row(i, logits, targets, largest, total, scale, dlogi
         dlogits[i, targets[i]] -= scale
 
 
+@kernel
+def _cross_entropy_gradient_rows(first, last, logits, targets, largest, total, scale, dlogits):
+    """Go through rows first to last."""
+    for i in range(first, last):
+        _cross_entropy_gradient_row(i, logits, targets, largest, total, scale, dlogits)
+
+
 @kernel(parallel=True)
 def cross_entropy_backward(logits, targets, largest, total, scale, dlogits):
     """Write the gradient by the logits.
@@ -95,6 +112,11 @@ def cross_entropy_backward(logits, targets, largest, total, scale, dlogits):
     """
     N, V = logits.shape
     tasks = row_tasks(N, V)
-    for task in prange(tasks):
-        for i in range(N * task // tasks, N * (task + 1) // tasks):
-            _cross_entropy_gradient_row(i, logits, targets, largest, total, scale, dlogits)
+    if tasks == 1:
+        _cross_entropy_gradient_rows(0, N, logits, targets, largest, total, scale, dlogits)
+    else:
+        for task in prange(tasks):
+            first, last = N * task // tasks, N * (task + 1) // tasks
+            _cross_entropy_gradient_rows(
+                first, last, logits, targets, largest, total, scale, dlogits
+            )

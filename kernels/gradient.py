@@ -1,6 +1,7 @@
-"""The norm of the whole gradient, and its scaling, for clipping and accumulation.
+"""The norm of the whole gradient, its scaling, and whether a step may be made by it.
 
     gradient_norm = sqrt(sum of g^2), in float64,        scale_gradient:  g = factor * g
+    may_step: all of the parameters, the state and the gradients' squares are finite
 
 Source: Pascanu, Mikolov & Bengio 2012, arXiv:1211.5063, algorithm 1.
 """
@@ -10,7 +11,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import lanes, load_first, store_first
+from ._simd import fma, lanes, load, load_first, splat, store_first, sum_lanes
 
 CHUNK = 8192
 
@@ -23,6 +24,13 @@ def gradient_norm_reference(gradients):
 def scale_gradient_reference(gradients, factor):
     """Compute `scale_gradient` in NumPy."""
     gradients *= gradients.dtype.type(factor)
+
+
+def may_step_reference(parameters, gradients, first_state, second_state):
+    """Compute `may_step` in NumPy."""
+    with np.errstate(over="ignore"):
+        squares = gradients * gradients
+    return all(np.isfinite(x).all() for x in (parameters, squares, first_state, second_state))
 
 
 @kernel
@@ -68,3 +76,52 @@ def scale_gradient(gradients, factor):
         for i in range(task * CHUNK, stop, lanes(gradients)):
             row = load_first(gradients, stop - i, i) * factor
             store_first(gradients, stop - i, row, i)
+
+
+@kernel
+def _zero_or_nan(x, first, last, squared):
+    """Return 0 where a part is finite, or where its squares are, else NaN.
+
+    Infinity times 0 is NaN, and a sum keeps it. Four chains, which do not wait for each other.
+    """
+    size = lanes(x)
+    last = min(x.size, last)
+    whole = first + max(0, last - first) // (4 * size) * (4 * size)
+    a, b, c, d = splat(x, 0.0), splat(x, 0.0), splat(x, 0.0), splat(x, 0.0)
+    for i in range(first, whole, 4 * size):
+        v, w = load(x, i), load(x, i + size)
+        y, z = load(x, i + 2 * size), load(x, i + 3 * size)
+        if squared:
+            v, w, y, z = v * v, w * w, y * y, z * z
+        a, b, c, d = fma(v, 0.0, a), fma(w, 0.0, b), fma(y, 0.0, c), fma(z, 0.0, d)
+    for i in range(whole, last, size):
+        v = load_first(x, last - i, i)
+        if squared:
+            v = v * v
+        a = fma(v, 0.0, a)
+    return sum_lanes((a + b) + (c + d))
+
+
+@kernel(parallel=True)
+def may_step(parameters, gradients, first_state, second_state):
+    """Tell whether the parameters, the state and the gradients' squares are finite.
+
+    Args:
+        parameters, gradients, first_state, second_state: (P,) float32|float64, or (0,).
+    Threads: chunks of a fixed size; the answer does not depend on them.
+    """
+    size = max(parameters.size, gradients.size)
+    tasks = (size + CHUNK - 1) // CHUNK
+    sums = np.empty(tasks)
+    for task in prange(tasks):
+        first, last = task * CHUNK, (task + 1) * CHUNK
+        sums[task] = (
+            _zero_or_nan(gradients, first, last, True)
+            + _zero_or_nan(parameters, first, last, False)
+            + _zero_or_nan(first_state, first, last, False)
+            + _zero_or_nan(second_state, first, last, False)
+        )
+    for task in range(tasks):
+        if math.isnan(sums[task]):
+            return False
+    return True

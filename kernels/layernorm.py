@@ -64,6 +64,13 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
         store_first(out, C - j, y, i, j)
 
 
+@kernel
+def _layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd):
+    """Normalise rows first to last."""
+    for i in range(first, last):
+        _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd)
+
+
 @kernel(parallel=True)
 def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
     """Normalise each row.
@@ -75,9 +82,12 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
     """
     N, C = x.shape
     tasks = row_tasks(N, C)
-    for task in prange(tasks):
-        for i in range(N * task // tasks, N * (task + 1) // tasks):
-            _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd)
+    if tasks == 1:
+        _layernorm_forward_rows(0, N, x, weight, bias, epsilon, out, mean, rstd)
+    else:
+        for task in prange(tasks):
+            first, last = N * task // tasks, N * (task + 1) // tasks
+            _layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd)
 
 
 @kernel
@@ -107,6 +117,14 @@ def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, 
         store_first(dx, C - j, y, i, j)
 
 
+@kernel
+def _layernorm_backward_rows(task, tasks, dout, x, weight, mean, rstd, residual, dx, sums):
+    """Differentiate the rows of one task."""
+    N = x.shape[0]
+    for i in range(N * task // tasks, N * (task + 1) // tasks):
+        _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums)
+
+
 @kernel(parallel=True)
 def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias):
     """Differentiate the normalisation of each row.
@@ -121,9 +139,11 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
     N, C = x.shape
     tasks = row_tasks(N, C)
     sums = np.zeros((tasks, 2, C), x.dtype)
-    for task in prange(tasks):
-        for i in range(N * task // tasks, N * (task + 1) // tasks):
-            _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums)
+    if tasks == 1:
+        _layernorm_backward_rows(0, 1, dout, x, weight, mean, rstd, residual, dx, sums)
+    else:
+        for task in prange(tasks):
+            _layernorm_backward_rows(task, tasks, dout, x, weight, mean, rstd, residual, dx, sums)
     for task in range(1, tasks):
         for j in range(C):
             sums[0, 0, j] += sums[task, 0, j]

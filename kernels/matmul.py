@@ -3,13 +3,15 @@
     matmul:     out[g] = activation(a[g] @ b[g] + bias[g] + addend[g])         a linear layer
     matmul_nt:  out[g] = (a[g] @ b[g].T + addend[g]) * activation'(saved[g])   its input's gradient
     matmul_tn:  out[g] += a[g].T @ b[g];  column_sums[g] += sum of b[g]'s rows  its weights'
+    matmul_backward: the last two at once, for a linear layer
 
 Matrices that have a row for each token are two-dimensional; their G groups are stacked. Weights,
 `b` of the first two and `out` of the third, have an axis for G. Where `a` has as many rows as one
 group, all groups share it; and where `out` of `matmul_nt` has, the groups' products are added up.
 An array that is not wanted is given with size 0.
 
-All three are one compiled kernel, for they differ only in what is a matrix's row and what a step.
+The first three are one compiled kernel, for they differ only in what is a matrix's row and what a
+step. Where a product is one task, no other thread is woken: that would take as long as the product.
 """
 
 from collections import namedtuple
@@ -27,17 +29,23 @@ from ._blocks import (
 )
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
-from ._simd import lanes, load, load_first, splat, store_first
-from ._tile import WIDE
+from ._simd import lanes, load, load_first, prefetch, splat, store_first
+from ._tile import TILE_ROWS, WIDE
 from .activation import (
+    GELU,
     NO_ACTIVATION,
+    RELU,
     activate_block,
     activation_backward_reference,
     activation_forward_reference,
     differentiate_block,
+    gelu_slope,
 )
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
+# Rows that are multiplied before an activation goes over them, in the first-level cache. What it
+# needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
+ACTIVATED_ROWS = TILE_ROWS
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -54,7 +62,7 @@ def _stacked(a, groups, rows):
     return a.reshape(1 if a.shape[0] == rows else groups, rows, a.shape[1])
 
 
-def matmul_reference(a, b, bias, addend, activation, preactivation, out):
+def matmul_reference(a, b, bias, addend, activation, slope, out):
     """Compute `matmul` in NumPy."""
     groups, depth, columns = b.shape
     product = np.matmul(_stacked(a, groups, out.shape[0] // groups), b)
@@ -64,8 +72,8 @@ def matmul_reference(a, b, bias, addend, activation, preactivation, out):
         product += addend.reshape(product.shape)
     out[...] = product.reshape(out.shape)
     if activation != NO_ACTIVATION:
-        if preactivation.size:
-            preactivation[...] = out
+        if slope.size:
+            slope[...] = gelu_slope(out)
         activation_forward_reference(out, activation, out)
 
 
@@ -78,8 +86,10 @@ def matmul_nt_reference(a, b, saved, addend, activation, out):
     out[...] = product.sum(axis=0) if summed else product.reshape(out.shape)
     if addend.size:
         out += addend
-    if activation != NO_ACTIVATION:
+    if activation == RELU:
         activation_backward_reference(out, saved, activation, out)
+    elif activation == GELU:
+        out *= saved
 
 
 def matmul_tn_reference(a, b, column_sums, out):
@@ -89,6 +99,12 @@ def matmul_tn_reference(a, b, column_sums, out):
     out += np.matmul(_stacked(a, groups, right.shape[1]).transpose(0, 2, 1), right)
     if column_sums.size:
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
+
+
+def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
+    """Compute `matmul_backward` in NumPy."""
+    matmul_tn_reference(a, dout, column_sums, db)
+    matmul_nt_reference(dout, b, saved, addend, activation, da)
 
 
 @kernel
@@ -107,8 +123,21 @@ def _add_column_sums(panel, depth, columns, column_sums, start):
 
 
 @kernel
-def _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel):
-    """Compute rows first to last of one panel of columns, from column j of a group on."""
+def _ask_for(x, first, last, columns, start, step):
+    """Ask for rows first to last of a block that is needed when their product is there."""
+    for row in range(first, last if x.size else first):
+        for j in range(0, columns, lanes(x)):
+            prefetch(x, start + row * step + j)
+
+
+@kernel
+def _panel_product(
+    plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
+):
+    """Compute rows first to last of one panel of columns, from column j of a group on.
+
+    An activation follows each few tiles, while they are in the first-level cache.
+    """
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
@@ -125,12 +154,25 @@ def _panel_product(plan, group, j, first, last, left, right, bias, addend, out, 
                 pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
-            multiply_rows(
-                first, last, used, depth, left, left_start + k * plan.left_k_step,
-                plan.left_row_step, plan.left_k_step, panel, 0,
-                begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
-                accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
-            )  # fmt: skip
+            ends = part == plan.parts - 1 and k + DEPTH_BLOCK >= plan.depth
+            activates = ends and activation != NO_ACTIVATION
+            size = ACTIVATED_ROWS if activates else max(1, last - first)
+            for row in range(first, last, size):
+                stop = min(last, row + size)
+                if activates:
+                    _ask_for(saved, row, stop, used, start, plan.columns)
+                multiply_rows(
+                    row, stop, used, depth, left, left_start + k * plan.left_k_step,
+                    plan.left_row_step, plan.left_k_step, panel, 0,
+                    begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
+                    accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
+                )  # fmt: skip
+                if activates and plan.form == FORWARD:
+                    activate_block(activation, row, stop, used, saved, out, start, plan.columns)
+                elif activates:
+                    differentiate_block(
+                        activation, row, stop, used, saved, out, start, plan.columns
+                    )
             if accumulates and first == 0 and bias.size:
                 _add_column_sums(panel, depth, used, bias, group * plan.columns + j)
 
@@ -148,14 +190,9 @@ def _product_task(task, row_tasks, column_tasks, form, x_shape, weight_shape, y_
     panel = np.empty(min(plan.depth, DEPTH_BLOCK) * width, out.dtype)
     for p in range(first_panel, last_panel):
         group, j = p // panels, p % panels * width
-        _panel_product(plan, group, j, first, last, left, right, bias, addend, out, panel)
-        if activation != NO_ACTIVATION:
-            start = group * plan.rows * plan.columns + j
-            used = min(width, plan.columns - j)
-            if plan.form == FORWARD:
-                activate_block(activation, first, last, used, saved, out, start, plan.columns)
-            else:
-                differentiate_block(activation, first, last, used, saved, out, start, plan.columns)
+        _panel_product(
+            plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
+        )
 
 
 @kernel
@@ -174,6 +211,14 @@ def _plan(form, x_shape, weight_shape, y_shape):
     return Plan(form, groups, 1, K, N, M, shared, 1, K, M * N, N)
 
 
+@kernel
+def _grid(plan, out):
+    """Return the (row tasks, column tasks) of a plan."""
+    return task_grid(
+        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
+    )
+
+
 @kernel(parallel=True)
 def _product(form, x, weight, y, bias, addend, activation, saved):
     """Compute one of y, x (from y and weight) and weight (from x and y); see `matmul` and so on."""
@@ -189,28 +234,32 @@ def _product(form, x, weight, y, bias, addend, activation, saved):
         left, out = flat_y, flat_x
     elif form == WEIGHT_GRADIENT:
         right, out = flat_y, flat_weight
-    row_tasks, column_tasks = task_grid(
-        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
-    )
-    for task in prange(row_tasks * column_tasks):
+    row_tasks, column_tasks = _grid(plan, out)
+    if row_tasks * column_tasks == 1:
         _product_task(
-            task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
+            0, 1, 1, form, x.shape, weight.shape, y.shape, left, right,
             bias, flat_addend, activation, flat_saved, out,
         )  # fmt: skip
+    else:
+        for task in prange(row_tasks * column_tasks):
+            _product_task(
+                task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
+                bias, flat_addend, activation, flat_saved, out,
+            )  # fmt: skip
 
 
-def matmul(a, b, bias, addend, activation, preactivation, out):
+def matmul(a, b, bias, addend, activation, slope, out):
     """Multiply, add a bias and a residual, apply an activation; see the head of this file.
 
     Args:
         a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).
         bias: (G N,) or (0,).    addend: (G M, N) or (0, 0); not out.
         activation: NO_ACTIVATION, RELU or GELU.
-        preactivation: (G M, N), overwritten by what GELU is given; (0, 0) otherwise.
+        slope: (G M, N), overwritten by GELU's derivative; (0, 0) otherwise.
         out: (G M, N), overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """
-    _product(FORWARD, a, b, out, bias, addend, activation, preactivation)
+    _product(FORWARD, a, b, out, bias, addend, activation, slope)
 
 
 def matmul_nt(a, b, saved, addend, activation, out):
@@ -218,7 +267,7 @@ def matmul_nt(a, b, saved, addend, activation, out):
 
     Args:
         a: (G M, K) float32|float64, C-contiguous.    b: (G, N, K).
-        saved: (rows of out, N), ReLU's output or GELU's input; (0, 0) without an activation.
+        saved: (rows of out, N), ReLU's output or GELU's derivative; (0, 0) without an activation.
         addend: the shape of out, or (0, 0); not out.    activation: NO_ACTIVATION, RELU or GELU.
         out: (G M, N), or (M, N) for the sum over the groups; overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
@@ -237,3 +286,62 @@ def matmul_tn(a, b, column_sums, out):
     """
     nothing = a[:0]
     _product(WEIGHT_GRADIENT, a, out, b, column_sums, nothing, NO_ACTIVATION, nothing)
+
+
+@kernel
+def _gradient_task(
+    task, grid, x_shape, weight_shape, y_shape, flat_x, flat_weight, flat_y, flat_saved,
+    flat_addend, activation, flat_dx, flat_dweight, column_sums,
+):  # fmt: skip
+    """Compute a task of the weight's gradient or of the input's; they take turns.
+
+    Threads are given tasks that follow each other, and the two kinds take unlike times.
+    """
+    weight_rows, weight_columns, input_rows, input_columns = grid
+    weight_tasks = weight_rows * weight_columns
+    tasks = weight_tasks + input_rows * input_columns
+    before = task * weight_tasks // tasks
+    if (task + 1) * weight_tasks // tasks > before:
+        _product_task(
+            before, weight_rows, weight_columns, WEIGHT_GRADIENT, x_shape, weight_shape, y_shape,
+            flat_x, flat_y, column_sums, flat_addend[:0], NO_ACTIVATION, flat_saved[:0],
+            flat_dweight,
+        )  # fmt: skip
+    else:
+        _product_task(
+            task - before, input_rows, input_columns, INPUT_GRADIENT, x_shape, weight_shape,
+            y_shape, flat_y, flat_weight, column_sums[:0], flat_addend, activation, flat_saved,
+            flat_dx,
+        )  # fmt: skip
+
+
+@kernel(parallel=True)
+def matmul_backward(a, b, dout, saved, addend, activation, da, db, column_sums):
+    """Differentiate `matmul` by its input, its weights and its bias in one parallel region.
+
+    Args:
+        a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).    dout: (G M, N).
+        saved, addend, activation: of a's gradient, as in `matmul_nt`.
+        da: the shape of a, overwritten; none of the inputs.
+        db: (G, K, N) accumulated.    column_sums: (G N,) accumulated, or (0,).
+    Threads: those of the two products side by side; bit-identical for any count.
+    """
+    flat_a, flat_b, flat_dout = a.reshape(a.size), b.reshape(b.size), dout.reshape(dout.size)
+    flat_saved, flat_addend = saved.reshape(saved.size), addend.reshape(addend.size)
+    flat_da, flat_db = da.reshape(da.size), db.reshape(db.size)
+    weight_grid = _grid(_plan(WEIGHT_GRADIENT, a.shape, b.shape, dout.shape), db)
+    input_grid = _grid(_plan(INPUT_GRADIENT, a.shape, b.shape, dout.shape), da)
+    grid = (weight_grid[0], weight_grid[1], input_grid[0], input_grid[1])
+    tasks = grid[0] * grid[1] + grid[2] * grid[3]
+    if tasks == 2:
+        for task in range(tasks):
+            _gradient_task(
+                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
+                flat_addend, activation, flat_da, flat_db, column_sums,
+            )  # fmt: skip
+    else:
+        for task in prange(tasks):
+            _gradient_task(
+                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
+                flat_addend, activation, flat_da, flat_db, column_sums,
+            )  # fmt: skip

@@ -34,6 +34,15 @@ def mean_backward_reference(dout, offsets, dx):
     dx[...] = np.repeat(dout / lengths[:, None].astype(dout.dtype), lengths, axis=0)
 
 
+@kernel
+def _copy_rows(first, last, x, rows, out):
+    """Copy the chosen rows first to last."""
+    C = x.shape[1]
+    for b in range(first, last):
+        for j in range(0, C, lanes(x)):
+            store_first(out, C - j, load_first(x, C - j, rows[b], j), b, j)
+
+
 @kernel(parallel=True)
 def gather_rows(x, rows, out):
     """Copy the chosen rows.
@@ -45,10 +54,21 @@ def gather_rows(x, rows, out):
     """
     B, C = out.shape
     tasks = row_tasks(B, C)
-    for task in prange(tasks):
-        for b in range(B * task // tasks, B * (task + 1) // tasks):
-            for j in range(0, C, lanes(x)):
-                store_first(out, C - j, load_first(x, C - j, rows[b], j), b, j)
+    if tasks == 1:
+        _copy_rows(0, B, x, rows, out)
+    else:
+        for task in prange(tasks):
+            _copy_rows(B * task // tasks, B * (task + 1) // tasks, x, rows, out)
+
+
+@kernel
+def _add_rows(first, last, dout, rows, dx):
+    """Add rows first to last to their places."""
+    C = dx.shape[1]
+    for b in range(first, last):
+        for j in range(0, C, lanes(dx)):
+            row = load_first(dx, C - j, rows[b], j) + load_first(dout, C - j, b, j)
+            store_first(dx, C - j, row, rows[b], j)
 
 
 @kernel(parallel=True)
@@ -62,11 +82,11 @@ def scatter_rows(dout, rows, dx):
     """
     B, C = dout.shape
     tasks = row_tasks(B, C)
-    for task in prange(tasks):
-        for b in range(B * task // tasks, B * (task + 1) // tasks):
-            for j in range(0, C, lanes(dx)):
-                row = load_first(dx, C - j, rows[b], j) + load_first(dout, C - j, b, j)
-                store_first(dx, C - j, row, rows[b], j)
+    if tasks == 1:
+        _add_rows(0, B, dout, rows, dx)
+    else:
+        for task in prange(tasks):
+            _add_rows(B * task // tasks, B * (task + 1) // tasks, dout, rows, dx)
 
 
 @kernel(parallel=True)

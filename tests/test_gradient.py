@@ -12,6 +12,8 @@ from fastformer.kernels.gradient import (
     CHUNK,
     gradient_norm,
     gradient_norm_reference,
+    may_step,
+    may_step_reference,
     scale_gradient,
     scale_gradient_reference,
 )
@@ -23,6 +25,7 @@ def check(gradients):
     assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
     start = Out(gradients.shape, gradients)
     assert_equals_twin(scale_gradient, scale_gradient_reference, start, 0.37)
+    assert_equals_twin(may_step, may_step_reference, *[gradients] * 4)
 
 
 @pytest.mark.smoke
@@ -68,8 +71,32 @@ def test_nan_and_infinity_stay_visible(dtype, size):
         np.testing.assert_array_equal(gradients[:-1], 2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 19, 2 * CHUNK + 5])
+def test_no_step_where_one_value_is_not_finite(rng, dtype, size):
+    """In each of the arrays, at any place; of gradients the squares must be finite, too."""
+    largest = np.finfo(dtype).max
+    for value in (np.nan, np.inf, -np.inf, largest, -largest):
+        for place in {0, size // 3, min(size, CHUNK) - 1, CHUNK % size, size - 1}:
+            for which in range(4):
+                arrays = [rng.uniform(-1, 1, size).astype(dtype) for _ in range(4)]
+                assert may_step(*arrays)
+                arrays[which][place] = value
+                expected = which != 1 and np.isfinite(value)
+                assert may_step(*arrays) == may_step_reference(*arrays) == expected
+
+
+def test_states_that_are_not_there_do_not_hinder():
+    none, some = np.empty(0, np.float32), np.ones(5, np.float32)
+    for ask in (may_step, may_step_reference):
+        assert ask(some, none, none, none)
+        assert ask(some, some, some, none)
+        assert not ask(some, none, some * np.nan, none)
+
+
 def test_same_bits_for_any_threads(rng):
     gradients = rng.standard_normal(3 * CHUNK + 5)
     assert gradients.size > 3 * CHUNK
     assert_same_bits(gradient_norm, gradients)
+    assert_same_bits(may_step, *[gradients] * 4)
     assert_same_bits(scale_gradient, Out(gradients.shape, gradients), 0.37)

@@ -15,6 +15,8 @@ from fastformer.kernels._tile import TILE_ROWS
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
 from fastformer.kernels.matmul import (
     matmul,
+    matmul_backward,
+    matmul_backward_reference,
     matmul_nt,
     matmul_nt_reference,
     matmul_reference,
@@ -56,9 +58,9 @@ class Case:
 
     def forward(self):
         extras = (self.bias, self.other_out) if self.extras else (EMPTY, NONE)
-        preactivation = Out(self.dout.shape if self.activation == GELU else (0, 0))
+        slope = Out(self.dout.shape if self.activation == GELU else (0, 0))
         out = Out(self.dout.shape, scale=self.size)
-        return self.x, self.weight, *extras, self.activation, preactivation, out
+        return self.x, self.weight, *extras, self.activation, slope, out
 
     def input_gradient(self):
         saved = self.saved if self.activation != NO_ACTIVATION else NONE
@@ -72,11 +74,17 @@ class Case:
         out = Out(self.weight.shape, self.weight, scale)
         return self.x, self.dout, sums, out
 
+    def gradients(self):
+        dout, weight, saved, addend, activation, dx = self.input_gradient()
+        _, _, sums, dweight = self.weight_gradient()
+        return self.x, weight, dout, saved, addend, activation, dx, dweight, sums
+
 
 def check(case):
     assert_equals_twin(matmul, matmul_reference, *case.forward())
     assert_equals_twin(matmul_nt, matmul_nt_reference, *case.input_gradient())
     assert_equals_twin(matmul_tn, matmul_tn_reference, *case.weight_gradient())
+    assert_equals_twin(matmul_backward, matmul_backward_reference, *case.gradients())
 
 
 @pytest.mark.smoke
@@ -204,8 +212,8 @@ def test_gradient_through_activation(rng, activation):
         return run(matmul_reference, *arguments, dtype=np.float64)
 
     def backward(dout, x):
-        preactivation, out = hidden(x)
-        saved = preactivation if activation == GELU else out
+        slope, out = hidden(x)
+        saved = slope if activation == GELU else out
         arguments = (dout, second, saved, NONE, activation, Out(out.shape))
         (dhidden,) = run(matmul_nt_reference, *arguments, dtype=np.float64)
         arguments = (dhidden, first, NONE, NONE, NO_ACTIVATION, Out(x.shape))
@@ -292,6 +300,17 @@ def test_no_depth_gives_bias_and_addend():
     np.testing.assert_array_equal(dx, case.other_x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [3, 200])
+def test_both_gradients_at_once_have_the_bits_of_each(dtype, rows):
+    case = Case(rows, 70, 90, activation=GELU)
+    dx, dweight, sums = run(matmul_backward, *case.gradients(), dtype=dtype)
+    (dx_alone,) = run(matmul_nt, *case.input_gradient(), dtype=dtype)
+    sums_alone, dweight_alone = run(matmul_tn, *case.weight_gradient(), dtype=dtype)
+    for together, alone in ((dx, dx_alone), (dweight, dweight_alone), (sums, sums_alone)):
+        np.testing.assert_array_equal(together, alone)
+
+
 @pytest.mark.parametrize("wide", [True, False])
 def test_same_bits_for_any_threads(wide):
     """Cut by rows where there are many, and by columns where there are few."""
@@ -306,6 +325,7 @@ def test_same_bits_for_any_threads(wide):
     assert_same_bits(matmul, *case.forward())
     assert_same_bits(matmul_nt, *case.input_gradient())
     assert_same_bits(matmul_tn, *case.weight_gradient())
+    assert_same_bits(matmul_backward, *case.gradients())
 
 
 def test_same_bits_for_any_threads_where_groups_are_summed():
@@ -314,6 +334,7 @@ def test_same_bits_for_any_threads_where_groups_are_summed():
     assert_same_bits(matmul, *case.forward())
     assert_same_bits(matmul_nt, *case.input_gradient())
     assert_same_bits(matmul_tn, *case.weight_gradient())
+    assert_same_bits(matmul_backward, *case.gradients())
 
 
 @settings(max_examples=200)

@@ -49,7 +49,8 @@ def test_every_op_of_the_backend_is_measured() -> None:
 
     for case in cases(1):
         case.family.compute(Spy(), case.inputs(0))
-    assert called == {op for ops in OPS.values() for op in ops}
+    # The answer of may_step is yes or no: it has no error.
+    assert called == {op for ops in OPS.values() for op in ops} - {"may_step"}
 
 
 def test_a_few_cases_and_a_fault(table: dict) -> None:

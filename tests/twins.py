@@ -99,7 +99,8 @@ def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> 
     for value, then, mark in zip(arguments, before, given, strict=True):
         if isinstance(mark, np.ndarray):
             np.testing.assert_array_equal(value, then, "an input was changed")
-    return outputs if result is None else [np.asarray(result)]
+    # Yes is 1 and no is 0.
+    return outputs if result is None else [np.asarray(result * 1.0)]
 
 
 def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:

@@ -34,7 +34,7 @@ def _matmul(random: Random, M: int, K: int, N: int) -> Arguments:
         "bias": NO_VECTOR,
         "addend": NOTHING,
         "activation": NO_ACTIVATION,
-        "preactivation": NOTHING,
+        "slope": NOTHING,
         "out": Output((M, N)),
     }
 
@@ -43,7 +43,7 @@ def _matmul_gelu(random: Random, M: int, K: int, N: int) -> Arguments:
     return _matmul(random, M, K, N) | {
         "bias": normal(random, N),
         "activation": GELU,
-        "preactivation": Output((M, N)),
+        "slope": Output((M, N)),
     }
 
 
@@ -70,6 +70,21 @@ def _matmul_tn(random: Random, M: int, K: int, N: int) -> Arguments:
         "b": normal(random, M, N),
         "column_sums": Output((N,), 0.0),
         "out": Output((1, K, N), 0.0),
+    }
+
+
+def _matmul_backward(random: Random, M: int, K: int, N: int) -> Arguments:
+    """Multiply dy (M, N) by weights (K, N), transposed, and x (M, K), transposed, by dy."""
+    return {
+        "a": normal(random, M, K),
+        "b": normal(random, 1, K, N),
+        "dout": normal(random, M, N),
+        "saved": NOTHING,
+        "addend": NOTHING,
+        "activation": NO_ACTIVATION,
+        "da": Output((M, K)),
+        "db": Output((1, K, N), 0.0),
+        "column_sums": Output((N,), 0.0),
     }
 
 
@@ -151,4 +166,8 @@ PRODUCTS = (
         _product_flops,
     ),
     Spec("matmul_tn", "MKN", _linear_layers, _matmul_tn, _product_flops),
+    Spec(
+        "matmul_backward", "MKN", _linear_layers, _matmul_backward,
+        lambda M, K, N: 2 * _product_flops(M, K, N),
+    ),
 )  # fmt: skip

@@ -117,6 +117,11 @@ def _embedding_gradient(random: Random, B: int, T: int, V: int, C: int) -> Argum
     }
 
 
+def _checked(random: Random, P: int) -> Arguments:
+    names = ("parameters", "gradients", "first_state", "second_state")
+    return {name: normal(random, P) for name in names}
+
+
 def _scale(random: Random, P: int) -> Arguments:
     # Near 1: the array is scaled again and again while it is timed.
     return {"gradients": Output((P,), normal(random, P)), "factor": 1 - 2.0**-23}
@@ -234,6 +239,7 @@ ROWS = (
         "gradient_norm", "P", _block_parameters,
         lambda random, P: {"gradients": normal(random, P)}, lambda P: 2 * P,
     ),
+    Spec("may_step", "P", _block_parameters, _checked, lambda P: 5 * P),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),
     Spec("layernorm_backward", "NC", _rows, _layernorm_gradient, lambda N, C: 16 * N * C),

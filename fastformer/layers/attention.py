@@ -198,15 +198,16 @@ class MultiHeadAttention(Layer):
         self, x: Array, dprojected: Array, part: slice, residual: Array | None, dx: Array
     ) -> Array:
         """Add the gradients of some of W_q, W_k, W_v, and write that of x plus residual to dx."""
-        bias_gradient = self.qkv_bias.gradient[part].reshape(-1)
-        self.ops.matmul_tn(x, dprojected, bias_gradient, self.qkv_weight.gradient[part])
-        self.ops.matmul_nt(
-            dprojected,
+        self.ops.matmul_backward(
+            x,
             self.qkv_weight.value[part],
+            dprojected,
             self.nothing,
             self.nothing if residual is None else residual,
             NO_ACTIVATION,
             dx,
+            self.qkv_weight.gradient[part],
+            self.qkv_bias.gradient[part].reshape(-1),
         )
         return dx
 

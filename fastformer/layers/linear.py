@@ -64,21 +64,21 @@ class Linear(Layer):
         checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
         rows = x.shape[0]
         out = self.buffers.get("out", rows, self.out_features)
-        preactivation = self.nothing
+        slope = self.nothing
         if activation == GELU:
-            preactivation = self.buffers.get("preactivation", rows, self.out_features)
+            slope = self.buffers.get("slope", rows, self.out_features)
         if residual is not None:
             checks.matrix("Linear", "residual", residual, rows, self.out_features, self.dtype)
         self.x = x
-        # What the activation's derivative needs: GELU's input, ReLU's output.
-        self.saved = preactivation if activation == GELU else out
+        # What the activation's derivative needs: GELU's own, ReLU's output.
+        self.saved = slope if activation == GELU else out
         self.ops.matmul(
             x,
             self.weight.value,
             self.bias.value,
             self.nothing if residual is None else residual,
             activation,
-            preactivation,
+            slope,
             out,
         )
         return out
@@ -106,19 +106,21 @@ class Linear(Layer):
         """
         rows = self.x.shape[0]
         checks.matrix("Linear.backward", "dout", dout, rows, self.out_features, self.dtype)
-        self.ops.matmul_tn(self.x, dout, self.bias.gradient, self.weight.gradient)
         if dx is None:
             dx = self.scratch.get("linear.dx", rows, self.in_features)
         for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
             if array is not None:
                 checks.matrix("Linear.backward", name, array, rows, self.in_features, self.dtype)
-        self.ops.matmul_nt(
-            dout,
+        self.ops.matmul_backward(
+            self.x,
             self.weight.value,
+            dout,
             self.nothing if saved is None else saved,
             self.nothing if residual is None else residual,
             activation,
             dx,
+            self.weight.gradient,
+            self.bias.gradient,
         )
         return dx
 

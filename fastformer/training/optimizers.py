@@ -68,17 +68,22 @@ class Optimizer:
     def first_not_finite(self, *, gradients: bool = True) -> str | None:
         """Return the first tensor that is not finite, such as "the gradient of x", or None.
 
-        Two passes over each flat array; tensors are looked at only where something is wrong.
+        One pass over each flat array; tensors are looked at only where something is wrong.
         """
-        kinds = [("the parameter ", self.parameters.values, np.inf)]
+        values, gradient = self.parameters.values, self.parameters.gradients
+        nothing = gradient[:0]
+        states = [*self.state.values(), nothing, nothing]
+        if not gradients:
+            gradient = nothing
+        if self.parameters.ops.may_step(values, gradient, *states[:2]):
+            return None
+        kinds = [("the parameter ", values, np.inf)]
         kinds += [(f"{name} of ", flat, np.inf) for name, flat in self.state.items()]
-        if gradients:
-            flat = self.parameters.gradients
-            # Moments are of squares.
-            kinds.append(("the gradient of ", flat, float(np.finfo(flat.dtype).max) ** 0.5))
+        # Moments are of squares.
+        limit = float(np.finfo(gradient.dtype).max) ** 0.5
+        kinds.append(("the gradient of ", gradient, limit))
         for kind, flat, limit in kinds:
-            # NaN is passed on by both, and fails the comparison.
-            if flat.size and not (-limit < flat.min() and flat.max() < limit):
+            if not (np.abs(flat) < limit).all():
                 return kind + self._worst(flat)
         return None
 

@@ -81,24 +81,29 @@ def _grouped_inputs(draw: Draw, random: Random, M: int, K: int, N: int) -> Input
     return {name: draw(*shape) for name, shape in shapes.items()}
 
 
-def _products(ops: SimpleNamespace, x: Array, weight: Array, bias: Array, dout: Array) -> Any:
-    """Return the linear layer of G weights (G, K, N), and its gradients."""
+def _products(
+    ops: SimpleNamespace, x: Array, weight: Array, bias: Array, dout: Array, at_once: bool
+) -> Any:
+    """Return the linear layer of G weights (G, K, N), and its gradients, in one call or in two."""
     groups, K, N = weight.shape
     out, dx = _empty(x, groups * len(x), N), _empty(x, *x.shape)
     dweight, dbias, nothing = np.zeros_like(weight), np.zeros_like(bias), _nothing(x)
     ops.matmul(x, weight, bias, nothing, NO_ACTIVATION, nothing, out)
-    ops.matmul_nt(dout, weight, nothing, nothing, NO_ACTIVATION, dx)
-    ops.matmul_tn(x, dout, dbias, dweight)
+    if at_once:
+        ops.matmul_backward(x, weight, dout, nothing, nothing, NO_ACTIVATION, dx, dweight, dbias)
+    else:
+        ops.matmul_nt(dout, weight, nothing, nothing, NO_ACTIVATION, dx)
+        ops.matmul_tn(x, dout, dbias, dweight)
     return {"out": out, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
 def _linear(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    found = _products(ops, a["x"], a["weight"][None], a["bias"], a["dout"])
+    found = _products(ops, a["x"], a["weight"][None], a["bias"], a["dout"], at_once=False)
     return found | {"dweight": found["dweight"][0]}
 
 
 def _grouped(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    return _products(ops, a["x"], a["weight"], a["bias"], a["dout"])
+    return _products(ops, a["x"], a["weight"], a["bias"], a["dout"], at_once=True)
 
 
 def _hidden_inputs(draw: Draw, random: Random, M: int, K: int, N: int) -> Inputs:
@@ -120,7 +125,11 @@ def _hidden(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     for name, code in (("relu", RELU), ("gelu", GELU)):
         out, dx, inner = (_empty(a["x"], *a["addend"].shape) for _ in range(3))
         ops.matmul(a["x"], weight, a["bias"], a["addend"], code, inner, out)
-        ops.matmul_nt(a["dout"], back, a["saved"], nothing, code, dx)
+        saved = a["saved"]
+        if code == GELU:
+            saved = _empty(saved, *saved.shape)
+            ops.activation_backward(np.ones_like(saved), a["saved"], code, saved)
+        ops.matmul_nt(a["dout"], back, saved, nothing, code, dx)
         found |= {name: out, f"d{name}": dx}
     return found
 

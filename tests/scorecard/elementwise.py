@@ -17,8 +17,7 @@ from fastformer.kernels._simd import exp, lanes, load_first, log, sqrt, store_fi
 from fastformer.kernels.activation import (
     CUBIC,
     TWICE_SLOPE,
-    gelu_gradient_vector,
-    gelu_vector,
+    gelu_and_slope,
     relu_gradient_vector,
     relu_vector,
 )
@@ -59,14 +58,14 @@ def _inverse_root(x: Any, out: Any) -> None:
 @kernel
 def _gelu(x: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
-        store_first(out, x.size - i, gelu_vector(load_first(x, x.size - i, i)), i)
+        store_first(out, x.size - i, gelu_and_slope(load_first(x, x.size - i, i))[0], i)
 
 
 @kernel
 def _gelu_gradient(x: Any, ones: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
         n = x.size - i
-        v = gelu_gradient_vector(load_first(ones, n, i), load_first(x, n, i))
+        v = gelu_and_slope(load_first(x, n, i))[1]
         store_first(out, n, v, i)
 
 

@@ -138,6 +138,13 @@ def _gradient_norm(rng: Random) -> Arguments:
     return (_real(rng, _rows(rng) * _size(rng)),)
 
 
+def _may_step(rng: Random) -> Arguments:
+    (gradients,) = _gradient_norm(rng)
+    size = gradients.size
+    second = _real(rng, size) if rng.integers(2) else EMPTY
+    return _real(rng, size), gradients, _real(rng, size), second
+
+
 def _scale_gradient(rng: Random) -> Arguments:
     (gradients,) = _gradient_norm(rng)
     return Out(gradients.shape, gradients), 0.37
@@ -165,8 +172,8 @@ def _matmul(rng: Random) -> Arguments:
     a = _real(rng, M if rng.integers(2) else G * M, K)
     bias = _real(rng, G * N) if rng.integers(2) else EMPTY
     addend = _real(rng, G * M, N) if rng.integers(2) else NONE
-    preactivation = Out((G * M, N) if activation == GELU else (0, 0))
-    return a, _real(rng, G, K, N), bias, addend, activation, preactivation, Out((G * M, N))
+    slope = Out((G * M, N) if activation == GELU else (0, 0))
+    return a, _real(rng, G, K, N), bias, addend, activation, slope, Out((G * M, N))
 
 
 def _matmul_nt(rng: Random) -> Arguments:
@@ -176,6 +183,14 @@ def _matmul_nt(rng: Random) -> Arguments:
     saved = _real(rng, *shape) if activation != NO_ACTIVATION else NONE
     addend = _real(rng, *shape) if rng.integers(2) else NONE
     return _real(rng, G * M, K), _real(rng, G, N, K), saved, addend, activation, Out(shape)
+
+
+def _matmul_backward(rng: Random) -> Arguments:
+    dout, b, saved, addend, activation, da = _matmul_nt(rng)
+    groups, N, K = b.shape
+    sums = Out((groups * K,), _real(rng, groups * K)) if rng.integers(2) else Out((0,))
+    a, db = _real(rng, *da.shape), Out(b.shape, _real(rng, *b.shape))
+    return a, b, dout, saved, addend, activation, da, db, sums
 
 
 def _matmul_tn(rng: Random) -> Arguments:

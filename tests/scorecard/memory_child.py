@@ -94,6 +94,7 @@ SHORT = {
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (1, 2, 4, 5, 6),
     "layernorm_backward": (0, 2, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
+    "matmul_backward": (6,),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
 }  # fmt: skip
@@ -199,7 +200,7 @@ def fault_of(
                 return f"argument {index}, an input, was changed"
         elif not close(value, right, dtype):
             return f"argument {index} is wrong, or was not written everywhere"
-    if results[0] is None or close(*map(np.asarray, results), dtype):
+    if results[0] is None or close(*(np.asarray(result * 1.0) for result in results), dtype):
         return ""
     return "a wrong result"
 

@@ -147,6 +147,10 @@ def build(
             lambda table: table[a["ids"]], a["dout"], a["dtable"]
         ),
         "gradient_norm": lambda: _forward(jnp.linalg.norm, a["gradients"]),
+        "may_step": lambda: _forward(
+            lambda *x: jnp.stack([jnp.isfinite(y).all() for y in x]).all(),
+            *(a[name] for name in ("parameters", "gradients", "first_state", "second_state")),
+        ),
         "scale_gradient": lambda: _update(lambda g: g * a["factor"], a["gradients"]),
         "layernorm_forward": lambda: _forward(_layer_norm, a["x"], a["weight"], a["bias"]),
         "layernorm_backward": lambda: _backward(
@@ -157,6 +161,10 @@ def build(
         "matmul_tn": lambda: _update(
             lambda state, x, dy: (state[0] + x.T @ dy, state[1] + dy.sum(0)),
             (a["out"][0], a["column_sums"]), a["a"], a["b"],
+        ),
+        "matmul_backward": lambda: _update(
+            lambda state, x, w, dy: (state[0] + x.T @ dy, state[1] + dy.sum(0), dy @ w.T),
+            (a["db"][0], a["column_sums"], a["da"]), a["a"], a["b"][0], a["dout"],
         ),
         "gather_rows": lambda: _forward(lambda x, rows: x[rows], a["x"], a["rows"]),
         "scatter_rows": lambda: _update(

@@ -84,6 +84,21 @@ def _matmul_tn(a: Mapping[str, Tensor]) -> Plan:
     return Plan(add, (a["a"], a["b"], a["column_sums"], a["out"][0]))
 
 
+def _matmul_backward(a: Mapping[str, Tensor]) -> Plan:
+    def both(x: Tensor, w: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+        out.addmm_(x.T, dy)
+        sums += dy.sum(0)
+        return dy @ w.T
+
+    return Plan(both, (a["a"], a["b"][0], a["dout"], a["column_sums"], a["db"][0]))
+
+
+def _may_step(a: Mapping[str, Tensor]) -> Plan:
+    names = ("parameters", "gradients", "first_state", "second_state")
+    arrays = tuple(a[name] for name in names)
+    return Plan(lambda *x: torch.stack([torch.isfinite(y).all() for y in x]).all(), arrays)
+
+
 def _activation(a: Mapping[str, Tensor], variant: str) -> Plan:
     if variant == "relu":
         return Plan(F.relu, (a["x"],), a.get("dout"))
@@ -140,12 +155,14 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
             lambda table: F.embedding(a["ids"], table), (a["dtable"],), a["dout"]
         ),
         "gradient_norm": lambda: Plan(torch.linalg.vector_norm, (a["gradients"],)),
+        "may_step": lambda: _may_step(a),
         "scale_gradient": lambda: Plan(lambda g: g.mul_(a["factor"]), (a["gradients"],)),
         "layernorm_forward": lambda: _layernorm(a),
         "layernorm_backward": lambda: _layernorm(a),
         "matmul": lambda: _matmul(a, variant),
         "matmul_nt": lambda: Plan(lambda x, w: x @ w.T, (a["a"], a["b"][0])),
         "matmul_tn": lambda: _matmul_tn(a),
+        "matmul_backward": lambda: _matmul_backward(a),
         "gather_rows": lambda: Plan(lambda x: x[a["rows"]], (a["x"],)),
         "scatter_rows": lambda: Plan(
             lambda dx, dout: dx.index_add_(0, a["rows"], dout), (a["dx"], a["dout"])
