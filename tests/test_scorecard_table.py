@@ -17,15 +17,15 @@ ROWS = {name: row(name, one) for name, one in (("B10", MISSED), ("B2", GOOD), ("
 
 def test_the_table_has_the_newest_of_each_tier_and_says_what_was_missed(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    keep({"B10": result_of(Measured(ROWS["B10"], GOOD, 5.0), "fast")}, file)
+    keep({"B10": result_of(Measured(ROWS["B10"], GOOD, 5.0, 7.0), "fast")}, file)
     for name, one in ROWS.items():
         keep({name: result_of(measure(one, "fast"), "fast")}, file)
-    kept = keep({"B2": result_of(Measured(ROWS["B2"], GOOD, 99.6), "nightly")}, file)
+    kept = keep({"B2": result_of(Measured(ROWS["B2"], GOOD, 99.6, 151.2), "nightly")}, file)
     text = table(ROWS, kept)
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert [line.split(" | ")[0] for line in lines] == ["| B2", "| B2", "| B10", "| D1"]
-    assert "| all | 1,234 of 1,234; worst 0.5 | 2 of 2 | 0 | fast |" in lines[0]
-    assert "| 100 | nightly |" in lines[1]
+    assert "| all | 1,234 of 1,234; worst 0.5 | 2 of 2 | 0 (0) | fast |" in lines[0]
+    assert "| 151 (100) | nightly |" in lines[1]
     assert "| **missed**: 7 of 9 | 1 of 1 |" in lines[2]
     assert "| **missed**: 9 of 9 | 0 of 1 |" in lines[3]
     assert "- B10, fast: 2 of 9, such as\n  - `a|b`\n  - `c`" in text

@@ -84,7 +84,8 @@ class Watch:
 
     Attributes:
         number: of the signal.    steps: made when the signal came, 0 before the first.
-        over: whether the command had returned by then.    asked: whether the signal was sent.
+        over: whether the command had returned by then, or written its result.
+        asked: whether the signal was sent.
     """
 
     def __init__(self, number: int, step: int, seconds: float) -> None:
@@ -129,7 +130,10 @@ class Watch:
         os.kill(process, signal.SIGSTOP)
         while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
             time.sleep(0.0005)
-        self.steps, self.over = self._shared[0], bool(self._shared[2])
+        if run is None:
+            self.steps, self.over = self._shared[0], bool(self._shared[2])
+        else:
+            self.steps, self.over = newest(run), (run / "result.json").exists()
         os.kill(process, self.number)
         os.kill(process, signal.SIGCONT)
 

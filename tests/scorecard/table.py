@@ -23,10 +23,12 @@ HEAD = """# Scorecard
 What fastformer promises, each promise measured: `python -m tests.scorecard` (`--nightly` for the
 large counts, `--only ROW` for some rows). A row without a number is not listed, and a target that
 was missed is printed as missed. A planted fault is one that the check must notice: a check that
-misses one is blind. Kept by `python -m tests.scorecard --keep`, row by row, the newest result of
-each tier.
+misses one is blind. Times are what all CPUs together took and, on a machine that may have had other
+work, how long it was. Kept by `python -m tests.scorecard --keep`: the newest of each row and tier.
 """
-COLUMNS = "| row | what holds | target | reached | planted faults noticed | seconds | tier | on |"
+COLUMNS = (
+    "| row | what holds | target | reached | faults noticed | CPU seconds (time) | tier | on |"
+)
 
 
 def result_of(one: Measured, tier: Tier) -> Result:
@@ -37,6 +39,7 @@ def result_of(one: Measured, tier: Tier) -> Result:
         "held": finding.held, "cases": finding.cases, "number": finding.number,
         "planted": finding.planted, "plants": finding.plants, "reached": finding.reached,
         "failures": list(finding.failures[:MOST_FAILURES]), "seconds": round(one.seconds),
+        "cpu_seconds": round(one.cpu_seconds),
         "tier": tier, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": environment["commit"],
         "machine": f"{environment['cpu']}, {available_threads()} of its {os.cpu_count()} CPUs, "
                    f"Python {platform.python_version()}",
@@ -64,8 +67,9 @@ def _line(row: Row, result: Result, machines: list[str]) -> str:
     verdict = "" if result["reached"] else "**missed**: "
     place = f"{result['date']}, {result['commit']}"
     place += f", machine {machines.index(result['machine']) + 1}" if len(machines) > 1 else ""
-    cells = (row.name, row.promise, row.target, verdict + number,
-             f"{result['planted']} of {result['plants']}", str(result["seconds"]), result["tier"],
+    planted = f"{result['planted']} of {result['plants']}"
+    times = f"{result['cpu_seconds']} ({result['seconds']})"
+    cells = (row.name, row.promise, row.target, verdict + number, planted, times, result["tier"],
              place)  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
 
