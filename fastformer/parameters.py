@@ -3,7 +3,6 @@
 The optimiser, the gradient's norm and a save are then each one pass over one array.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,25 +15,13 @@ from fastformer.errors import InvalidValueError
 Array = npt.NDArray[Any]
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
-# A processor takes a load for one of an earlier store whose address has the same lowest 12 bits,
-# and waits for it. Large arrays would all begin at the same place of a page, and a kernel that goes
-# over two of them in step would take up to twice as long: so each begins at another line of it.
-PAGE = 4096
-LINES_APART = 39  # prime to the 64 lines of a page, and far apart from one array to the next
-_arrays_made = itertools.count()
-
 
 def aligned_zeros(size: int, dtype: Any) -> Array:
-    """Return a zeroed (size,) array that begins at a cache line, large ones each at another."""
-    nbytes = size * np.dtype(dtype).itemsize
-    if nbytes < PAGE:
-        memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT
-    else:
-        memory = np.zeros(nbytes + PAGE, np.uint8)
-        place = next(_arrays_made) * LINES_APART * ALIGNMENT
-        start = (place - memory.ctypes.data) % PAGE
-    return memory[start : start + nbytes].view(dtype)
+    """Return a zeroed (size,) array that begins at a cache line."""
+    itemsize = np.dtype(dtype).itemsize
+    memory = np.zeros(size * itemsize + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size * itemsize].view(dtype)
 
 
 class Parameter:
