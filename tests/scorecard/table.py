@@ -87,7 +87,7 @@ def table(rows: dict[str, Row], results: dict[str, dict[str, Result]]) -> str:
         if name in rows and tier in results[name]
     ]
     machines = list(dict.fromkeys(result["machine"] for _, result in listed))
-    lines = [HEAD, *(f"Machine {n}: {machine}." for n, machine in enumerate(machines, 1)), ""]
+    lines = [HEAD, *(f"- Machine {n}: {machine}." for n, machine in enumerate(machines, 1)), ""]
     lines += [COLUMNS, "|---" * COLUMNS.count(" | ") + "|---|"]
     lines += [_line(row, result, machines) for row, result in listed]
     missed = [(row, result) for row, result in listed if not result["reached"]]
