@@ -30,7 +30,7 @@ from ._blocks import (
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
 from ._simd import lanes, load, load_first, prefetch, splat, store_first
-from ._tile import TILE_ROWS, WIDE
+from ._tile import NARROW, TILE_ROWS, WIDE
 from .activation import (
     GELU,
     NO_ACTIVATION,
@@ -46,6 +46,8 @@ FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = TILE_ROWS
+# Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
+NARROW_DEPTH_BLOCK = 64
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -141,11 +143,12 @@ def _panel_product(
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
+    block = DEPTH_BLOCK if used > NARROW * lanes(out) else NARROW_DEPTH_BLOCK
     for part in range(plan.parts):
         left_start = (group + part) * plan.left_group
         right_start = (group + part) * plan.right_group
-        for k in range(0, max(plan.depth, 1), DEPTH_BLOCK):
-            depth = min(DEPTH_BLOCK, plan.depth - k)
+        for k in range(0, max(plan.depth, 1), block):
+            depth = min(block, plan.depth - k)
             if plan.form == INPUT_GRADIENT:
                 b_start = right_start + j * plan.right_step + k
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
@@ -154,7 +157,7 @@ def _panel_product(
                 pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
-            ends = part == plan.parts - 1 and k + DEPTH_BLOCK >= plan.depth
+            ends = part == plan.parts - 1 and k + block >= plan.depth
             activates = ends and activation != NO_ACTIVATION
             size = ACTIVATED_ROWS if activates else max(1, last - first)
             for row in range(first, last, size):

@@ -14,6 +14,7 @@ from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
 from fastformer.kernels._tile import TILE_ROWS
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
 from fastformer.kernels.matmul import (
+    NARROW_DEPTH_BLOCK,
     matmul,
     matmul_backward,
     matmul_backward_reference,
@@ -28,7 +29,16 @@ EMPTY, NONE = np.empty(0), np.empty((0, 0))
 WIDTH = 2 * LANES32  # of a packed panel
 ROWS = [1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 2 * TILE_ROWS + 3]
 COLUMNS = sorted({1, WIDTH // 4, WIDTH // 2 - 1, WIDTH // 2 + 1, WIDTH, WIDTH + 1, 67})
-DEPTHS = [1, 2, 17, DEPTH_BLOCK - 1, DEPTH_BLOCK, DEPTH_BLOCK + 1, 2 * DEPTH_BLOCK + 3]
+DEPTHS = [
+    1,
+    2,
+    17,
+    *range(NARROW_DEPTH_BLOCK - 1, NARROW_DEPTH_BLOCK + 2),
+    DEPTH_BLOCK - 1,
+    DEPTH_BLOCK,
+    DEPTH_BLOCK + 1,
+    2 * DEPTH_BLOCK + 3,
+]
 ACTIVATIONS = {"none": NO_ACTIVATION, "relu": RELU, "gelu": GELU}
 
 
