@@ -234,6 +234,21 @@ def test_presets_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(name in error for name in PRESETS)
 
 
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(ANSWER_TASKS)))
+def test_a_small_version_of_a_size_is_trained(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    small = ["--epochs", "1", "--examples", "320"]
+    assert main(["train", "digits", "--preset", name, "--json", "--out", out, *small]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    config = RunDirectory.open(out).config
+    used = {**config["task"], **config["model"]}
+    wanted: dict[str, Any] = PRESETS[name] | {"examples": 320}
+    assert {option: used[option] for option in wanted} == wanted
+    assert (result["parameters"] == 102_036) == (name != "wide")
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name must be one of"):
         AnswerTask(name="addtion")

@@ -13,10 +13,14 @@ _STEPS_PER_EPOCH: Final[int] = 500
 _BATCH_SIZE: Final[int] = 64
 
 
-def _decoder(steps: int, layers: int, learning_rate: float) -> dict[str, int | float | str]:
+def _decoder(
+    steps: int, layers: int, learning_rate: float, width: int = 64
+) -> dict[str, int | float | str]:
     """Return the options of a decoder on a stream: GPT-2's choices, AdamW, half a cosine."""
     return {
         "examples": _STEPS_PER_EPOCH * _BATCH_SIZE,
+        "embed_dim": width,
+        "ffn_dim": 4 * width,
         "num_layers": layers,
         "max_seq_len": 48,
         "norm": "pre",
@@ -33,21 +37,32 @@ def _decoder(steps: int, layers: int, learning_rate: float) -> dict[str, int | f
     }
 
 
-# Two layers are enough but for three digits (98.1 % of one seed with two; with a third 99.9 % of
-# that seed and 98.0 % of another) and nested expressions.
 PRESETS: Final[dict[str, dict[str, int | float | str]]] = {
     "small": {"examples": 1_000},
     "medium": {"examples": 10_000},
     "large": {"examples": 100_000},
     "wide": {"embed_dim": 128, "num_heads": 8, "num_layers": 4, "ffn_dim": 512},
-    "double-digits": _decoder(3000, 2, 2e-3),
-    "three-digits": _decoder(5000, 3, 1.5e-3),
+    "double-digits": _decoder(3000, 3, 1.5e-3, width=96),
+    "three-digits": _decoder(4000, 3, 1.5e-3, width=96),
     "long-lists": _decoder(3000, 2, 2e-3),
     "nested": _decoder(6000, 3, 1e-3),
     "arithmetic": _decoder(4000, 2, 1e-3),
     "addition": _decoder(2500, 2, 2e-3),
 }
-"""The options of each preset, by the names of the settings."""
+"""The options of each preset, by the names of the settings.
+
+Two layers of width 64 are enough but for nested expressions, which need a third, and for numbers
+of several digits, where those that begin alike are hard to tell apart. For two digits, a third
+layer and width 96 were worth 99.89 -> 99.98 % (width 96 alone: 99.88 %); for three digits and
+three layers, width 96 was worth 97.96 % after 5,000 steps -> 99.93 % after 4,000 (seed 42). Seeds
+differ: after 3,000 steps, seeds 42, 2 and 1 had 99.86, 99.54 and 96.58 % for three digits.
+
+Tried on three digits, width 64, seed 42, 3,000 steps, for 97.84 %, and not taken: hints of each
+digit of the answer so far 97.05 %, half of the draws with fewer digits 93.12 %, learning rate
+3e-3 93.62 %, four layers at 1e-3 97.54 %, weight decay 0.1 with beta2 0.98 98.12 %, half the
+batch and twice the steps 96.77 %. Two heads had 99.63 %, but 97.71 and 81.08 % with other seeds.
+Batches of 128 had 99.04 % after 2,500 steps of 2e-3, at 1.8 times the time.
+"""
 
 
 def with_preset(words: Sequence[str]) -> list[str]:
