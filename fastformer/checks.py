@@ -224,3 +224,54 @@ def target_ids(owner: str, targets: Any, rows: int, classes: int, ignored: int) 
             f"got {targets[index]} at index {index}"
         )
     return int(np.count_nonzero(counted))
+
+
+def instance(owner: str, name: str, value: Any, *kinds: type) -> None:
+    """Raise unless a value is of one of some classes."""
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise InvalidTypeError(
+            f"{owner}: {name} must be a {wanted}, got {type(value).__name__}: {value!r:.60}"
+        )
+
+
+def fitting_arrays(
+    owner: str, name: str, owned: Mapping[str, npt.NDArray[Any]], given: Any
+) -> dict[str, npt.NDArray[Any]]:
+    """Return given arrays by name, in the dtype of the owned ones; raise unless all of them fit.
+
+    Args:
+        owner: whose they are, such as "Transformer".    name: what they are: "weights" or "state".
+        owned: name to the array that is to be replaced.    given: name to array.
+
+    Raises:
+        TypeError: not a mapping, or an array that is not of floats.
+        ValueError: a name that is missing or unknown, another shape, or a value that is not finite.
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidTypeError(
+            f"{owner}: {name} must be a mapping of name to array, got {type(given).__name__}"
+        )
+    missing, unknown = sorted(owned.keys() - given.keys()), sorted(map(str, given.keys() - owned))
+    if missing or unknown:
+        raise InvalidValueError(
+            f"{name} must fit this {owner}: "
+            f"missing {missing[:4] or 'none'}, unknown {unknown[:4] or 'none'}"
+        )
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for key, own in owned.items():
+        array = np.asarray(given[key])
+        if array.dtype.kind != "f":
+            raise InvalidTypeError(f"{name}: {key!r} must be floats, got {array.dtype}")
+        if array.shape != own.shape:
+            raise InvalidValueError(f"{name}: {key!r} must be {own.shape}, got {array.shape}")
+        with np.errstate(over="ignore"):
+            arrays[key] = array.astype(own.dtype)
+        finite = np.isfinite(arrays[key])
+        if not finite.all():
+            index = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise InvalidValueError(
+                f"{name}: {key!r} must be finite everywhere in {own.dtype}, got {array[index]} at "
+                f"index {index}"
+            )
+    return arrays

@@ -501,19 +501,19 @@ def _attention_weights_pair(
     for t in range(weights.shape[2]):
         i = first + t
         seen = _visible(i, last, T, causal) if i < last else 0
-        total = 0.0
-        for j in range(weights.shape[3]):
-            weight = q.dtype.type(0)
-            if j < seen:
-                score = 0.0
-                for d in range(column, column + D):
-                    score += q[i, d] * k[first_key + j, d]
-                weight = math.exp(score * scale - logsumexp[i, head])
-                total += weight
-            weights[b, head, t, j] = weight
-        # Their sum is 1 but for the rounding of logsumexp, which is an error of all of them.
+        largest, total = -math.inf, 0.0
         for j in range(seen):
-            weights[b, head, t, j] /= total
+            score = 0.0
+            for d in range(column, column + D):
+                score += q[i, d] * k[first_key + j, d]
+            weights[b, head, t, j] = score * scale
+            largest = max(largest, weights[b, head, t, j])
+        # Not by logsumexp: its rounding is an error of all, and of huge scores larger than one.
+        for j in range(seen):
+            weights[b, head, t, j] = math.exp(weights[b, head, t, j] - largest)
+            total += weights[b, head, t, j]
+        for j in range(weights.shape[3]):
+            weights[b, head, t, j] = weights[b, head, t, j] / total if j < seen else 0
 
 
 @kernel(parallel=True)

@@ -4,7 +4,8 @@
     dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + residual,      g = dout * weight
     dweight += sum over rows of dout * xhat,                           dbias += sum of dout
 
-The variance is the biased one. `residual` is the gradient that reaches x past the norm.
+The variance is the biased one; where it is beyond the dtype, rstd is NaN: 0 would hide it.
+`residual` is the gradient that reaches x past the norm.
 Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, equation 4.
 """
 
@@ -21,7 +22,9 @@ def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
     """Compute `layernorm_forward` in NumPy."""
     mean[...] = x.mean(axis=1)
     centred = x - mean[:, None]
-    rstd[...] = 1 / np.sqrt((centred * centred).mean(axis=1) + x.dtype.type(epsilon))
+    variance = (centred * centred).mean(axis=1)
+    rstd[...] = 1 / np.sqrt(variance + x.dtype.type(epsilon))
+    rstd[np.isinf(variance)] = np.nan
     out[...] = centred * rstd[:, None] * weight + bias
 
 
@@ -55,7 +58,8 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
             n = C - j - lanes(x)
             centred = keep_first(load_first(x, n, i, j + lanes(x)) - row_mean, n, 0.0)
             odd = fma(centred, centred, odd)
-    row_rstd = 1 / math.sqrt(sum_lanes(even + odd) / C + epsilon)
+    variance = sum_lanes(even + odd) / C
+    row_rstd = math.nan if math.isinf(variance) else 1 / math.sqrt(variance + epsilon)
     mean[i] = row_mean
     rstd[i] = row_rstd
     for j in range(0, C, lanes(x)):

@@ -196,9 +196,9 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
     name = list(good)[-1]
     missing = {key: array for key, array in good.items() if key != name}
     attempts: list[tuple[dict[str, np.ndarray], Any, type[Exception], str]] = [
-        (missing, 1, InvalidValueError, f"does not fit this optimizer; it differs in .*{name}"),
+        (missing, 1, InvalidValueError, f"state must fit this .*{name}"),
         (good | {"velocity.x": np.ones(1)}, 1, InvalidValueError, "velocity.x"),
-        (good | {name: np.ones(3)}, 1, InvalidValueError, rf"state '{name}' must be .* \(3,\)"),
+        (good | {name: np.ones(3)}, 1, InvalidValueError, rf"state: '{name}' must be .* \(3,\)"),
         (good, -1, InvalidValueError, "^steps must be an integer >= 0, got -1$"),
         (good, 1.0, InvalidTypeError, "^steps must be an integer >= 0, got 1.0$"),
     ]
@@ -276,5 +276,5 @@ def test_a_state_that_is_not_finite_is_not_loaded() -> None:
     state = optimizer.state_dict()
     name = list(state)[2]
     state[name].flat[0] = np.nan
-    with pytest.raises(InvalidValueError, match=f"state '{name}' must be finite everywhere"):
+    with pytest.raises(InvalidValueError, match=f"state: '{name}' must be finite everywhere"):
         optimizer.load_state_dict(state, 1)

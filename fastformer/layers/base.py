@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastformer import checks
 from fastformer.backend import get_backend
 from fastformer.buffers import Buffers
-from fastformer.errors import InvalidTypeError, InvalidValueError, NotForwardedError
+from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.parameters import Array, Parameter, Parameters
 from fastformer.random import generator
 
@@ -129,28 +129,7 @@ class Layer:
             ValueError: a name that is missing or unknown, or a shape that differs.
             TypeError: an array that is not of floats.
         """
-        if not isinstance(weights, Mapping):
-            raise InvalidTypeError(
-                f"weights must be a mapping of name to array, got {type(weights).__name__}"
-            )
         owned = {name: value for name, value, _ in self.parameters()}
-        missing = sorted(owned.keys() - weights.keys())
-        unknown = sorted(weights.keys() - owned.keys())
-        if missing or unknown:
-            raise InvalidValueError(
-                f"weights do not fit this {type(self).__name__}: "
-                f"missing {missing[:4] or 'none'}, unknown {unknown[:4] or 'none'}"
-            )
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for name, value in owned.items():
-            array = np.asarray(weights[name])
-            if array.dtype.kind != "f":
-                raise InvalidTypeError(f"weight {name!r} must be floats, got {array.dtype}")
-            if array.shape != value.shape:
-                raise InvalidValueError(f"weight {name!r} must be {value.shape}, got {array.shape}")
-            with np.errstate(over="ignore"):
-                arrays[name] = array.astype(self.dtype)
-            if not np.isfinite(arrays[name]).all():
-                raise InvalidValueError(f"weight {name!r} is not finite everywhere in {self.dtype}")
+        arrays = checks.fitting_arrays(type(self).__name__, "weights", owned, weights)
         for name, value in owned.items():
             value[...] = arrays[name]

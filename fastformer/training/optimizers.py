@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastformer import checks
-from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
+from fastformer.errors import FastformerError, InvalidTypeError
 from fastformer.parameters import Array, Parameters, aligned_zeros
 
 
@@ -116,20 +116,9 @@ class Optimizer:
             for state_name, flat in self.state.items()
             for name, view in self.parameters.views_of(flat)
         }
-        if owned.keys() != state.keys():
-            odd = sorted(owned.keys() ^ state.keys())
-            raise InvalidValueError(
-                f"the state does not fit this optimizer; it differs in {odd[:4]}"
-            )
+        arrays = checks.fitting_arrays(type(self).__name__, "state", owned, state)
         for name, view in owned.items():
-            if np.shape(state[name]) != view.shape:
-                raise InvalidValueError(
-                    f"state {name!r} must be {view.shape}, got {np.shape(state[name])}"
-                )
-            if not np.isfinite(state[name]).all():
-                raise InvalidValueError(f"state {name!r} must be finite everywhere")
-        for name, view in owned.items():
-            view[...] = state[name]
+            view[...] = arrays[name]
         self.steps = steps
 
 

@@ -53,6 +53,9 @@ def train_step(
     Returns:
         The loss and accuracy on the batch before the step.
     """
+    checks.instance("train_step", "model", model, Transformer)
+    checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
+    checks.instance("train_step", "optimizer", optimizer, Optimizer)
     model.zero_grad()
     logits = model.forward(batch)
     loss = loss_fn.forward(logits, targets)
@@ -68,6 +71,8 @@ def predict_classes(
 
     A decoder's are (N, V), those of all tokens.
     """
+    checks.instance("evaluate", "model", model, Transformer, TransformerDecoder)
+    checks.instance("evaluate", "inputs", inputs, PackedBatch)
     checks.integer("batch_size", batch_size, 1)
     training = model.dropout_counter.training
     model.eval()
@@ -96,6 +101,7 @@ def evaluate(
         targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
     """
+    checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
     logits = predict_classes(model, inputs, batch_size)
     loss = loss_fn.forward(logits, targets)
     return Scores(loss, count_right(inputs, logits, targets) / inputs.num_sequences)
