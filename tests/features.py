@@ -114,6 +114,10 @@ FEATURES: dict[int, tuple[str, ...]] = {
     87: ("tests/test_answers.py::test_a_small_version_is_trained_and_tested",),
     88: ("tests/test_torch_parity.py::test_logits_loss_and_gradients", "$ bench --against"),
     89: ("$ train --embed-dim --num-heads --num-layers --ffn-dim --examples --epochs",),
+    90: (
+        "README.md: ## Harder tasks",
+        "tests/test_answers.py::test_a_small_version_of_a_size_is_trained",
+    ),
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
     92: ("README.md: ## Which settings matter", "$ bench --suite"),
     93: ("$ train --norm --activation --positions --pooling --attention-bias",),
@@ -156,6 +160,5 @@ MISSING: dict[int, str] = {
     24: "pre-norm is there (--norm pre); RMSNorm is not",
     26: "GELU is there (--activation gelu); SwiGLU and Mish are not",
     43: "no label smoothing",
-    90: "no run of 100,000 examples is recorded",
     94: "float32 and float64 only",
 }

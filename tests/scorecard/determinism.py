@@ -158,12 +158,14 @@ ROWS = (
         "the same bits for 1 to 16 threads, on the omp and workqueue layers",
         "1 hash",
         measure_threads,
+        alone=True,
     ),
     Row(
         "B2",
         "the same bits in fresh processes, with other hashes, heaps and a cold cache",
         "1 hash of 10, nightly of 50",
         measure_processes,
+        alone=True,
     ),
     Row("B4", "a run goes on from every step with the same bits", "199 of 199", measure_resume),
 )

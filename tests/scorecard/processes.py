@@ -300,5 +300,6 @@ ROWS = (
         "that is read-only; a damaged or foreign kernel cache is rebuilt, never loaded",
         "all end well and right, no hang",
         measure,
+        alone=True,
     ),
 )

@@ -41,12 +41,14 @@ class Row:
     Attributes:
         name: such as "B4".    promise: in a few words.    target: what must be reached.
         measure: takes the tier, "fast" or "nightly", which decides how many cases there are.
+        alone: whether it uses several threads, which other rows beside it would stall.
     """
 
     name: str
     promise: str
     target: str
     measure: Callable[[Tier], Finding]
+    alone: bool = False
 
 
 @dataclass(frozen=True)
