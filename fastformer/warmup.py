@@ -20,8 +20,7 @@ from fastformer import threads
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
 # i integer, b bool. Those that take longest come first.
 KERNELS = {
-    "matmul._product": "i m t m r m i m",
-    "matmul.matmul_backward": "m t m m m i m t r",
+    "matmul._product": "i i m t m r m i m m t",
     "attention.attention_backward": "m m m m m m k k b f m m m",
     "attention.attention_forward": "m m m k k b f m m",
     "layernorm.layernorm_backward": "m m r r r m m r r",

@@ -199,7 +199,7 @@ def _finish_queries(rows, width, head, largest, total, factor, out, start, C, D,
         logsumexp[i + r, head] = largest[r]
 
 
-@kernel(inline=True)
+@kernel
 def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
     """Write the products of one row with `count` rows of x, lanes being rows of x, to out."""
     for j in range(0, count, WIDE * lanes(x)):

@@ -10,8 +10,8 @@ Matrices that have a row for each token are two-dimensional; their G groups are 
 group, all groups share it; and where `out` of `matmul_nt` has, the groups' products are added up.
 An array that is not wanted is given with size 0.
 
-The first three are one compiled kernel, for they differ only in what is a matrix's row and what a
-step. Where a product is one task, no other thread is woken: that would take as long as the product.
+All are one compiled kernel, for they differ only in what is a matrix's row and what a step. Where a
+product is one task, no other thread is woken: that would take as long as the product.
 """
 
 from collections import namedtuple
@@ -42,7 +42,7 @@ from .activation import (
     gelu_slope,
 )
 
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2
+NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = TILE_ROWS
@@ -215,39 +215,69 @@ def _plan(form, x_shape, weight_shape, y_shape):
 
 
 @kernel
-def _grid(plan, out):
-    """Return the (row tasks, column tasks) of a plan."""
+def _grid(form, x_shape, weight_shape, y_shape, out):
+    """Return the (row tasks, column tasks) of a product; none where it is not wanted."""
+    if form == NO_PRODUCT:
+        return 0, 0
+    plan = _plan(form, x_shape, weight_shape, y_shape)
     return task_grid(
         plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
     )
 
 
-@kernel(parallel=True)
-def _product(form, x, weight, y, bias, addend, activation, saved):
-    """Compute one of y, x (from y and weight) and weight (from x and y); see `matmul` and so on."""
-    plan = _plan(form, x.shape, weight.shape, y.shape)
-    flat_x, flat_weight, flat_y = (
-        x.reshape(x.size),
-        weight.reshape(weight.size),
-        y.reshape(y.size),
-    )
-    flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
-    left, right, out = flat_x, flat_weight, flat_y
+@kernel
+def _task(
+    task, first_form, first_grid, second_grid, x_shape, weight_shape, y_shape, x, weight, y,
+    bias, addend, activation, saved, dx, dweight,
+):  # fmt: skip
+    """Compute a task of the first product or of the second one, the input's gradient.
+
+    They take turns: threads are given tasks that follow each other, and the two take unlike times.
+    """
+    firsts = first_grid[0] * first_grid[1]
+    tasks = firsts + second_grid[0] * second_grid[1]
+    before = task * firsts // tasks
+    is_first = (task + 1) * firsts // tasks > before
+    form = first_form if is_first else INPUT_GRADIENT
+    index, grid = (before, first_grid) if is_first else (task - before, second_grid)
+    left, right, out = x, weight, y
     if form == INPUT_GRADIENT:
-        left, out = flat_y, flat_x
+        left, out, bias = y, dx, bias[:0]
     elif form == WEIGHT_GRADIENT:
-        right, out = flat_y, flat_weight
-    row_tasks, column_tasks = _grid(plan, out)
-    if row_tasks * column_tasks == 1:
-        _product_task(
-            0, 1, 1, form, x.shape, weight.shape, y.shape, left, right,
-            bias, flat_addend, activation, flat_saved, out,
-        )  # fmt: skip
+        right, out, addend, saved, activation = y, dweight, addend[:0], saved[:0], NO_ACTIVATION
+    _product_task(
+        index, grid[0], grid[1], form, x_shape, weight_shape, y_shape, left, right, bias, addend,
+        activation, saved, out,
+    )  # fmt: skip
+
+
+@kernel(parallel=True)
+def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, dweight):
+    """Compute y from x and weight, dx from y and weight, or dweight from x and y; see `matmul`.
+
+    Args:
+        form: which of them.    and_then: INPUT_GRADIENT, for dx too, or NO_PRODUCT.
+        dx, dweight: like x and weight; not used where they are not computed.
+    """
+    flat_x, flat_weight, flat_y = x.reshape(x.size), weight.reshape(weight.size), y.reshape(y.size)
+    flat_dx, flat_dweight = dx.reshape(dx.size), dweight.reshape(dweight.size)
+    flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
+    first_grid = _grid(form, x.shape, weight.shape, y.shape, y)
+    second_grid = _grid(and_then, x.shape, weight.shape, y.shape, y)
+    firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
+    if firsts <= 1 and seconds <= 1:
+        for task in range(firsts + seconds):
+            _task(
+                task, form, first_grid, second_grid, x.shape, weight.shape, y.shape, flat_x,
+                flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
+                flat_dweight,
+            )  # fmt: skip
     else:
-        for task in prange(row_tasks * column_tasks):
-            _product_task(
-                task, row_tasks, column_tasks, form, x.shape, weight.shape, y.shape, left, right,
-                bias, flat_addend, activation, flat_saved, out,
+        for task in prange(firsts + seconds):
+            _task(
+                task, form, first_grid, second_grid, x.shape, weight.shape, y.shape, flat_x,
+                flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
+                flat_dweight,
             )  # fmt: skip
 
 
@@ -262,7 +292,7 @@ def matmul(a, b, bias, addend, activation, slope, out):
         out: (G M, N), overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """
-    _product(FORWARD, a, b, out, bias, addend, activation, slope)
+    _product(FORWARD, NO_PRODUCT, a, b, out, bias, addend, activation, slope, a, b)
 
 
 def matmul_nt(a, b, saved, addend, activation, out):
@@ -275,7 +305,8 @@ def matmul_nt(a, b, saved, addend, activation, out):
         out: (G M, N), or (M, N) for the sum over the groups; overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """
-    _product(INPUT_GRADIENT, out, b, a, NOTHING[a.dtype], addend, activation, saved)
+    nothing = NOTHING[a.dtype]
+    _product(INPUT_GRADIENT, NO_PRODUCT, out, b, a, nothing, addend, activation, saved, out, b)
 
 
 def matmul_tn(a, b, column_sums, out):
@@ -288,37 +319,11 @@ def matmul_tn(a, b, column_sums, out):
     thread count.
     """
     nothing = a[:0]
-    _product(WEIGHT_GRADIENT, a, out, b, column_sums, nothing, NO_ACTIVATION, nothing)
+    _product(
+        WEIGHT_GRADIENT, NO_PRODUCT, a, out, b, column_sums, nothing, NO_ACTIVATION, nothing, a, out
+    )  # fmt: skip
 
 
-@kernel
-def _gradient_task(
-    task, grid, x_shape, weight_shape, y_shape, flat_x, flat_weight, flat_y, flat_saved,
-    flat_addend, activation, flat_dx, flat_dweight, column_sums,
-):  # fmt: skip
-    """Compute a task of the weight's gradient or of the input's; they take turns.
-
-    Threads are given tasks that follow each other, and the two kinds take unlike times.
-    """
-    weight_rows, weight_columns, input_rows, input_columns = grid
-    weight_tasks = weight_rows * weight_columns
-    tasks = weight_tasks + input_rows * input_columns
-    before = task * weight_tasks // tasks
-    if (task + 1) * weight_tasks // tasks > before:
-        _product_task(
-            before, weight_rows, weight_columns, WEIGHT_GRADIENT, x_shape, weight_shape, y_shape,
-            flat_x, flat_y, column_sums, flat_addend[:0], NO_ACTIVATION, flat_saved[:0],
-            flat_dweight,
-        )  # fmt: skip
-    else:
-        _product_task(
-            task - before, input_rows, input_columns, INPUT_GRADIENT, x_shape, weight_shape,
-            y_shape, flat_y, flat_weight, column_sums[:0], flat_addend, activation, flat_saved,
-            flat_dx,
-        )  # fmt: skip
-
-
-@kernel(parallel=True)
 def matmul_backward(a, b, dout, saved, addend, activation, da, db, column_sums):
     """Differentiate `matmul` by its input, its weights and its bias in one parallel region.
 
@@ -329,22 +334,6 @@ def matmul_backward(a, b, dout, saved, addend, activation, da, db, column_sums):
         db: (G, K, N) accumulated.    column_sums: (G N,) accumulated, or (0,).
     Threads: those of the two products side by side; bit-identical for any count.
     """
-    flat_a, flat_b, flat_dout = a.reshape(a.size), b.reshape(b.size), dout.reshape(dout.size)
-    flat_saved, flat_addend = saved.reshape(saved.size), addend.reshape(addend.size)
-    flat_da, flat_db = da.reshape(da.size), db.reshape(db.size)
-    weight_grid = _grid(_plan(WEIGHT_GRADIENT, a.shape, b.shape, dout.shape), db)
-    input_grid = _grid(_plan(INPUT_GRADIENT, a.shape, b.shape, dout.shape), da)
-    grid = (weight_grid[0], weight_grid[1], input_grid[0], input_grid[1])
-    tasks = grid[0] * grid[1] + grid[2] * grid[3]
-    if tasks == 2:
-        for task in range(tasks):
-            _gradient_task(
-                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
-                flat_addend, activation, flat_da, flat_db, column_sums,
-            )  # fmt: skip
-    else:
-        for task in prange(tasks):
-            _gradient_task(
-                task, grid, a.shape, b.shape, dout.shape, flat_a, flat_b, flat_dout, flat_saved,
-                flat_addend, activation, flat_da, flat_db, column_sums,
-            )  # fmt: skip
+    _product(
+        WEIGHT_GRADIENT, INPUT_GRADIENT, a, b, dout, column_sums, addend, activation, saved, da, db
+    )  # fmt: skip

@@ -15,6 +15,7 @@ IDS = [[15, 17, 7, 19, 5, 19, 11, 18], [12, 17, 2, 19, 3, 19, 4, 18]]
 
 def train_once(model, targets):
     batch, loss_fn = ff.pack(IDS), ff.CrossEntropyLoss()
+    model.zero_grad()
     loss_fn.forward(model.forward(batch), targets)
     model.backward(loss_fn.backward())
     ff.clip_gradients(model.parameters(), 1e9)
