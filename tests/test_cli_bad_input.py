@@ -136,7 +136,7 @@ DAMAGED_RUNS: list[tuple[Callable[[Path], object], str]] = [
     (replace("format_version = 1", "format_version = 2"), "has format version 2, this fastformer"),
     (replace("seed = 42", "seed = -1"), "seed must be an integer >= 0, got -1"),
     (replace("[model]", "[models]"), "'model' is missing"),
-    (replace("embed_dim = 16", "embed_dim = 32"), "does not fit the model: weight "),
+    (replace("embed_dim = 16", "embed_dim = 32"), "does not fit the model: weights: "),
     (replace("num_layers = 1", "num_layers = 2"), "does not fit the model: "),
     (lambda place: (place / BEST).unlink(), "no best checkpoint yet"),
     (cut(BEST), "best.safetensors is truncated, damaged or not a safetensors file"),

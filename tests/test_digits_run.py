@@ -270,7 +270,7 @@ def test_a_run_of_another_model_is_refused(run: Path) -> None:
     config.write_text(config.read_text().replace("embed_dim = 16", "embed_dim = 8"))
     before = tree(run)
     for use in (evaluate_run, load_run, lambda path: resume_digits(path, Recorder())):
-        with pytest.raises(CheckpointError, match=r"does not fit the model: weight .* got \("):
+        with pytest.raises(CheckpointError, match=r"does not fit the model: weights: .* got \("):
             use(run)
     assert tree(run) == before
 
