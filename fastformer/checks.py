@@ -169,9 +169,9 @@ def matrix(owner: str, name: str, x: Any, rows: int | None, columns: int, dtype:
 
 def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
     """Raise unless x is a C-contiguous, writable array of a shape and dtype."""
-    if type(x) is np.ndarray and x.shape == shape and x.ndim and x.dtype == dtype:
-        if x.flags.carray:
-            return
+    usual = type(x) is np.ndarray and x.shape == shape and x.ndim and x.dtype == dtype
+    if usual and x.flags.carray:
+        return
     wanted = f"{shape} {np.dtype(dtype)}"
     if not isinstance(x, np.ndarray) or x.dtype != dtype:
         given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__

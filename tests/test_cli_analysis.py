@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from commands import mistake_of, object_of, text_of
 from runs import one_thread
 
 from fastformer.analysis.attention import attention_weights
@@ -27,31 +27,6 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("analysis") / "run"
     assert main(["train", "--out", str(directory), *TINY.split()]) == 0
     return directory
-
-
-def object_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """Run a command with --json and return its one object."""
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    found = json.loads(out)
-    assert isinstance(found, dict)
-    return found
-
-
-def text_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 0
-    return capsys.readouterr().out
-
-
-def mistake_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") <= 2
-    return err
 
 
 def test_evaluate_counts_the_answers_that_predict_gives(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import mistake_of, object_of, text_of
 from runs import Recorder, one_thread
 
 import fastformer as ff
@@ -55,28 +56,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def nested(runs: dict[str, Path], tmp_path: Path) -> Path:
     """Return a copy of a run, to change."""
     return Path(shutil.copytree(runs["nested"], tmp_path / "run"))
-
-
-def object_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """Run a command with --json and return its one object."""
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
-def text_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 0
-    return capsys.readouterr().out
-
-
-def mistake_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([*map(str, arguments)]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") <= 2
-    return err
 
 
 @pytest.mark.parametrize("name", ["nested", "addition"])

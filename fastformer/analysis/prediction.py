@@ -22,7 +22,7 @@ from fastformer.generation import Generated, beam_search, generate, log_softmax
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.steps import predict_classes
+from fastformer.training.steps import predict_classes, wrong_sequences
 
 _PROMPTS_AT_A_TIME: Final[int] = 256
 
@@ -187,8 +187,7 @@ class AnswerPredictor:
         targets = np.concatenate([[-1] * (len(p) - 1) + answer for p, answer in pairs])
         logits = predict_classes(self.model, batch)
         loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, targets)
-        wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
-        missed = np.flatnonzero(np.logical_or.reduceat(wrong, batch.offsets[:-1]))
+        missed = np.flatnonzero(wrong_sequences(batch, logits, targets))
         # Where each token of the right answer is the likeliest after those before it, that answer
         # is what the model writes. Only the others must be written to be known.
         texts = [str(question.answer()) for question in questions]

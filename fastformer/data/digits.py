@@ -186,7 +186,7 @@ def generate(task: DigitTask, seed: int) -> DigitExamples:
         ValueError: more distinct examples are asked for than exist, or a negative seed.
     """
     checks.integer("seed", seed, 0)
-    _check_type("task", task, DigitTask)
+    checks.instance("generate", "task", task, DigitTask)
     if task.distinct and task.examples > task.num_inputs:
         checks.fail(
             f"examples must be at most {task.num_inputs} with distinct, got {task.examples}; only "
@@ -234,8 +234,8 @@ def split(examples: DigitExamples, task: DigitTask, seed: int) -> Splits:
             fit the task, or the seed is negative.
     """
     checks.integer("seed", seed, 0)
-    _check_type("examples", examples, DigitExamples)
-    _check_type("task", task, DigitTask)
+    checks.instance("split", "examples", examples, DigitExamples)
+    checks.instance("split", "task", task, DigitTask)
     distinct = dict.fromkeys(examples.expressions)
     for expression in distinct:
         task.check(expression)
@@ -253,12 +253,6 @@ def split(examples: DigitExamples, task: DigitTask, seed: int) -> Splits:
         validation=DigitExamples([e for e in distinct if held_out.get(e) == "validation"]),
         test=DigitExamples([e for e in distinct if held_out.get(e) == "test"]),
     )
-
-
-def _check_type(name: str, value: object, wanted: type) -> None:
-    """Raise unless a value is of a class."""
-    if not isinstance(value, wanted):
-        raise InvalidTypeError(f"{name} must be a {wanted.__name__}, got {value!r:.60}")
 
 
 def _part_sizes(task: DigitTask, operation: str, count: int, drawn: int) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Expressions of the digit task, such as `Max ( 5 , 3 , 9 )`: value, tokens, answer and parser."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -9,11 +8,12 @@ from fastformer import checks
 from fastformer.data.scanning import (
     MAX_NUMBER_DIGITS,
     Token,
+    check_end,
     depth_of,
     fail_at,
+    read_name,
     read_number,
     scan,
-    shown,
 )
 from fastformer.errors import InvalidTypeError
 
@@ -121,11 +121,7 @@ def parse_expression(text: str) -> Expression:
     if tokens[1].text != "(":
         fail_at(tokens[1], f"expected '(' after {operation!r}, got", f"write as in {_EXAMPLE}")
     numbers, after = _read_numbers(tokens, 2)
-    if after < len(tokens):
-        extra = tokens[after]
-        if extra.text == ")":
-            fail_at(extra, "unbalanced parentheses: nothing is open for the", "remove it")
-        fail_at(extra, "trailing text after the closing ')':", "give one expression at a time")
+    check_end(tokens, after)
     return Expression(operation, numbers)
 
 
@@ -137,11 +133,7 @@ def _read_operation(token: Token) -> str:
             "expected an operation, got",
             f"begin with one of {', '.join(OPERATIONS)}, for example {_EXAMPLE}",
         )
-    if token.text.lower() not in _OPERATION_OF:
-        near = difflib.get_close_matches(shown(token.text).capitalize(), OPERATIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        fail_at(token, "unknown operation", f"known: {', '.join(OPERATIONS)}{hint}")
-    return _OPERATION_OF[token.text.lower()]
+    return read_name(token, OPERATIONS)
 
 
 def _read_numbers(tokens: list[Token], first: int) -> tuple[tuple[int, ...], int]:

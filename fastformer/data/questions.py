@@ -3,7 +3,6 @@
 The text is free: any case of letters, any spaces, and a comma or a space between two arguments.
 """
 
-import difflib
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,7 +10,15 @@ from fastformer import checks
 from fastformer.data.answers import ANSWER_TOKENS, Drawn
 from fastformer.data.expressions import OPERATIONS, Expression, value_of
 from fastformer.data.forms import PART_ARGUMENTS, PLUS, Form
-from fastformer.data.scanning import Token, depth_of, fail_at, read_number, scan, shown
+from fastformer.data.scanning import (
+    Token,
+    check_end,
+    depth_of,
+    fail_at,
+    read_name,
+    read_number,
+    scan,
+)
 from fastformer.errors import InvalidTypeError
 
 
@@ -200,7 +207,7 @@ def _read_calls(tokens: list[Token], form: Form) -> Call:
             done = open_calls.pop()
             call = Call(done.operation, tuple(done.arguments), done.at, tuple(done.places))
             if not open_calls:
-                _check_end(tokens, place)
+                check_end(tokens, place + 1)
                 break
             open_calls[-1].arguments.append(call)
             open_calls[-1].places.append(done.at)
@@ -218,23 +225,9 @@ def _read_calls(tokens: list[Token], form: Form) -> Call:
     return call
 
 
-def _check_end(tokens: list[Token], place: int) -> None:
-    """Raise where something follows the last parenthesis."""
-    if place + 1 < len(tokens):
-        extra = tokens[place + 1]
-        if extra.text == ")":
-            fail_at(extra, "unbalanced parentheses: nothing is open for the", "remove it")
-        fail_at(extra, "trailing text after the closing ')':", "give one expression at a time")
-
-
 def _operation(token: Token, following: Token | None, form: Form) -> str:
     """Return the operation that a word names, in any case of letters."""
-    known = {name.lower(): name for name in form.all_operations}
-    if token.text.lower() not in known:
-        near = difflib.get_close_matches(shown(token.text).capitalize(), known.values(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        fail_at(token, "unknown operation", f"known: {', '.join(known.values())}{hint}")
-    name = known[token.text.lower()]
+    name = read_name(token, form.all_operations)
     if following is None:
         checks.fail(f"nothing follows {name!r}; write for example {form.example!r}")
     if following.text != "(":

@@ -1,6 +1,8 @@
 """Free text cut into tokens, and messages that say where in it something is wrong."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from fastformer import checks
@@ -54,6 +56,25 @@ def read_number(token: Token) -> int:
         digits = len(token.text)
         fail_at(token, f"a number of {digits} digits:", f"at most {MAX_NUMBER_DIGITS} are allowed")
     return int(token.text)
+
+
+def read_name(token: Token, names: Sequence[str]) -> str:
+    """Return which of some names a word is, in any case of letters."""
+    known = {name.lower(): name for name in names}
+    if token.text.lower() not in known:
+        near = difflib.get_close_matches(shown(token.text).capitalize(), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        fail_at(token, "unknown operation", f"known: {', '.join(names)}{hint}")
+    return known[token.text.lower()]
+
+
+def check_end(tokens: list[Token], end: int) -> None:
+    """Raise where something follows the last parenthesis, whose place is before `end`."""
+    if end < len(tokens):
+        extra = tokens[end]
+        if extra.text == ")":
+            fail_at(extra, "unbalanced parentheses: nothing is open for the", "remove it")
+        fail_at(extra, "trailing text after the closing ')':", "give one expression at a time")
 
 
 def depth_of(tokens: list[Token]) -> int:

@@ -25,7 +25,7 @@ from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.source import Examples
-from fastformer.training.steps import predict_classes
+from fastformer.training.steps import predict_classes, wrong_sequences
 from fastformer.training.whole_run import finished_result, train_to_the_end
 
 
@@ -184,8 +184,7 @@ def _test_scores(settings: AnswerSettings, checkpoint: Checkpoint) -> dict[str, 
     drawn = settings.unseen("test")
     inputs, targets = drawn.packed(hints=False)
     logits = predict_classes(model, inputs)
-    wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
-    right = ~np.logical_or.reduceat(wrong, inputs.offsets[:-1])
+    right = ~wrong_sequences(inputs, logits, targets)
     sums = task.name == "addition"
     names = np.array(["+" if sums else ANSWER_TOKENS[row] for row in drawn.question[:, 0]])
     return {

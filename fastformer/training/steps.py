@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
@@ -25,17 +26,22 @@ def count_correct(logits: Array, targets: Ids) -> int:
     return int(np.count_nonzero(logits.argmax(axis=1) == targets))
 
 
-def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
-    """Return how many sequences are right: all rows that have a target, where there are several.
+def wrong_sequences(batch: PackedBatch, logits: Array, targets: Ids) -> npt.NDArray[np.bool_]:
+    """Tell which sequences, (B,), are wrong: in any row that has a target, where there are several.
 
     Args:
         batch: B sequences of N tokens.    logits: (B, V) or (N, V).
         targets: one for each row, negative where nothing is asked.
     """
-    wrong = (logits.argmax(axis=1) != targets) & (targets >= 0)
+    wrong: npt.NDArray[np.bool_] = (logits.argmax(axis=1) != targets) & (targets >= 0)
     if wrong.size != batch.num_sequences:
         wrong = np.logical_or.reduceat(wrong, batch.offsets[:-1])
-    return int(wrong.size - np.count_nonzero(wrong))
+    return wrong
+
+
+def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
+    """Return how many sequences are right; arguments as of `wrong_sequences`."""
+    return batch.num_sequences - int(np.count_nonzero(wrong_sequences(batch, logits, targets)))
 
 
 def train_step(

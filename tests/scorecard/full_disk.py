@@ -6,7 +6,6 @@ own; where the system does not allow that, the row says so.
 """
 
 import ctypes
-import itertools
 import json
 import os
 import resource
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from tests.scorecard import supervisor
 from tests.scorecard.kills import write_in_place
-from tests.scorecard.rows import Finding, Row, Tier
+from tests.scorecard.rows import Finding, Row, Tier, failures_of, shows
 from tests.scorecard.supervisor import FORK, MEMORY, OPTIONS, Change
 from tests.scorecard.syscalls import REMEDY, swallow_errors
 
@@ -186,24 +185,18 @@ def measure(tier: Tier, every: int = 1, pool: ProcessPoolExecutor | None = None)
     ]
     outcomes = list(pool.map(fill, cases))
     planted = sum(noticed(pool, cases, fault) for fault in FAULTS)
-    failures = [
-        f"{case.kind}, {case.size} bytes: {'; '.join(outcome.problems)}"
-        for case, outcome in zip(cases, outcomes, strict=True)
-        if outcome.problems
-    ]
+    names = [f"{case.kind}, {case.size} bytes" for case in cases]
+    failures = failures_of(zip(names, outcomes, strict=True))
     full = sum(outcome.full for outcome in outcomes)
     number = f"{full} times full" + ("" if sizes else "; no file system could be mounted")
     held = len(cases) - len(failures)
-    return Finding(held, len(cases), planted, len(FAULTS), number, tuple(failures[:5]))
+    return Finding(held, len(cases), planted, len(FAULTS), number, failures[:5])
 
 
 def noticed(pool: ProcessPoolExecutor, cases: list[Case], fault: str) -> bool:
     """Tell whether a planted fault shows on a disk of one of the sizes."""
     planted = [Case(case.kind, case.size, case.expected, fault) for case in cases]
-    pairs = itertools.zip_longest(planted[::2], planted[1::2])
-    return any(
-        outcome.problems for pair in pairs for outcome in list(pool.map(fill, filter(None, pair)))
-    )
+    return shows(pool, fill, planted)
 
 
 ROWS = (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tests.scorecard import supervisor
-from tests.scorecard.rows import Finding, Row, Tier
+from tests.scorecard.rows import Finding, Row, Tier, failures_of, shows
 from tests.scorecard.supervisor import MEMORY, OPTIONS, SAVES_EACH_STEP, Change, Watch
 
 # How many runs there are of each kind: forked, the command itself, the command with some of its
@@ -153,8 +153,7 @@ FAULTS: dict[str, Change] = {
 def noticed(pool: ProcessPoolExecutor, case: Case, fault: str, most: int = 12) -> bool:
     """Tell whether kills at random moments show a planted fault."""
     cases = [Case("forked", seed, case.options, case.expected, fault) for seed in range(most)]
-    pairs = zip(cases[::2], cases[1::2], strict=True)
-    return any(outcome.problems for pair in pairs for outcome in list(pool.map(kill, pair)))
+    return shows(pool, kill, cases)
 
 
 def measure(
@@ -180,16 +179,13 @@ def measure(
     outcomes = list(pool.map(kill, cases))
     kills = sum((outcome.kills for outcome in outcomes), Counter[str]())
     planted = sum(noticed(pool, cases[-1], fault) for fault in FAULTS)
-    failures = [
-        f"{case.kind}, seed {case.seed}: {'; '.join(outcome.problems)}"
-        for case, outcome in zip(cases, outcomes, strict=True)
-        if outcome.problems
-    ]
+    names = [f"{case.kind}, seed {case.seed}" for case in cases]
+    failures = failures_of(zip(names, outcomes, strict=True))
     number = f"{kills.total()} kills, " + ", ".join(
         f"{count} {phase}" for phase, count in sorted(kills.items())
     )
     held = len(cases) - len(failures)
-    return Finding(held, len(cases), planted, len(FAULTS), number, tuple(failures[:5]))
+    return Finding(held, len(cases), planted, len(FAULTS), number, failures[:5])
 
 
 ROWS = (

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 Tier = Literal["fast", "nightly"]
 
@@ -68,3 +69,27 @@ def measure(row: Row, tier: Tier) -> Measured:
     seconds, after = time.perf_counter() - started, os.times()
     # User and system time, of this process and of those that it made.
     return Measured(row, finding, seconds, sum(after[:4]) - sum(before[:4]))
+
+
+Case = TypeVar("Case")
+
+
+class Outcome(Protocol):
+    """What came of a case."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is wrong, if anything."""
+
+
+def failures_of(outcomes: Iterable[tuple[str, Outcome]]) -> tuple[str, ...]:
+    """Return a line for each outcome, given with what its case is called, that has a problem."""
+    return tuple(
+        f"{name}: {'; '.join(outcome.problems)}" for name, outcome in outcomes if outcome.problems
+    )
+
+
+def shows(pool: Executor, act: Callable[[Case], Outcome], cases: Sequence[Case]) -> bool:
+    """Tell whether any case has a problem; they are tried two at a time, until one has."""
+    pairs = (cases[first : first + 2] for first in range(0, len(cases), 2))
+    return any(outcome.problems for pair in pairs for outcome in list(pool.map(act, pair)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.scorecard import supervisor
-from tests.scorecard.rows import Finding, Row, Tier
+from tests.scorecard.rows import Finding, Row, Tier, failures_of, shows
 from tests.scorecard.supervisor import MEMORY, OPTIONS, Change, Ending, Watch
 
 # How many signals there are of each kind: see `kills.KINDS`.
@@ -133,8 +133,7 @@ FAULTS: dict[str, Change] = {
 def noticed(pool: ProcessPoolExecutor, expected: dict[str, str], fault: str) -> bool:
     """Tell whether signals at random moments show a planted fault."""
     cases = [Case("forked", seed, expected, fault) for seed in range(12)]
-    pairs = zip(cases[::2], cases[1::2], strict=True)
-    return any(outcome.problems for pair in pairs for outcome in list(pool.map(interrupt, pair)))
+    return shows(pool, interrupt, cases)
 
 
 def measure(
@@ -155,11 +154,8 @@ def measure(
     ]
     outcomes = list(pool.map(interrupt, cases))
     planted = sum(noticed(pool, expected, fault) for fault in FAULTS)
-    failures = [
-        f"{case.kind}, seed {case.seed}: {'; '.join(outcome.problems)}"
-        for case, outcome in zip(cases, outcomes, strict=True)
-        if outcome.problems
-    ]
+    names = [f"{case.kind}, seed {case.seed}" for case in cases]
+    failures = failures_of(zip(names, outcomes, strict=True))
     held = len(cases) - len(failures)
     number = f"{sum(outcome.in_training for outcome in outcomes)} in training"
     seconds = [
@@ -169,7 +165,7 @@ def measure(
     ]
     if seconds:
         number += f", stopped within {np.quantile(seconds, 0.99):.2f} s (p99)"
-    return Finding(held, len(cases), planted, len(FAULTS), number, tuple(failures[:5]))
+    return Finding(held, len(cases), planted, len(FAULTS), number, failures[:5])
 
 
 ROWS = (

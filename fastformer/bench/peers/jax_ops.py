@@ -150,7 +150,7 @@ def build(
         "zero_gradient": lambda: _update(jnp.zeros_like, a["gradients"]),
         "may_step": lambda: _forward(
             lambda *x: jnp.stack([jnp.isfinite(y).all() for y in x]).all(),
-            *(a[name] for name in ("parameters", "gradients", "first_state", "second_state")),
+            *a.values(),
         ),
         "scale_gradient": lambda: _update(lambda g: g * a["factor"], a["gradients"]),
         "layernorm_forward": lambda: _forward(_layer_norm, a["x"], a["weight"], a["bias"]),

@@ -76,27 +76,20 @@ def _matmul(a: Mapping[str, Tensor], variant: str) -> Plan:
     return Plan(torch.mm, (x, weight))
 
 
-def _matmul_tn(a: Mapping[str, Tensor]) -> Plan:
-    def add(x: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> None:
-        out.addmm_(x.T, dy)
-        sums += dy.sum(0)
-
-    return Plan(add, (a["a"], a["b"], a["column_sums"], a["out"][0]))
+def _add_products(x: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Add the gradients of weights and bias."""
+    out.addmm_(x.T, dy)
+    sums += dy.sum(0)
 
 
-def _matmul_backward(a: Mapping[str, Tensor]) -> Plan:
-    def both(x: Tensor, w: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> Tensor:
-        out.addmm_(x.T, dy)
-        sums += dy.sum(0)
-        return dy @ w.T
-
-    return Plan(both, (a["a"], a["b"][0], a["dout"], a["column_sums"], a["db"][0]))
+def _both_gradients(x: Tensor, w: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+    """Add the gradients of weights and bias, and return that of the input."""
+    _add_products(x, dy, sums, out)
+    return dy @ w.T
 
 
-def _may_step(a: Mapping[str, Tensor]) -> Plan:
-    names = ("parameters", "gradients", "first_state", "second_state")
-    arrays = tuple(a[name] for name in names)
-    return Plan(lambda *x: torch.stack([torch.isfinite(y).all() for y in x]).all(), arrays)
+def _all_finite(*arrays: Tensor) -> Tensor:
+    return torch.stack([torch.isfinite(x).all() for x in arrays]).all()
 
 
 def _activation(a: Mapping[str, Tensor], variant: str) -> Plan:
@@ -156,14 +149,16 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         ),
         "gradient_norm": lambda: Plan(torch.linalg.vector_norm, (a["gradients"],)),
         "zero_gradient": lambda: Plan(torch.Tensor.zero_, (a["gradients"],)),
-        "may_step": lambda: _may_step(a),
+        "may_step": lambda: Plan(_all_finite, tuple(a.values())),
         "scale_gradient": lambda: Plan(lambda g: g.mul_(a["factor"]), (a["gradients"],)),
         "layernorm_forward": lambda: _layernorm(a),
         "layernorm_backward": lambda: _layernorm(a),
         "matmul": lambda: _matmul(a, variant),
         "matmul_nt": lambda: Plan(lambda x, w: x @ w.T, (a["a"], a["b"][0])),
-        "matmul_tn": lambda: _matmul_tn(a),
-        "matmul_backward": lambda: _matmul_backward(a),
+        "matmul_tn": lambda: Plan(_add_products, (a["a"], a["b"], a["column_sums"], a["out"][0])),
+        "matmul_backward": lambda: Plan(
+            _both_gradients, (a["a"], a["b"][0], a["dout"], a["column_sums"], a["db"][0])
+        ),
         "gather_rows": lambda: Plan(lambda x: x[a["rows"]], (a["x"],)),
         "scatter_rows": lambda: Plan(
             lambda dx, dout: dx.index_add_(0, a["rows"], dout), (a["dx"], a["dout"])
