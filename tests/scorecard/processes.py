@@ -205,11 +205,12 @@ def place_cases(probe: Probe) -> Iterator[Case]:
     home, temporary = probe.place / "home", probe.place / "temporary"
     home.mkdir(mode=0o500)
     temporary.mkdir()
-    names = {"HOME": str(home), "TMPDIR": str(temporary)}
-    yield "a home that is read-only", lambda: ended("1", str(temporary), **names)
-    names = {"HOME": "/proc/none", "TMPDIR": str(temporary / "x")}
-    (temporary / "x").mkdir()
-    yield "no home", lambda: ended("1", str(temporary / "x"), **names)
+    for label, place in (("a home that is read-only", home), ("no home", Path("/proc/none"))):
+        own = temporary / label.replace(" ", "-")
+        own.mkdir()
+        names = {"HOME": str(place), "TMPDIR": str(own)}
+        # Bound now: all cases are made before the first one runs.
+        yield label, lambda own=own, names=names: ended("1", str(own), **names)
     for label, path in (("read-only", home), ("a file", probe.package / "probe.py")):
         yield (
             f"a chosen place that is {label}",
