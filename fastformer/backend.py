@@ -22,9 +22,10 @@ OPS = {
     "embedding": ("embedding_forward", "embedding_backward"),
     "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "may_step"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
-    "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
+    "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward", "weight_gradients"),
     "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
     "sgd": ("sgd_step",),
+    "transformer_block": ("transformer_block_forward", "transformer_block_backward"),
     "softmax": ("softmax_forward", "softmax_backward"),
 }
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from llvmlite import binding
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -85,8 +87,75 @@ class _Files:
             path.unlink(missing_ok=True)
 
 
+# Functions that others call by their symbol, and what was compiled of them.
+_BY_SYMBOL: dict[str, CompileResult] = {}
+
+
+def call_by_symbol(dispatcher: Any) -> None:
+    """Let callers of a function know its symbol only, as those of a library do.
+
+    Numba links a function's code into each caller and optimises it there again; and what has a
+    parallel region is five levels of callers.
+    """
+    add_overload = dispatcher.add_overload
+
+    def add(compiled: CompileResult) -> None:
+        _know(compiled)
+        add_overload(compiled)
+
+    dispatcher.add_overload = add
+
+
+def _know(compiled: CompileResult) -> None:
+    """Make the machine code of a function known by its symbol, and give its callers no other."""
+    name, library = compiled.fndesc.llvm_func_name, compiled.library
+    nothing = binding.parse_assembly(str(library.codegen._create_empty_module(library.name)))
+    library._get_module_for_linking = lambda: nothing
+    binding.add_symbol(name, library.get_pointer_to_function(name))
+    _BY_SYMBOL[name] = compiled
+
+
+def _symbols_of(compiled: CompileResult, found: dict[str, CompileResult]) -> None:
+    """Find the functions that are called by symbol, those that they call themselves before them."""
+    for function in compiled.library._final_module.functions:
+        called = _BY_SYMBOL.get(function.name) if function.is_declaration else None
+        if called is not None and function.name not in found:
+            _symbols_of(called, found)
+            found[function.name] = called
+
+
+def _reduced(compiled: CompileResult) -> Any:
+    """Return what a compiled function is made again from, its code for linking too."""
+    hidden = vars(compiled.library).pop("_get_module_for_linking", None)
+    try:
+        return compiled._reduce()
+    finally:
+        if hidden is not None:
+            compiled.library._get_module_for_linking = hidden
+
+
+class _SelfContained(CompileResultCacheImpl):
+    """Keeps with a kernel the functions that it calls by symbol: symbols are one process's own."""
+
+    def reduce(self, compiled: CompileResult) -> Any:
+        """Return what to keep of a kernel."""
+        found: dict[str, CompileResult] = {}
+        _symbols_of(compiled, found)
+        return {name: _reduced(called) for name, called in found.items()}, _reduced(compiled)
+
+    def rebuild(self, target_context: Any, payload: Any) -> CompileResult:
+        """Load a kernel, and before it what it calls."""
+        called, kernel = payload
+        for name, reduced in called.items():
+            if name not in _BY_SYMBOL:
+                _know(CompileResult._rebuild(target_context, *reduced))
+        return CompileResult._rebuild(target_context, *kernel)
+
+
 class KernelCache(FunctionCache):
     """Numba's cache of a function, with files of our own."""
+
+    _impl_class = _SelfContained
 
     def __init__(self, function: Any) -> None:
         """Find the directory, which is `numba.config.CACHE_DIR` at this time."""

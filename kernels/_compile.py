@@ -20,7 +20,7 @@ from typing import Any
 import numba
 import platformdirs
 
-from ._cache import KernelCache, is_ours_alone
+from ._cache import KernelCache, call_by_symbol, is_ours_alone
 
 BUILDS = ("production", "checked", "python")
 BUILD = os.environ.get("FASTFORMER_BUILD", "production")
@@ -97,7 +97,11 @@ CACHE_DIRECTORY = _cache_directory()
 
 
 def kernel(
-    function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: bool = False
+    function: Callable[..., Any] | None = None,
+    *,
+    parallel: bool = False,
+    inline: bool = False,
+    once: bool = False,
 ) -> Any:
     """Compile a function with the options that all kernels share.
 
@@ -107,13 +111,15 @@ def kernel(
             All that it calls are serial kernels.
         inline: True for a serial kernel whose call would cost as much as its work: passing a
             dozen arrays takes 100 ns.
+        once: True for a large serial kernel with several callers: it is compiled once, and not
+            again as a part of each.
 
     Returns:
         A Numba dispatcher, compiled on first call for each dtype and kept on disk; in the python
         build the function itself.
     """
     if function is None:
-        return lambda function: kernel(function, parallel=parallel, inline=inline)
+        return lambda function: kernel(function, parallel=parallel, inline=inline, once=once)
     if BUILD == "python":
         return function
     checked = BUILD == "checked"
@@ -130,6 +136,8 @@ def kernel(
         )
         if CACHE_DIRECTORY is not None:
             compiled._cache = KernelCache(function)
+        if once and not checked:
+            call_by_symbol(compiled)
         return compiled
     finally:
         numba.config.CACHE_DIR = previous

@@ -122,7 +122,7 @@ def _padded(count, x):
 
 
 @kernel
-def _longest(offsets):
+def longest_sequence(offsets):
     """Return the length of the longest sequence."""
     longest = 0
     for b in range(offsets.size - 1):
@@ -296,6 +296,31 @@ def _attention_forward_pair(
         i += rows
 
 
+@kernel(once=True)
+def attention_forward_pairs(
+    first_pair, last_pair, longest, q, k, v, query_offsets, key_offsets, causal, scale, out,
+    logsumexp,
+):  # fmt: skip
+    """Attend in some pairs of sequence and head, in one thread; see `attention_forward`."""
+    heads = logsumexp.shape[1]
+    D, width = q.shape[1] // heads, WIDE * lanes(q)
+    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
+    flat_out = out.reshape(out.size)
+    queries = np.empty(width * D, q.dtype)
+    values = np.empty(longest * _padded(D, q), q.dtype)
+    scores = np.empty(BLOCK_KEYS * width, q.dtype)
+    largest = np.empty(width, q.dtype)
+    total = np.empty(width, q.dtype)
+    factor = np.empty(width, q.dtype)
+    for pair in range(first_pair, last_pair):
+        b = pair // heads
+        _attention_forward_pair(
+            flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
+            key_offsets[b + 1], pair % heads, causal, scale, flat_out, logsumexp,
+            queries, values, scores, largest, total, factor,
+        )  # fmt: skip
+
+
 @kernel(parallel=True)
 def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
     """Attend from every query, in every head.
@@ -309,24 +334,13 @@ def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, l
     """
     heads = logsumexp.shape[1]
     pairs = (query_offsets.size - 1) * heads
-    tasks = _tasks(pairs, q.size, k.size, _longest(key_offsets))
-    T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
-    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
-    flat_out = out.reshape(out.size)
+    longest = longest_sequence(key_offsets)
+    tasks = _tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
-        queries = np.empty(width * D, q.dtype)
-        values = np.empty(T * _padded(D, q), q.dtype)
-        scores = np.empty(BLOCK_KEYS * width, q.dtype)
-        largest = np.empty(width, q.dtype)
-        total = np.empty(width, q.dtype)
-        factor = np.empty(width, q.dtype)
-        for pair in range(pairs * task // tasks, pairs * (task + 1) // tasks):
-            b = pair // heads
-            _attention_forward_pair(
-                flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-                key_offsets[b + 1], pair % heads, causal, scale, flat_out, logsumexp,
-                queries, values, scores, largest, total, factor,
-            )  # fmt: skip
+        attention_forward_pairs(
+            pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
+            key_offsets, causal, scale, out, logsumexp,
+        )  # fmt: skip
 
 
 @kernel(inline=True)
@@ -451,6 +465,36 @@ def _attention_backward_pair(
         i += rows
 
 
+@kernel(once=True)
+def attention_backward_pairs(
+    first_pair, last_pair, longest, dout, q, k, v, out, logsumexp, query_offsets, key_offsets,
+    causal, scale, dq, dk, dv,
+):  # fmt: skip
+    """Differentiate some pairs of sequence and head, in one thread; see `attention_backward`."""
+    heads = logsumexp.shape[1]
+    D, width = q.shape[1] // heads, WIDE * lanes(q)
+    flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
+    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
+    flat_dq, flat_dk, flat_dv = dq.reshape(dq.size), dk.reshape(dk.size), dv.reshape(dv.size)
+    keys = np.empty(longest * _padded(D, q), q.dtype)
+    queries_transposed = np.empty(width * D, q.dtype)
+    douts_transposed = np.empty(width * D, q.dtype)
+    queries = np.empty(width * _padded(D, q), q.dtype)
+    douts = np.empty(width * _padded(D, q), q.dtype)
+    scores = np.empty(BLOCK_KEYS * width, q.dtype)
+    dscores = np.empty(BLOCK_KEYS * width, q.dtype)
+    lse = np.empty(width, q.dtype)
+    delta = np.empty(width, q.dtype)
+    for pair in range(first_pair, last_pair):
+        b = pair // heads
+        _attention_backward_pair(
+            flat_dout, flat_q, flat_k, flat_v, flat_out, logsumexp, query_offsets[b],
+            query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], pair % heads, causal,
+            scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed, douts_transposed,
+            queries, douts, scores, dscores, lse, delta,
+        )  # fmt: skip
+
+
 @kernel(parallel=True)
 def attention_backward(
     dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
@@ -466,29 +510,13 @@ def attention_backward(
     """
     heads = logsumexp.shape[1]
     pairs = (query_offsets.size - 1) * heads
-    tasks = _tasks(pairs, q.size, k.size, _longest(key_offsets))
-    T, D, width = _longest(key_offsets), q.shape[1] // heads, WIDE * lanes(q)
-    flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
-    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
-    flat_dq, flat_dk, flat_dv = dq.reshape(dq.size), dk.reshape(dk.size), dv.reshape(dv.size)
+    longest = longest_sequence(key_offsets)
+    tasks = _tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
-        keys = np.empty(T * _padded(D, q), q.dtype)
-        queries_transposed = np.empty(width * D, q.dtype)
-        douts_transposed = np.empty(width * D, q.dtype)
-        queries = np.empty(width * _padded(D, q), q.dtype)
-        douts = np.empty(width * _padded(D, q), q.dtype)
-        scores = np.empty(BLOCK_KEYS * width, q.dtype)
-        dscores = np.empty(BLOCK_KEYS * width, q.dtype)
-        lse = np.empty(width, q.dtype)
-        delta = np.empty(width, q.dtype)
-        for pair in range(pairs * task // tasks, pairs * (task + 1) // tasks):
-            b = pair // heads
-            _attention_backward_pair(
-                flat_dout, flat_q, flat_k, flat_v, flat_out, logsumexp, query_offsets[b],
-                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], pair % heads, causal,
-                scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed, douts_transposed,
-                queries, douts, scores, dscores, lse, delta,
-            )  # fmt: skip
+        attention_backward_pairs(
+            pairs * task // tasks, pairs * (task + 1) // tasks, longest, dout, q, k, v, out,
+            logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv,
+        )  # fmt: skip
 
 
 @kernel

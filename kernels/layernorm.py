@@ -39,40 +39,41 @@ def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dwei
     dx[...] = gradient + residual if residual.size else gradient
 
 
-@kernel
+@kernel(inline=True)
 def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise row i."""
-    C = x.shape[1]
+    C, start = weight.size, i * weight.size
     # Sums run in two chains, which do not wait for each other.
     even, odd = splat(x, 0.0), splat(x, 0.0)
     for j in range(0, C, 2 * lanes(x)):
-        even = even + load_first(x, C - j, i, j)
+        even = even + load_first(x, C - j, start + j)
         if j + lanes(x) < C:
-            odd = odd + load_first(x, C - j - lanes(x), i, j + lanes(x))
+            odd = odd + load_first(x, C - j - lanes(x), start + j + lanes(x))
     row_mean = sum_lanes(even + odd) / C
     even, odd = splat(x, 0.0), splat(x, 0.0)
     for j in range(0, C, 2 * lanes(x)):
-        centred = keep_first(load_first(x, C - j, i, j) - row_mean, C - j, 0.0)
+        centred = keep_first(load_first(x, C - j, start + j) - row_mean, C - j, 0.0)
         even = fma(centred, centred, even)
         if j + lanes(x) < C:
             n = C - j - lanes(x)
-            centred = keep_first(load_first(x, n, i, j + lanes(x)) - row_mean, n, 0.0)
+            centred = keep_first(load_first(x, n, start + j + lanes(x)) - row_mean, n, 0.0)
             odd = fma(centred, centred, odd)
     variance = sum_lanes(even + odd) / C
     row_rstd = math.nan if math.isinf(variance) else 1 / math.sqrt(variance + epsilon)
     mean[i] = row_mean
     rstd[i] = row_rstd
     for j in range(0, C, lanes(x)):
-        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
+        xhat = (load_first(x, C - j, start + j) - row_mean) * row_rstd
         y = fma(xhat, load_first(weight, C - j, j), load_first(bias, C - j, j))
-        store_first(out, C - j, y, i, j)
+        store_first(out, C - j, y, start + j)
 
 
-@kernel
-def _layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd):
-    """Normalise rows first to last."""
+@kernel(once=True)
+def layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd):
+    """Normalise rows first to last, in one thread."""
+    flat_x, flat_out = x.reshape(x.size), out.reshape(out.size)
     for i in range(first, last):
-        _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd)
+        _layernorm_forward_row(i, flat_x, weight, bias, epsilon, flat_out, mean, rstd)
 
 
 @kernel(parallel=True)
@@ -87,23 +88,23 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
     N, C = x.shape
     tasks = row_tasks(N, C)
     if tasks == 1:
-        _layernorm_forward_rows(0, N, x, weight, bias, epsilon, out, mean, rstd)
+        layernorm_forward_rows(0, N, x, weight, bias, epsilon, out, mean, rstd)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
-            _layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd)
+            layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd)
 
 
-@kernel
+@kernel(inline=True)
 def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
     """Differentiate row i, and add to the task's sums: of dout * xhat, and of dout."""
-    C = x.shape[1]
+    C, start = weight.size, i * weight.size
     row_mean, row_rstd = mean[i], rstd[i]
     total = splat(x, 0.0)
     total_xhat = splat(x, 0.0)
     for j in range(0, C, lanes(x)):
-        d = load_first(dout, C - j, i, j)
-        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
+        d = load_first(dout, C - j, start + j)
+        xhat = (load_first(x, C - j, start + j) - row_mean) * row_rstd
         g = d * load_first(weight, C - j, j)
         total = total + g
         total_xhat = fma(g, xhat, total_xhat)
@@ -113,20 +114,40 @@ def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, 
     mean_g = sum_lanes(total) / C
     mean_g_xhat = sum_lanes(total_xhat) / C
     for j in range(0, C, lanes(x)):
-        xhat = (load_first(x, C - j, i, j) - row_mean) * row_rstd
-        g = load_first(dout, C - j, i, j) * load_first(weight, C - j, j)
+        xhat = (load_first(x, C - j, start + j) - row_mean) * row_rstd
+        g = load_first(dout, C - j, start + j) * load_first(weight, C - j, j)
         y = (g - mean_g - xhat * mean_g_xhat) * row_rstd
         if residual.size:
-            y = y + load_first(residual, C - j, i, j)
-        store_first(dx, C - j, y, i, j)
+            y = y + load_first(residual, C - j, start + j)
+        store_first(dx, C - j, y, start + j)
+
+
+@kernel(once=True)
+def layernorm_backward_rows(first, last, dout, x, weight, mean, rstd, residual, dx, task, sums):
+    """Differentiate rows first to last, in one thread.
+
+    Args:
+        sums: (tasks, 2, C), of which the task's part gains the sums of dout * xhat, and of dout.
+    """
+    flat_dout, flat_x, flat_dx = dout.reshape(dout.size), x.reshape(x.size), dx.reshape(dx.size)
+    flat_residual = residual.reshape(residual.size)
+    for i in range(first, last):
+        _layernorm_backward_row(
+            i, flat_dout, flat_x, weight, mean, rstd, flat_residual, flat_dx, task, sums
+        )
 
 
 @kernel
-def _layernorm_backward_rows(task, tasks, dout, x, weight, mean, rstd, residual, dx, sums):
-    """Differentiate the rows of one task."""
-    N = x.shape[0]
-    for i in range(N * task // tasks, N * (task + 1) // tasks):
-        _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums)
+def add_layernorm_sums(sums, dweight, dbias):
+    """Add the sums of all tasks, in order."""
+    C = dweight.size
+    for task in range(1, sums.shape[0]):
+        for j in range(C):
+            sums[0, 0, j] += sums[task, 0, j]
+            sums[0, 1, j] += sums[task, 1, j]
+    for j in range(C):
+        dweight[j] += sums[0, 0, j]
+        dbias[j] += sums[0, 1, j]
 
 
 @kernel(parallel=True)
@@ -144,14 +165,11 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
     tasks = row_tasks(N, C)
     sums = np.zeros((tasks, 2, C), x.dtype)
     if tasks == 1:
-        _layernorm_backward_rows(0, 1, dout, x, weight, mean, rstd, residual, dx, sums)
+        layernorm_backward_rows(0, N, dout, x, weight, mean, rstd, residual, dx, 0, sums)
     else:
         for task in prange(tasks):
-            _layernorm_backward_rows(task, tasks, dout, x, weight, mean, rstd, residual, dx, sums)
-    for task in range(1, tasks):
-        for j in range(C):
-            sums[0, 0, j] += sums[task, 0, j]
-            sums[0, 1, j] += sums[task, 1, j]
-    for j in range(C):
-        dweight[j] += sums[0, 0, j]
-        dbias[j] += sums[0, 1, j]
+            first, last = N * task // tasks, N * (task + 1) // tasks
+            layernorm_backward_rows(
+                first, last, dout, x, weight, mean, rstd, residual, dx, task, sums
+            )
+    add_layernorm_sums(sums, dweight, dbias)

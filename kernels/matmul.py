@@ -103,6 +103,10 @@ def matmul_tn_reference(a, b, column_sums, out):
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
 
 
+def weight_gradients_reference(*a):
+    raise NotImplementedError
+
+
 def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
     """Compute `matmul_backward` in NumPy."""
     matmul_tn_reference(a, dout, column_sums, db)
@@ -180,16 +184,12 @@ def _panel_product(
                 _add_column_sums(panel, depth, used, bias, group * plan.columns + j)
 
 
-@kernel
-def _product_task(task, row_tasks, column_tasks, form, x_shape, weight_shape, y_shape, left, right,
-                  bias, addend, activation, saved, out):  # fmt: skip
-    """Compute the rows and panels of one task."""
-    plan = _plan(form, x_shape, weight_shape, y_shape)
+@kernel(once=True)
+def _product_part(plan, first, last, first_panel, last_panel, left, right, bias, addend, activation,
+                  saved, out):  # fmt: skip
+    """Compute rows first to last of some panels of columns, of all groups' panels in a row."""
     width = WIDE * lanes(out)
     panels = (plan.columns + width - 1) // width
-    first, last, first_panel, last_panel = task_part(
-        task, row_tasks, column_tasks, plan.rows, plan.groups * panels
-    )
     panel = np.empty(min(plan.depth, DEPTH_BLOCK) * width, out.dtype)
     for p in range(first_panel, last_panel):
         group, j = p // panels, p % panels * width
@@ -199,27 +199,54 @@ def _product_task(task, row_tasks, column_tasks, form, x_shape, weight_shape, y_
 
 
 @kernel
-def _plan(form, x_shape, weight_shape, y_shape):
-    """Return the plan of a product between x (tokens, K), weight (G, K, N) and y (tokens, N)."""
-    groups, K, N = weight_shape
-    if form == FORWARD:
-        M = y_shape[0] // groups
-        shared = 0 if x_shape[0] == M else M * K
-        return Plan(form, groups, 1, M, N, K, shared, K, 1, K * N, N)
-    M = y_shape[0] // groups
+def product_rows(form, first, last, x, weight, y, bias, addend, activation, saved, dx):
+    """Compute rows first to last of y, or of dx, in each group, in one thread; see `_product`."""
+    plan = _plan(form, x.shape[0], weight.shape, y.shape[0])
+    left, out = x.reshape(x.size), y.reshape(y.size)
     if form == INPUT_GRADIENT:
-        parts = 1 if x_shape[0] == y_shape[0] else groups
+        left, out = out, dx.reshape(dx.size)
+    panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
+    _product_part(
+        plan, first, last, 0, plan.groups * panels, left, weight.reshape(weight.size), bias,
+        addend.reshape(addend.size), activation, saved.reshape(saved.size), out,
+    )  # fmt: skip
+
+
+@kernel
+def product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_rows, left, right,
+                 bias, addend, activation, saved, out):  # fmt: skip
+    """Compute the rows and panels of one task of a grid from `product_grid`."""
+    plan = _plan(form, x_rows, weight_shape, y_rows)
+    panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
+    first, last, first_panel, last_panel = task_part(
+        task, row_tasks, column_tasks, plan.rows, plan.groups * panels
+    )
+    _product_part(
+        plan, first, last, first_panel, last_panel, left, right, bias, addend, activation, saved,
+        out,
+    )  # fmt: skip
+
+
+@kernel
+def _plan(form, x_rows, weight_shape, y_rows):
+    """Return the plan of a product between x (x_rows, K), weight (G, K, N) and y (y_rows, N)."""
+    groups, K, N = weight_shape
+    M = y_rows // groups
+    shared = 0 if x_rows == M else M * K
+    if form == FORWARD:
+        return Plan(form, groups, 1, M, N, K, shared, K, 1, K * N, N)
+    if form == INPUT_GRADIENT:
+        parts = 1 if x_rows == y_rows else groups
         return Plan(form, groups // parts, parts, M, K, N, M * N, N, 1, K * N, N)
-    shared = 0 if x_shape[0] == M else M * K
     return Plan(form, groups, 1, K, N, M, shared, 1, K, M * N, N)
 
 
 @kernel
-def _grid(form, x_shape, weight_shape, y_shape, out):
+def product_grid(form, x_rows, weight_shape, y_rows, out):
     """Return the (row tasks, column tasks) of a product; none where it is not wanted."""
     if form == NO_PRODUCT:
         return 0, 0
-    plan = _plan(form, x_shape, weight_shape, y_shape)
+    plan = _plan(form, x_rows, weight_shape, y_rows)
     return task_grid(
         plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
     )
@@ -227,7 +254,7 @@ def _grid(form, x_shape, weight_shape, y_shape, out):
 
 @kernel
 def _task(
-    task, first_form, first_grid, second_grid, x_shape, weight_shape, y_shape, x, weight, y,
+    task, first_form, first_grid, second_grid, x_rows, weight_shape, y_rows, x, weight, y,
     bias, addend, activation, saved, dx, dweight,
 ):  # fmt: skip
     """Compute a task of the first product or of the second one, the input's gradient.
@@ -245,8 +272,8 @@ def _task(
         left, out, bias = y, dx, bias[:0]
     elif form == WEIGHT_GRADIENT:
         right, out, addend, saved, activation = y, dweight, addend[:0], saved[:0], NO_ACTIVATION
-    _product_task(
-        index, grid[0], grid[1], form, x_shape, weight_shape, y_shape, left, right, bias, addend,
+    product_task(
+        index, grid[0], grid[1], form, x_rows, weight_shape, y_rows, left, right, bias, addend,
         activation, saved, out,
     )  # fmt: skip
 
@@ -262,23 +289,57 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
     flat_x, flat_weight, flat_y = x.reshape(x.size), weight.reshape(weight.size), y.reshape(y.size)
     flat_dx, flat_dweight = dx.reshape(dx.size), dweight.reshape(dweight.size)
     flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
-    first_grid = _grid(form, x.shape, weight.shape, y.shape, y)
-    second_grid = _grid(and_then, x.shape, weight.shape, y.shape, y)
+    first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y)
+    second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y)
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
     if firsts <= 1 and seconds <= 1:
         for task in range(firsts + seconds):
             _task(
-                task, form, first_grid, second_grid, x.shape, weight.shape, y.shape, flat_x,
+                task, form, first_grid, second_grid, x.shape[0], weight.shape, y.shape[0], flat_x,
                 flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
                 flat_dweight,
             )  # fmt: skip
     else:
         for task in prange(firsts + seconds):
             _task(
-                task, form, first_grid, second_grid, x.shape, weight.shape, y.shape, flat_x,
+                task, form, first_grid, second_grid, x.shape[0], weight.shape, y.shape[0], flat_x,
                 flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
                 flat_dweight,
             )  # fmt: skip
+
+
+@kernel(parallel=True)
+def weight_gradients(inputs, douts, column_sums, gradients):
+    """Do `matmul_tn` for several layers in one parallel region."""
+    count = len(inputs)
+    grids = np.empty((len(inputs), 2), np.int64)
+    left = np.empty(len(inputs), np.int64)
+    total = 0
+    for i in range(count):
+        grids[i, 0], grids[i, 1] = product_grid(
+            WEIGHT_GRADIENT, inputs[i].shape[0], gradients[i].shape, douts[i].shape[0], inputs[i]
+        )
+        left[i] = grids[i, 0] * grids[i, 1] if inputs[i].size else 0
+        total += left[i]
+    order = np.empty((total, 2), np.int64)
+    for task in range(total):
+        chosen, largest = 0, -1.0
+        for i in range(count):
+            share = left[i] / max(1, grids[i, 0] * grids[i, 1])
+            if share > largest:
+                chosen, largest = i, share
+        order[task, 0] = chosen
+        order[task, 1] = grids[chosen, 0] * grids[chosen, 1] - left[chosen]
+        left[chosen] -= 1
+    for task in prange(total):
+        i, part = order[task, 0], order[task, 1]
+        x, y, dweight = inputs[i], douts[i], gradients[i]
+        flat_x = x.reshape(x.size)
+        product_task(
+            part, grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape, y.shape[0],
+            flat_x, y.reshape(y.size), column_sums[i], flat_x[:0], NO_ACTIVATION, flat_x[:0],
+            dweight.reshape(dweight.size),
+        )  # fmt: skip
 
 
 def matmul(a, b, bias, addend, activation, slope, out):

@@ -35,7 +35,7 @@ def mean_backward_reference(dout, offsets, dx):
 
 
 @kernel
-def _copy_rows(first, last, x, rows, out):
+def copy_rows(first, last, x, rows, out):
     """Copy the chosen rows first to last."""
     C = x.shape[1]
     for b in range(first, last):
@@ -55,14 +55,14 @@ def gather_rows(x, rows, out):
     B, C = out.shape
     tasks = row_tasks(B, C)
     if tasks == 1:
-        _copy_rows(0, B, x, rows, out)
+        copy_rows(0, B, x, rows, out)
     else:
         for task in prange(tasks):
-            _copy_rows(B * task // tasks, B * (task + 1) // tasks, x, rows, out)
+            copy_rows(B * task // tasks, B * (task + 1) // tasks, x, rows, out)
 
 
 @kernel
-def _add_rows(first, last, dout, rows, dx):
+def add_rows(first, last, dout, rows, dx):
     """Add rows first to last to their places."""
     C = dx.shape[1]
     for b in range(first, last):
@@ -83,10 +83,10 @@ def scatter_rows(dout, rows, dx):
     B, C = dout.shape
     tasks = row_tasks(B, C)
     if tasks == 1:
-        _add_rows(0, B, dout, rows, dx)
+        add_rows(0, B, dout, rows, dx)
     else:
         for task in prange(tasks):
-            _add_rows(B * task // tasks, B * (task + 1) // tasks, dout, rows, dx)
+            add_rows(B * task // tasks, B * (task + 1) // tasks, dout, rows, dx)
 
 
 @kernel(parallel=True)
