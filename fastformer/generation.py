@@ -151,7 +151,8 @@ class KeyValueCache:
         batch: PackedBatch,
     ) -> Array:
         """Do what `MultiHeadAttention.forward` does, and keep the new keys and values."""
-        _, queries, keys, values = attention._project("qkv", x, slice(0, 3))
+        projected, queries, keys, values = attention.buffers.stacked("qkv", 3, *x.shape)
+        attention._project(x, slice(0, 3), projected)
         kept_keys, kept_values = self._kept[layer]
         kept_keys[self._places], kept_values[self._places] = keys, values
         attended = np.empty_like(queries)

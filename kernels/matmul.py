@@ -4,6 +4,7 @@
     matmul_nt:  out[g] = (a[g] @ b[g].T + addend[g]) * activation'(saved[g])   its input's gradient
     matmul_tn:  out[g] += a[g].T @ b[g];  column_sums[g] += sum of b[g]'s rows  its weights'
     matmul_backward: the last two at once, for a linear layer
+    weight_gradients: the third for several linear layers at once
 
 Matrices that have a row for each token are two-dimensional; their G groups are stacked. Weights,
 `b` of the first two and `out` of the third, have an axis for G. Where `a` has as many rows as one
@@ -103,8 +104,11 @@ def matmul_tn_reference(a, b, column_sums, out):
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
 
 
-def weight_gradients_reference(*a):
-    raise NotImplementedError
+def weight_gradients_reference(inputs, douts, column_sums, gradients):
+    """Compute `weight_gradients` in NumPy."""
+    for a, b, sums, out in zip(inputs, douts, column_sums, gradients, strict=True):
+        if a.size:
+            matmul_tn_reference(a, b, sums, out)
 
 
 def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
@@ -308,37 +312,55 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
             )  # fmt: skip
 
 
-@kernel(parallel=True)
-def weight_gradients(inputs, douts, column_sums, gradients):
-    """Do `matmul_tn` for several layers in one parallel region."""
-    count = len(inputs)
-    grids = np.empty((len(inputs), 2), np.int64)
-    left = np.empty(len(inputs), np.int64)
+@kernel
+def _deal(grids):
+    """Return (product, its task) for each task of several products, which take turns evenly.
+
+    Threads are given tasks that follow each other, and those of one product are alike.
+    """
+    left = np.empty(grids.shape[0], np.int64)
     total = 0
-    for i in range(count):
-        grids[i, 0], grids[i, 1] = product_grid(
-            WEIGHT_GRADIENT, inputs[i].shape[0], gradients[i].shape, douts[i].shape[0], inputs[i]
-        )
-        left[i] = grids[i, 0] * grids[i, 1] if inputs[i].size else 0
+    for i in range(grids.shape[0]):
+        left[i] = grids[i, 0] * grids[i, 1]
         total += left[i]
-    order = np.empty((total, 2), np.int64)
+    tasks = np.empty((total, 2), np.int64)
     for task in range(total):
-        chosen, largest = 0, -1.0
-        for i in range(count):
+        chosen, largest = 0, 0.0
+        for i in range(grids.shape[0]):
             share = left[i] / max(1, grids[i, 0] * grids[i, 1])
             if share > largest:
                 chosen, largest = i, share
-        order[task, 0] = chosen
-        order[task, 1] = grids[chosen, 0] * grids[chosen, 1] - left[chosen]
+        tasks[task, 0] = chosen
+        tasks[task, 1] = grids[chosen, 0] * grids[chosen, 1] - left[chosen]
         left[chosen] -= 1
-    for task in prange(total):
-        i, part = order[task, 0], order[task, 1]
+    return tasks
+
+
+@kernel(parallel=True)
+def weight_gradients(inputs, douts, column_sums, gradients):
+    """Do `matmul_tn` for several linear layers in one parallel region.
+
+    Args:
+        inputs: one a of `matmul_tn` for each layer, in a tuple; (0, 0) for none.
+        douts, column_sums, gradients: its b, column_sums and out.
+    Threads: blocks of the gradients, as in `matmul_tn`, and with the same bits.
+    """
+    grids = np.zeros((len(inputs), 2), np.int64)
+    for i in range(len(inputs)):
+        if inputs[i].size:
+            grids[i] = product_grid(
+                WEIGHT_GRADIENT, inputs[i].shape[0], gradients[i].shape, douts[i].shape[0],
+                inputs[i],
+            )  # fmt: skip
+    tasks = _deal(grids)
+    for task in prange(tasks.shape[0]):
+        i = tasks[task, 0]
         x, y, dweight = inputs[i], douts[i], gradients[i]
         flat_x = x.reshape(x.size)
         product_task(
-            part, grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape, y.shape[0],
-            flat_x, y.reshape(y.size), column_sums[i], flat_x[:0], NO_ACTIVATION, flat_x[:0],
-            dweight.reshape(dweight.size),
+            tasks[task, 1], grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape,
+            y.shape[0], flat_x, y.reshape(y.size), column_sums[i], flat_x[:0], NO_ACTIVATION,
+            flat_x[:0], dweight.reshape(dweight.size),
         )  # fmt: skip
 
 

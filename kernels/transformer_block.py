@@ -29,18 +29,86 @@ from .layernorm import (
     layernorm_forward_reference,
     layernorm_forward_rows,
 )
-from .matmul import (
-    FORWARD,
-    INPUT_GRADIENT,
-    matmul_nt_reference,
-    matmul_reference,
-    product_rows,
-)
-from .pooling import add_rows, copy_rows
+from .matmul import FORWARD, INPUT_GRADIENT, matmul_nt_reference, matmul_reference, product_rows
+from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_reference
 
-# Tokens of a shard: each packs all weights for itself, which costs as much as 4 rows.
+# Tokens of a shard, about: each packs all weights for itself, which costs as much as 4 rows.
 SHARD_TOKENS = 64
 MOST_SHARDS = 64
+
+
+def transformer_block_forward_reference(
+    x, rows, query_offsets, key_offsets, pre_norm, causal, scale, epsilon, activation,
+    norm1_weight, norm1_bias, query_weight, query_bias, projection_weight, projection_bias,
+    output_weight, output_bias, norm2_weight, norm2_bias, expand_weight, expand_bias,
+    contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, k, v,
+    attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+):  # fmt: skip
+    """Compute `transformer_block_forward` in NumPy."""
+    nothing = x[:0]
+    norm1 = (norm1_weight, norm1_bias, epsilon, normed1, mean1, rstd1)
+    norm2 = (norm2_weight, norm2_bias, epsilon, normed2, mean2, rstd2)
+    attention_in = normed1 if pre_norm else x
+    if pre_norm:
+        layernorm_forward_reference(x, *norm1)
+    if rows.size:
+        gather_rows_reference(x, rows, stream)
+        gather_rows_reference(attention_in, rows, chosen)
+        matmul_reference(chosen, query_weight, query_bias, nothing, NO_ACTIVATION, nothing, q)
+    matmul_reference(
+        attention_in, projection_weight, projection_bias, nothing, NO_ACTIVATION, nothing, projected
+    )
+    attention_forward_reference(
+        q, k, v, query_offsets, key_offsets, causal, scale, attended, logsumexp
+    )
+    matmul_reference(
+        attended, output_weight, output_bias, stream, NO_ACTIVATION, nothing, attention_out
+    )
+    layernorm_forward_reference(attention_out, *(norm2 if pre_norm else norm1))
+    inner = normed2 if pre_norm else normed1
+    residual = attention_out if pre_norm else normed1
+    matmul_reference(inner, expand_weight, expand_bias, nothing, activation, slope, hidden)
+    matmul_reference(hidden, contract_weight, contract_bias, residual, NO_ACTIVATION, nothing, out)
+    if not pre_norm:
+        layernorm_forward_reference(out, *norm2)
+
+
+def transformer_block_backward_reference(
+    dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, activation, norm1_weight,
+    query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
+    mean1, rstd1, q, k, v, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
+    dhidden, dinner, dsum1, dattended, dq, dprojected, dk, dv, dchosen, dx, dnorm1_weight,
+    dnorm1_bias, dnorm2_weight, dnorm2_bias,
+):  # fmt: skip
+    """Compute `transformer_block_backward` in NumPy."""
+    nothing = x[:0]
+    norm1, norm2 = (norm1_weight, mean1, rstd1), (norm2_weight, mean2, rstd2)
+    dnorm1, dnorm2 = (dnorm1_weight, dnorm1_bias), (dnorm2_weight, dnorm2_bias)
+    if not pre_norm:
+        layernorm_backward_reference(dout, out, *norm2, nothing, dsum2, *dnorm2)
+    dfeed_forward, residual = (dout, nothing) if pre_norm else (dsum2, dsum2)
+    matmul_nt_reference(dfeed_forward, contract_weight, saved, nothing, activation, dhidden)
+    matmul_nt_reference(dhidden, expand_weight, nothing, residual, NO_ACTIVATION, dinner)
+    if pre_norm:
+        layernorm_backward_reference(dinner, attention_out, *norm2, dout, dsum1, *dnorm2)
+    else:
+        layernorm_backward_reference(dinner, attention_out, *norm1, nothing, dsum1, *dnorm1)
+    matmul_nt_reference(dsum1, output_weight, nothing, nothing, NO_ACTIVATION, dattended)
+    attention_backward_reference(
+        dattended, q, k, v, attended, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk,
+        dv,
+    )  # fmt: skip
+    residual = nothing if rows.size or pre_norm else dsum1
+    matmul_nt_reference(dprojected, projection_weight, nothing, residual, NO_ACTIVATION, dx)
+    if rows.size:
+        residual = nothing if pre_norm else dsum1
+        matmul_nt_reference(dq, query_weight, nothing, residual, NO_ACTIVATION, dchosen)
+        scatter_rows_reference(dchosen, rows, dx)
+    if pre_norm:
+        residual = nothing if rows.size else dsum1
+        layernorm_backward_reference(dx, x, *norm1, residual, dx, *dnorm1)
+        if rows.size:
+            scatter_rows_reference(dsum1, rows, dx)
 
 
 @kernel
@@ -130,7 +198,32 @@ def transformer_block_forward(
     contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, k, v,
     attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
 ):  # fmt: skip
-    """Compute the block."""
+    """Compute the block, or the rows that are read out of it.
+
+    C, H and F are the widths of the block and of its feed-forward layer, and the number of heads.
+    Where one row of each sequence is read out, M is B, and all but keys and values is computed for
+    those rows alone; else M is N.
+
+    Args:
+        x: (N, C) float32|float64, C-contiguous, as all arrays.    rows: (B,) int64, the rows that
+            are read out, one of each sequence, or (0,).
+        query_offsets, key_offsets, causal, scale: as in `attention_forward`.
+        pre_norm: which of the two forms.    epsilon: of the norms.    activation: RELU or GELU.
+        norm1_weight, norm1_bias, norm2_weight, norm2_bias: (C,).
+        query_weight, query_bias: (1, C, C) and (C,), used with rows; (0, C, C) and (0,) without.
+        projection_weight, projection_bias: those of query, key and value, (3, C, C) and (3 C,);
+            with rows those of key and value.    Each bias may be (0,).
+        output_weight: (1, C, C).    expand_weight: (1, C, F).    contract_weight: (1, F, C).
+        normed1, mean1, rstd1, normed2, mean2, rstd2: of the norms, (., C) and (.,), overwritten.
+        stream, chosen: (B, C), overwritten by the rows of x and of the attention's input; x and
+            that input without rows.
+        q: (M, C).    projected: (3 N, C), q, k and v stacked; with rows (2 N, C), k and v.
+        k, v: (N, C), parts of projected, as q is without rows.
+        attended, attention_out: (M, C).    logsumexp: (M, H).    hidden: (M, F).
+        slope: (M, F) for GELU, else (0, 0).    out: (M, C), of the feed-forward layer and residual
+            sum: the result for pre-norm, where it is normed2 for post-norm.
+    Threads: sequences; bit-identical for any thread count.
+    """
     shards = shard_count(x.shape[0], key_offsets.size - 1)
     longest = longest_sequence(key_offsets)
     nothing = x[:0]
@@ -217,7 +310,23 @@ def transformer_block_backward(
     dhidden, dinner, dsum1, dattended, dq, dprojected, dk, dv, dchosen, dx, dnorm1_weight,
     dnorm1_bias, dnorm2_weight, dnorm2_bias,
 ):  # fmt: skip
-    """Compute the gradients by all that linear layers gave, by the norms' parameters, and by x."""
+    """Differentiate the block by x, by what each linear layer gave, and by the norms' parameters.
+
+    The gradients of the linear layers' weights are `weight_gradients` of these.
+
+    Args:
+        dout: (M, C), the gradient by the result.    saved: hidden for ReLU, slope for GELU.
+        x to contract_weight, mean1 to rstd2, out: as in `transformer_block_forward`.
+        dsum2: (M, C), the gradient by out, overwritten, for post-norm; (0, 0) for pre-norm, where
+            it is dout.    dhidden: (M, F), by hidden's sum before the activation, overwritten.
+        dinner: (M, C), by the feed-forward layer's input without the residual sum's part where
+            that is added later.    dsum1: (M, C), by attention_out.    dattended: (M, C).
+        dq, dprojected, dk, dv: as q, projected, k and v.    dchosen: as chosen, or (0, 0).
+        dx: (N, C), overwritten; not dout.
+        dnorm1_weight, dnorm1_bias, dnorm2_weight, dnorm2_bias: (C,) accumulated.
+    Threads: sequences; the norms' sums over shards whose number the batch's size fixes, added in
+    order: bit-identical for any thread count.
+    """
     shards = shard_count(x.shape[0], key_offsets.size - 1)
     longest = longest_sequence(key_offsets)
     nothing, no_bias = x[:0], mean1[:0]
@@ -235,7 +344,3 @@ def transformer_block_backward(
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)
-
-
-def transformer_block_forward_reference(*a): raise NotImplementedError
-def transformer_block_backward_reference(*a): raise NotImplementedError

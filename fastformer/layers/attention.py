@@ -86,19 +86,13 @@ class MultiHeadAttention(Layer):
         Returns:
             (N, C), or (B, C) with rows, in a buffer.
         """
-        self._check(x, batch, rows)
-        self.x, self.batch, self.rows = x, batch, rows
+        self.prepare(x, batch, rows)
         if rows is None:
-            self.query_offsets = batch._offsets
-            _, self.q, self.k, self.v = self._project("qkv", x, slice(0, 3))
+            self._project(x, slice(0, 3), self.projected)
         else:
-            self.query_offsets = batch._one_row_offsets
-            self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
             self.ops.gather_rows(x, rows, self.x_rows)
-            self.q = self._project("q", self.x_rows, slice(0, 1))[0]
-            _, self.k, self.v = self._project("kv", x, slice(1, 3))
-        self.attended = self.buffers.get("attended", *self.q.shape)
-        self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+            self._project(self.x_rows, slice(0, 1), self.q)
+            self._project(x, slice(1, 3), self.projected)
         self.ops.attention_forward(
             self.q,
             self.k,
@@ -114,6 +108,25 @@ class MultiHeadAttention(Layer):
             return self.dropout.forward(self.output.forward(self.attended), residual)
         self.dropout.dropped = False
         return self.output.forward(self.attended, residual=residual)
+
+    def prepare(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
+        """Keep what backward needs, and take the buffers for what is made of x."""
+        self._check(x, batch, rows)
+        self.x = self.x_rows = x
+        self.attend_to(batch, rows)
+        if rows is None:
+            self.projected, self.q, self.k, self.v = self.buffers.stacked("qkv", 3, *x.shape)
+        else:
+            self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
+            self.q = self.buffers.get("q", rows.size, self.embed_dim)
+            self.projected, self.k, self.v = self.buffers.stacked("kv", 2, *x.shape)
+        self.attended = self.buffers.get("attended", *self.q.shape)
+        self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+
+    def attend_to(self, batch: PackedBatch, rows: Ids | None) -> None:
+        """Keep where the sequences begin, and which rows ask."""
+        self.batch, self.rows = batch, rows
+        self.query_offsets = batch._offsets if rows is None else batch._one_row_offsets
 
     def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
         """Add the gradients of the weights, and return that of x, (N, C), in a shared buffer.
@@ -179,10 +192,8 @@ class MultiHeadAttention(Layer):
         )
         return weights
 
-    def _project(self, name: str, x: Array, part: slice) -> tuple[Array, ...]:
-        """Multiply x by some of W_q, W_k, W_v; return the stacked results, and each of them."""
-        count = part.stop - part.start
-        results = self.buffers.stacked(name, count, *x.shape)
+    def _project(self, x: Array, part: slice, results: Array) -> None:
+        """Multiply x by some of W_q, W_k, W_v; the results are stacked."""
         self.ops.matmul(
             x,
             self.qkv_weight.value[part],
@@ -190,9 +201,8 @@ class MultiHeadAttention(Layer):
             self.nothing,
             NO_ACTIVATION,
             self.nothing,
-            results[0],
+            results,
         )
-        return results
 
     def _project_backward(
         self, x: Array, dprojected: Array, part: slice, residual: Array | None, dx: Array

@@ -33,16 +33,20 @@ class LayerNorm(Layer):
 
     def forward(self, x: Array) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
+        out = self.prepare(x)
+        self.ops.layernorm_forward(
+            x, self.weight.value, self.bias.value, self.epsilon, out, self.mean, self.rstd
+        )
+        return out
+
+    def prepare(self, x: Array) -> Array:
+        """Keep x for backward, and return the buffer for the result, (N, C)."""
         checks.matrix("LayerNorm", "x", x, None, self.embed_dim, self.dtype)
         rows = x.shape[0]
         self.x = x
         self.mean = self.buffers.get("mean", rows)
         self.rstd = self.buffers.get("rstd", rows)
-        out = self.buffers.get("out", rows, self.embed_dim)
-        self.ops.layernorm_forward(
-            x, self.weight.value, self.bias.value, self.epsilon, out, self.mean, self.rstd
-        )
-        return out
+        return self.buffers.get("out", rows, self.embed_dim)
 
     def backward(
         self, dout: Array, *, residual: Array | None = None, dx: Array | None = None

@@ -61,26 +61,29 @@ class Linear(Layer):
         Returns:
             (N, out), a buffer.
         """
-        checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
-        rows = x.shape[0]
-        out = self.buffers.get("out", rows, self.out_features)
-        slope = self.nothing
-        if activation == GELU:
-            slope = self.buffers.get("slope", rows, self.out_features)
+        out = self.prepare(x, activation)
         if residual is not None:
-            checks.matrix("Linear", "residual", residual, rows, self.out_features, self.dtype)
-        self.x = x
-        # What the activation's derivative needs: GELU's own, ReLU's output.
-        self.saved = slope if activation == GELU else out
+            checks.same_shape("Linear", "residual", residual, out.shape, self.dtype)
         self.ops.matmul(
             x,
             self.weight.value,
             self.bias.value,
             self.nothing if residual is None else residual,
             activation,
-            slope,
+            self.saved if activation == GELU else self.nothing,
             out,
         )
+        return out
+
+    def prepare(self, x: Array, activation: int = NO_ACTIVATION) -> Array:
+        """Keep x for backward, and return the buffer for the result, (N, out)."""
+        checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
+        self.x = x
+        out = self.buffers.get("out", x.shape[0], self.out_features)
+        # What the activation's derivative needs: GELU's own, ReLU's output.
+        self.saved = out
+        if activation == GELU:
+            self.saved = self.buffers.get("slope", *out.shape)
         return out
 
     def backward(

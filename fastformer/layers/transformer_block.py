@@ -1,17 +1,21 @@
 """One block: attention, then feed-forward, each with a residual sum and a norm."""
 
-import numpy as np
-
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.block_plan import BlockPlan
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.layernorm import LayerNorm
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
+
+# Sequences and elements of x for which one region for the whole block is the faster way: threads
+# share sequences then, and with more elements each layer's own cut of the work is as good.
+FEWEST_SEQUENCES = 4
+MOST_ELEMENTS = 1 << 16
 
 
 class TransformerBlock(Layer):
@@ -70,6 +74,7 @@ class TransformerBlock(Layer):
             dtype=dtype,
         )
         self.norm2 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
+        self.plan: BlockPlan | None = None
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
         """Return (N, C) for x of (N, C); with rows, (B, C): the result of those rows alone.
@@ -81,8 +86,11 @@ class TransformerBlock(Layer):
         if rows is not None:
             self._check_rows(rows, batch, x.shape[0])
         self.rows = rows
-        if self._fused(batch):
-            return self._forward_fused(x, batch, rows)
+        self.in_one = self._in_one(x, batch)
+        if self.in_one:
+            if self.plan is None or not self.plan.fits(x, batch, rows):
+                self.plan = BlockPlan(self, x, batch, rows)
+            return self.plan.forward(batch, rows)
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
             normed = self.norm1.forward(x)
@@ -93,8 +101,8 @@ class TransformerBlock(Layer):
 
     def backward(self, dout: Array) -> Array:
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
-        if self._fused(self.attention.batch):
-            return self._backward_fused(dout)
+        if self.in_one and self.plan is not None:
+            return self.plan.backward(dout)
         if not self.pre_norm:
             # out = norm2(b + feed_forward(b))
             dsum = self.norm2.backward(dout)
@@ -113,117 +121,13 @@ class TransformerBlock(Layer):
         self.ops.scatter_rows(db, self.rows, dx)
         return dx
 
-    def _fused(self, batch) -> bool:
-        import os
-        return self.ops.name == "numba" and os.environ.get("FUSED", "1") == "1"
+    def _in_one(self, x: Array, batch: PackedBatch) -> bool:
+        """Tell whether the whole block is one call: where calls and waiting cost, and none drops.
 
-    def _forward_fused(self, x, batch, rows):
-        attention, norm1, norm2 = self.attention, self.norm1, self.norm2
-        expand, contract = self.feed_forward.expand, self.feed_forward.contract
-        N, C = x.shape
-        attention.x, attention.batch, attention.rows = x, batch, rows
-        weight, bias = attention.qkv_weight.value, attention.qkv_bias.value
-        get = attention.buffers.get
-        if rows is None:
-            M = N
-            attention.query_offsets = batch._offsets
-            projected, q, k, v = attention.buffers.stacked("qkv", 3, N, C)
-            query_weight, query_bias, no_rows = weight[:0], self.no_vector, batch._offsets[:0]
-            stream = chosen = x
-        else:
-            M = rows.size
-            attention.query_offsets = batch._one_row_offsets
-            q = get("q_rows", M, C)
-            projected, k, v = attention.buffers.stacked("kv", 2, N, C)
-            query_weight, query_bias, no_rows = weight[:1], bias[:1].reshape(-1), rows
-            weight, bias = weight[1:], bias[1:]
-            stream = self.buffers.get("chosen", M, C)
-            chosen = attention.x_rows = get("x_rows", M, C)
-        attention.q, attention.k, attention.v = q, k, v
-        attention.attended = get("attended", M, C)
-        attention.logsumexp = get("logsumexp", M, attention.num_heads)
-        attention.output.x = attention.attended
-        attention_out = attention.output.buffers.get("out", M, C)
-        rows1 = N if self.pre_norm else M
-        norm1.x = x if self.pre_norm else attention_out
-        norm1.mean, norm1.rstd = norm1.buffers.get("mean", rows1), norm1.buffers.get("rstd", rows1)
-        normed1 = norm1.buffers.get("out", rows1, C)
-        out = contract.buffers.get("out", M, C)
-        norm2.mean, norm2.rstd = norm2.buffers.get("mean", M), norm2.buffers.get("rstd", M)
-        normed2 = norm2.buffers.get("out", M, C)
-        norm2.x = attention_out if self.pre_norm else out
-        expand.x = normed2 if self.pre_norm else normed1
-        hidden = expand.buffers.get("out", M, expand.out_features)
-        slope = self.nothing
-        if self.feed_forward.activation == 2:
-            slope = expand.buffers.get("slope", M, expand.out_features)
-        expand.saved = slope if self.feed_forward.activation == 2 else hidden
-        contract.x = hidden
-        self.ops.transformer_block_forward(
-            x, no_rows, attention.query_offsets, batch._offsets, self.pre_norm, attention.causal,
-            attention.scale, norm1.epsilon, self.feed_forward.activation,
-            norm1.weight.value, norm1.bias.value, query_weight, query_bias, weight,
-            bias.reshape(-1), attention.output.weight.value, attention.output.bias.value,
-            norm2.weight.value, norm2.bias.value, expand.weight.value, expand.bias.value,
-            contract.weight.value, contract.bias.value, normed1, norm1.mean, norm1.rstd, stream,
-            chosen, q, projected, k, v, attention.attended, attention.logsumexp, attention_out,
-            normed2, norm2.mean, norm2.rstd, slope, hidden, out,
-        )
-        self.projected = projected
-        return out if self.pre_norm else normed2
-
-    def _backward_fused(self, dout):
-        attention, norm1, norm2 = self.attention, self.norm1, self.norm2
-        expand, contract = self.feed_forward.expand, self.feed_forward.contract
-        x, batch, rows = attention.x, attention.batch, attention.rows
-        N, C = x.shape
-        M = dout.shape[0]
-        get = self.scratch.get
-        weight, dweight, dbias = (
-            attention.qkv_weight.value, attention.qkv_weight.gradient, attention.qkv_bias.gradient
-        )
-        if rows is None:
-            dprojected, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, N, C)
-            query_weight, no_rows, dchosen = weight[:0], batch._offsets[:0], self.nothing
-        else:
-            dq = get("attention.dq", M, C)
-            dprojected, dk, dv = self.scratch.stacked("attention.dkv", 2, N, C)
-            query_weight, no_rows = weight[:1], rows
-            dchosen = get("attention.dx_rows", M, C)
-            weight = weight[1:]
-        dsum2 = self.nothing if self.pre_norm else get("block.dsum2", M, C)
-        dhidden = get("block.dhidden", M, expand.out_features)
-        dinner = get("block.dinner", M, C)
-        dsum1 = get("block.dsum1", M, C)
-        dattended = get("block.dattended", M, C)
-        dx = get("block.dx", N, C)
-        if np.may_share_memory(dx, dout):
-            dx = get("block.dx_other", N, C)
-        self.ops.transformer_block_backward(
-            dout, x, no_rows, attention.query_offsets, batch._offsets, self.pre_norm,
-            attention.causal, attention.scale, self.feed_forward.activation, norm1.weight.value,
-            query_weight, weight, attention.output.weight.value, norm2.weight.value,
-            expand.weight.value, contract.weight.value, norm1.mean, norm1.rstd, attention.q,
-            attention.k, attention.v, attention.attended, attention.logsumexp,
-            norm2.x if self.pre_norm else norm1.x, norm2.mean, norm2.rstd, expand.saved,
-            self.nothing if self.pre_norm else norm2.x, dsum2, dhidden, dinner, dsum1, dattended,
-            dq, dprojected, dk, dv, dchosen, dx, norm1.weight.gradient, norm1.bias.gradient,
-            norm2.weight.gradient, norm2.bias.gradient,
-        )
-        dfinal = dout if self.pre_norm else dsum2
-        normed1 = norm1.buffers.get("out", norm1.x.shape[0], C)
-        attention_in = normed1 if self.pre_norm else x
-        part = slice(0, 3) if rows is None else slice(1, 3)
-        self.ops.weight_gradients(
-            (expand.x, contract.x, attention_in, attention.attended,
-             self.nothing if rows is None else attention.x_rows),
-            (dhidden, dfinal, dprojected, dsum1, self.nothing if rows is None else dq),
-            (expand.bias.gradient, contract.bias.gradient, dbias[part].reshape(-1),
-             attention.output.bias.gradient, self.no_vector if rows is None else dbias[:1].reshape(-1)),
-            (expand.weight.gradient, contract.weight.gradient, dweight[part],
-             attention.output.weight.gradient, dweight[:0] if rows is None else dweight[:1]),
-        )
-        return dx
+        The bits are the same but for the norms' gradients, whose sums have other parts.
+        """
+        drops = self.attention.dropout.active or self.feed_forward.dropout.active
+        return not drops and batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
 
     def _check_rows(self, rows: Ids, batch: PackedBatch, tokens: int) -> None:
         if not isinstance(batch, PackedBatch) or batch.num_tokens != tokens:

@@ -1,0 +1,151 @@
+"""What a transformer block's kernels are given for batches of one size, gathered once."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastformer import checks
+from fastformer.batch import Ids, PackedBatch
+from fastformer.parameters import Array
+
+if TYPE_CHECKING:
+    from fastformer.layers.transformer_block import TransformerBlock
+
+
+class BlockPlan:
+    """The arrays of one block for one size of batch, and the calls of its kernels.
+
+    Gathering forty arrays takes as long as a small block's work, and a training run has few sizes.
+    """
+
+    def __init__(
+        self, block: "TransformerBlock", x: Array, batch: PackedBatch, rows: Ids | None
+    ) -> None:
+        """Gather what forward needs; arguments as of `TransformerBlock.forward`."""
+        self.block, self.x, self.sequences = block, x, batch.num_sequences
+        self.some_rows = rows is not None
+        self.weight = block.norm1.weight.value
+        self.dout: Array | None = None
+        attention, norm1, norm2 = block.attention, block.norm1, block.norm2
+        expand, contract = block.feed_forward.expand, block.feed_forward.contract
+        pre_norm = block.pre_norm
+        attention_in = norm1.prepare(x) if pre_norm else x
+        attention.prepare(attention_in, batch, rows)
+        self.stream = x
+        if self.some_rows:
+            self.stream = block.buffers.get("chosen", self.sequences, x.shape[1])
+        attention_out = attention.output.prepare(attention.attended)
+        inner = (norm2 if pre_norm else norm1).prepare(attention_out)
+        hidden = expand.prepare(inner, block.feed_forward.activation)
+        out = contract.prepare(hidden)
+        self.result = out if pre_norm else norm2.prepare(out)
+        # With chosen rows, the query's projection is one of its own.
+        split = 1 if self.some_rows else 0
+        weight, bias = attention.qkv_weight.value, attention.qkv_bias.value
+        nothing = block.nothing
+        self._forward = (
+            pre_norm, attention.causal, attention.scale, norm1.epsilon,
+            block.feed_forward.activation,
+            norm1.weight.value, norm1.bias.value,
+            weight[:split], bias[:split].reshape(-1), weight[split:], bias[split:].reshape(-1),
+            attention.output.weight.value, attention.output.bias.value,
+            norm2.weight.value, norm2.bias.value,
+            expand.weight.value, expand.bias.value, contract.weight.value, contract.bias.value,
+            attention_in if pre_norm else inner, norm1.mean, norm1.rstd,
+            self.stream, attention.x_rows, attention.q, attention.projected, attention.k,
+            attention.v, attention.attended, attention.logsumexp, attention_out,
+            inner if pre_norm else self.result, norm2.mean, norm2.rstd,
+            nothing if expand.saved is hidden else expand.saved, hidden, out,
+        )  # fmt: skip
+        self.attention_out, self.out = attention_out, out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Return None: a copied block makes a plan of its own."""
+
+    def fits(self, x: Array, batch: PackedBatch, rows: Ids | None) -> bool:
+        """Tell whether the plan is for these arguments, and for the parameters as they are."""
+        return (
+            x is self.x
+            and batch.num_sequences == self.sequences
+            and (rows is not None) is self.some_rows
+            and self.weight is self.block.norm1.weight.value
+        )
+
+    def forward(self, batch: PackedBatch, rows: Ids | None) -> Array:
+        """Compute the block for a batch that fits."""
+        block, attention = self.block, self.block.attention
+        attention.attend_to(batch, rows)
+        block.ops.transformer_block_forward(
+            self.x,
+            batch._offsets[:0] if rows is None else rows,
+            attention.query_offsets,
+            batch._offsets,
+            *self._forward,
+        )
+        return self.result
+
+    def backward(self, dout: Array) -> Array:
+        """Compute the gradients for the batch of the last forward."""
+        if dout is not self.dout:
+            rows, columns = self.result.shape
+            checks.matrix(
+                "TransformerBlock.backward", "dout", dout, rows, columns, self.block.dtype
+            )
+            self._prepare_backward(dout)
+        block, attention = self.block, self.block.attention
+        offsets = attention.batch._offsets
+        block.ops.transformer_block_backward(
+            dout,
+            self.x,
+            offsets[:0] if attention.rows is None else attention.rows,
+            attention.query_offsets,
+            offsets,
+            *self._backward,
+        )
+        block.ops.weight_gradients(*self._weights)
+        return self.dx
+
+    def _prepare_backward(self, dout: Array) -> None:
+        """Gather what backward needs; gradients of weights are made of what lies in scratch."""
+        block, some = self.block, self.some_rows
+        attention, norm1, norm2 = block.attention, block.norm1, block.norm2
+        expand, contract = block.feed_forward.expand, block.feed_forward.contract
+        get, nothing = block.scratch.get, block.nothing
+        rows, columns = self.result.shape
+        tokens, split = self.x.shape[0], 1 if some else 0
+        dprojected, *parts = block.scratch.stacked("block.dprojected", 3 - split, tokens, columns)
+        if some:
+            parts.insert(0, get("block.dq", rows, columns))
+        dq, dk, dv = parts
+        dchosen = get("block.dchosen", rows, columns) if some else nothing
+        dsum2 = nothing if block.pre_norm else get("block.dsum2", rows, columns)
+        dhidden = get("block.dhidden", rows, expand.out_features)
+        dsum1 = get("block.dsum1", rows, columns)
+        # The next block's gradient lies in one of the two, and is read until the end.
+        self.dx = get("block.dx", tokens, columns)
+        if np.may_share_memory(self.dx, dout):
+            self.dx = get("block.dx_other", tokens, columns)
+        self.dout = dout
+        weight = attention.qkv_weight
+        self._backward = (
+            block.pre_norm, attention.causal, attention.scale, block.feed_forward.activation,
+            norm1.weight.value, weight.value[:split], weight.value[split:],
+            attention.output.weight.value, norm2.weight.value, expand.weight.value,
+            contract.weight.value, norm1.mean, norm1.rstd, attention.q, attention.k, attention.v,
+            attention.attended, attention.logsumexp, self.attention_out, norm2.mean, norm2.rstd,
+            expand.saved, self.out, dsum2, dhidden, get("block.dinner", rows, columns), dsum1,
+            get("block.dattended", rows, columns), dq, dprojected, dk, dv, dchosen, self.dx,
+            norm1.weight.gradient, norm1.bias.gradient, norm2.weight.gradient,
+            norm2.bias.gradient,
+        )  # fmt: skip
+        gradient, bias = weight.gradient, attention.qkv_bias.gradient
+        self._weights = (
+            (expand.x, contract.x, attention.x, attention.attended,
+             attention.x_rows if some else nothing),
+            (dhidden, dout if block.pre_norm else dsum2, dprojected, dsum1,
+             dq if some else nothing),
+            (expand.bias.gradient, contract.bias.gradient, bias[split:].reshape(-1),
+             attention.output.bias.gradient, bias[:split].reshape(-1)),
+            (expand.weight.gradient, contract.weight.gradient, gradient[split:],
+             attention.output.weight.gradient, gradient[:split]),
+        )  # fmt: skip
