@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 from llvmlite import binding
@@ -87,8 +87,16 @@ class _Files:
             path.unlink(missing_ok=True)
 
 
-# Functions that others call by their symbol, and what was compiled of them.
-_BY_SYMBOL: dict[str, CompileResult] = {}
+class _Callee(NamedTuple):
+    """A function that others call by its symbol."""
+
+    compiled: CompileResult
+    reduced: Any  # what it is made again from in another process
+    calls: list[str]  # the symbols that it calls itself
+
+
+# By their symbols.
+_CALLEES: dict[str, _Callee] = {}
 
 
 def call_by_symbol(dispatcher: Any) -> None:
@@ -100,62 +108,65 @@ def call_by_symbol(dispatcher: Any) -> None:
     add_overload = dispatcher.add_overload
 
     def add(compiled: CompileResult) -> None:
-        _know(compiled)
+        if compiled.fndesc.llvm_func_name not in _CALLEES:
+            _make_callee(compiled, compiled._reduce(), _calls_of(compiled))
         add_overload(compiled)
 
     dispatcher.add_overload = add
+    if isinstance(dispatcher._cache, KernelCache):
+        dispatcher._cache._impl.is_callee = True
 
 
-def _know(compiled: CompileResult) -> None:
-    """Make the machine code of a function known by its symbol, and give its callers no other."""
+def _make_callee(compiled: CompileResult, reduced: Any, calls: list[str]) -> None:
+    """Make a function known by its symbol, and give those that call it nothing to link."""
     name, library = compiled.fndesc.llvm_func_name, compiled.library
+    binding.add_symbol(name, library.get_pointer_to_function(name))
+    _CALLEES[name] = _Callee(compiled, reduced, calls)
     nothing = binding.parse_assembly(str(library.codegen._create_empty_module(library.name)))
     library._get_module_for_linking = lambda: nothing
-    binding.add_symbol(name, library.get_pointer_to_function(name))
-    _BY_SYMBOL[name] = compiled
 
 
-def _symbols_of(compiled: CompileResult, found: dict[str, CompileResult]) -> None:
-    """Find the functions that are called by symbol, those that they call themselves before them."""
-    for function in compiled.library._final_module.functions:
-        called = _BY_SYMBOL.get(function.name) if function.is_declaration else None
-        if called is not None and function.name not in found:
-            _symbols_of(called, found)
-            found[function.name] = called
+def _calls_of(compiled: CompileResult) -> list[str]:
+    """Return the symbols that a function calls, which was compiled in this process."""
+    functions = compiled.library._final_module.functions
+    return [f.name for f in functions if f.is_declaration and f.name in _CALLEES]
 
 
-def _reduced(compiled: CompileResult) -> Any:
-    """Return what a compiled function is made again from, its code for linking too."""
-    hidden = vars(compiled.library).pop("_get_module_for_linking", None)
-    try:
-        return compiled._reduce()
-    finally:
-        if hidden is not None:
-            compiled.library._get_module_for_linking = hidden
+def _with_their_own(calls: list[str]) -> list[str]:
+    """Return symbols, and before each those that it calls."""
+    found: list[str] = []
+    for name in calls:
+        found += [*_with_their_own(_CALLEES[name].calls), name]
+    return list(dict.fromkeys(found))
 
 
-class _SelfContained(CompileResultCacheImpl):
-    """Keeps with a kernel the functions that it calls by symbol: symbols are one process's own."""
+class _WithCallees(CompileResultCacheImpl):
+    """Keeps with a function those that it calls by symbol: symbols are one process's own."""
+
+    is_callee = False
 
     def reduce(self, compiled: CompileResult) -> Any:
-        """Return what to keep of a kernel."""
-        found: dict[str, CompileResult] = {}
-        _symbols_of(compiled, found)
-        return {name: _reduced(called) for name, called in found.items()}, _reduced(compiled)
+        """Return what to keep."""
+        known = _CALLEES.get(compiled.fndesc.llvm_func_name)
+        calls = known.calls if known else _calls_of(compiled)
+        callees = [(_CALLEES[name].reduced, _CALLEES[name].calls) for name in _with_their_own(calls)]
+        return callees, (known.reduced if known else compiled._reduce(), calls)
 
     def rebuild(self, target_context: Any, payload: Any) -> CompileResult:
-        """Load a kernel, and before it what it calls."""
-        called, kernel = payload
-        for name, reduced in called.items():
-            if name not in _BY_SYMBOL:
-                _know(CompileResult._rebuild(target_context, *reduced))
-        return CompileResult._rebuild(target_context, *kernel)
+        """Load a function, and before it those that it calls."""
+        callees, own = payload
+        for reduced, calls in [*callees, own] if self.is_callee else callees:
+            if reduced[1].llvm_func_name not in _CALLEES:
+                _make_callee(CompileResult._rebuild(target_context, *reduced), reduced, calls)
+        if self.is_callee:
+            return _CALLEES[own[0][1].llvm_func_name].compiled
+        return CompileResult._rebuild(target_context, *own[0])
 
 
 class KernelCache(FunctionCache):
     """Numba's cache of a function, with files of our own."""
 
-    _impl_class = _SelfContained
+    _impl_class = _WithCallees
 
     def __init__(self, function: Any) -> None:
         """Find the directory, which is `numba.config.CACHE_DIR` at this time."""
