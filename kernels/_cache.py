@@ -149,7 +149,9 @@ class _WithCallees(CompileResultCacheImpl):
         """Return what to keep."""
         known = _CALLEES.get(compiled.fndesc.llvm_func_name)
         calls = known.calls if known else _calls_of(compiled)
-        callees = [(_CALLEES[name].reduced, _CALLEES[name].calls) for name in _with_their_own(calls)]
+        callees = [
+            (_CALLEES[name].reduced, _CALLEES[name].calls) for name in _with_their_own(calls)
+        ]
         return callees, (known.reduced if known else compiled._reduce(), calls)
 
     def rebuild(self, target_context: Any, payload: Any) -> CompileResult:

@@ -37,12 +37,26 @@ SHARD_TOKENS = 64
 MOST_SHARDS = 64
 
 
+def _query_key_value(q, projected, tokens):
+    """Return the three: keys and values are the last of what is stacked, or all of it with q."""
+    stacked = projected.shape[0] // max(1, tokens)
+    first = projected[:tokens]
+    return (
+        q if stacked == 2 else first,
+        projected[(stacked - 2) * tokens : (stacked - 1) * tokens],
+        projected[(stacked - 1) * tokens :],
+    )
+
+
+query_key_value = kernel(_query_key_value)
+
+
 def transformer_block_forward_reference(
     x, rows, query_offsets, key_offsets, pre_norm, causal, scale, epsilon, activation,
     norm1_weight, norm1_bias, query_weight, query_bias, projection_weight, projection_bias,
     output_weight, output_bias, norm2_weight, norm2_bias, expand_weight, expand_bias,
-    contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, k, v,
-    attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, attended,
+    logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
 ):  # fmt: skip
     """Compute `transformer_block_forward` in NumPy."""
     nothing = x[:0]
@@ -58,6 +72,7 @@ def transformer_block_forward_reference(
     matmul_reference(
         attention_in, projection_weight, projection_bias, nothing, NO_ACTIVATION, nothing, projected
     )
+    q, k, v = _query_key_value(q, projected, x.shape[0])
     attention_forward_reference(
         q, k, v, query_offsets, key_offsets, causal, scale, attended, logsumexp
     )
@@ -76,9 +91,9 @@ def transformer_block_forward_reference(
 def transformer_block_backward_reference(
     dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, activation, norm1_weight,
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
-    mean1, rstd1, q, k, v, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
-    dhidden, dinner, dsum1, dattended, dq, dprojected, dk, dv, dchosen, dx, dnorm1_weight,
-    dnorm1_bias, dnorm2_weight, dnorm2_bias,
+    mean1, rstd1, q, projected, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
+    dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight, dnorm1_bias,
+    dnorm2_weight, dnorm2_bias,
 ):  # fmt: skip
     """Compute `transformer_block_backward` in NumPy."""
     nothing = x[:0]
@@ -94,9 +109,11 @@ def transformer_block_backward_reference(
     else:
         layernorm_backward_reference(dinner, attention_out, *norm1, nothing, dsum1, *dnorm1)
     matmul_nt_reference(dsum1, output_weight, nothing, nothing, NO_ACTIVATION, dattended)
+    q, k, v = _query_key_value(q, projected, x.shape[0])
+    dqueries, dk, dv = _query_key_value(dq, dprojected, x.shape[0])
     attention_backward_reference(
-        dattended, q, k, v, attended, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk,
-        dv,
+        dattended, q, k, v, attended, logsumexp, query_offsets, key_offsets, causal, scale,
+        dqueries, dk, dv,
     )  # fmt: skip
     residual = nothing if rows.size or pre_norm else dsum1
     matmul_nt_reference(dprojected, projection_weight, nothing, residual, NO_ACTIVATION, dx)
@@ -135,7 +152,7 @@ def _forward_shard(
     activation, norm1_weight, norm1_bias, query_weight, query_bias, projection_weight,
     projection_bias, output_weight, output_bias, norm2_weight, norm2_bias, expand_weight,
     expand_bias, contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q,
-    projected, k, v, attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    projected, attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
     nothing,
 ):  # fmt: skip
     """Take sequences begin to end through the block."""
@@ -158,9 +175,10 @@ def _forward_shard(
         FORWARD, first, last, attention_in, projection_weight, projected, projection_bias, nothing,
         NO_ACTIVATION, nothing, x,
     )  # fmt: skip
+    queries, keys, values = query_key_value(q, projected, x.shape[0])
     attention_forward_pairs(
-        begin * heads, end * heads, longest, q, k, v, query_offsets, key_offsets, causal, scale,
-        attended, logsumexp,
+        begin * heads, end * heads, longest, queries, keys, values, query_offsets, key_offsets,
+        causal, scale, attended, logsumexp,
     )  # fmt: skip
     product_rows(
         FORWARD, first_query, last_query, attended, output_weight, attention_out, output_bias,
@@ -195,8 +213,8 @@ def transformer_block_forward(
     x, rows, query_offsets, key_offsets, pre_norm, causal, scale, epsilon, activation,
     norm1_weight, norm1_bias, query_weight, query_bias, projection_weight, projection_bias,
     output_weight, output_bias, norm2_weight, norm2_bias, expand_weight, expand_bias,
-    contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, k, v,
-    attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, attended,
+    logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
 ):  # fmt: skip
     """Compute the block, or the rows that are read out of it.
 
@@ -217,8 +235,8 @@ def transformer_block_forward(
         normed1, mean1, rstd1, normed2, mean2, rstd2: of the norms, (., C) and (.,), overwritten.
         stream, chosen: (B, C), overwritten by the rows of x and of the attention's input; x and
             that input without rows.
-        q: (M, C).    projected: (3 N, C), q, k and v stacked; with rows (2 N, C), k and v.
-        k, v: (N, C), parts of projected, as q is without rows.
+        q: (B, C), the queries with rows, else (0, 0).    projected: (3 N, C), queries, keys and
+            values stacked; with rows (2 N, C), keys and values.
         attended, attention_out: (M, C).    logsumexp: (M, H).    hidden: (M, F).
         slope: (M, F) for GELU, else (0, 0).    out: (M, C), of the feed-forward layer and residual
             sum: the result for pre-norm, where it is normed2 for post-norm.
@@ -235,8 +253,8 @@ def transformer_block_forward(
             epsilon, activation, norm1_weight, norm1_bias, query_weight, query_bias,
             projection_weight, projection_bias, output_weight, output_bias, norm2_weight,
             norm2_bias, expand_weight, expand_bias, contract_weight, contract_bias, normed1, mean1,
-            rstd1, stream, chosen, q, projected, k, v, attended, logsumexp, attention_out, normed2,
-            mean2, rstd2, slope, hidden, out, nothing,
+            rstd1, stream, chosen, q, projected, attended, logsumexp, attention_out, normed2, mean2,
+            rstd2, slope, hidden, out, nothing,
         )  # fmt: skip
 
 
@@ -244,9 +262,9 @@ def transformer_block_forward(
 def _backward_shard(
     begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
     activation, norm1_weight, query_weight, projection_weight, output_weight, norm2_weight,
-    expand_weight, contract_weight, mean1, rstd1, q, k, v, attended, logsumexp, attention_out,
-    mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dk, dv,
-    dchosen, dx, sums1, sums2, nothing, no_bias,
+    expand_weight, contract_weight, mean1, rstd1, q, projected, attended, logsumexp, attention_out,
+    mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx,
+    sums1, sums2, nothing, no_bias,
 ):  # fmt: skip
     """Take the gradients of sequences begin to end back through the block, line by line."""
     heads = logsumexp.shape[1]
@@ -279,9 +297,11 @@ def _backward_shard(
         INPUT_GRADIENT, first_query, last_query, dattended, output_weight, dsum1, no_bias, nothing,
         NO_ACTIVATION, nothing, dattended,
     )  # fmt: skip
+    queries, keys, values = query_key_value(q, projected, x.shape[0])
+    dqueries, dkeys, dvalues = query_key_value(dq, dprojected, x.shape[0])
     attention_backward_pairs(
-        begin * heads, end * heads, longest, dattended, q, k, v, attended, logsumexp,
-        query_offsets, key_offsets, causal, scale, dq, dk, dv,
+        begin * heads, end * heads, longest, dattended, queries, keys, values, attended, logsumexp,
+        query_offsets, key_offsets, causal, scale, dqueries, dkeys, dvalues,
     )  # fmt: skip
     straight = rows.size == 0 and not pre_norm
     product_rows(
@@ -306,9 +326,9 @@ def _backward_shard(
 def transformer_block_backward(
     dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, activation, norm1_weight,
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
-    mean1, rstd1, q, k, v, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
-    dhidden, dinner, dsum1, dattended, dq, dprojected, dk, dv, dchosen, dx, dnorm1_weight,
-    dnorm1_bias, dnorm2_weight, dnorm2_bias,
+    mean1, rstd1, q, projected, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
+    dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight, dnorm1_bias,
+    dnorm2_weight, dnorm2_bias,
 ):  # fmt: skip
     """Differentiate the block by x, by what each linear layer gave, and by the norms' parameters.
 
@@ -321,7 +341,7 @@ def transformer_block_backward(
             it is dout.    dhidden: (M, F), by hidden's sum before the activation, overwritten.
         dinner: (M, C), by the feed-forward layer's input without the residual sum's part where
             that is added later.    dsum1: (M, C), by attention_out.    dattended: (M, C).
-        dq, dprojected, dk, dv: as q, projected, k and v.    dchosen: as chosen, or (0, 0).
+        dq, dprojected: as q and projected.    dchosen: as chosen, or (0, 0).
         dx: (N, C), overwritten; not dout.
         dnorm1_weight, dnorm1_bias, dnorm2_weight, dnorm2_bias: (C,) accumulated.
     Threads: sequences; the norms' sums over shards whose number the batch's size fixes, added in
@@ -338,9 +358,9 @@ def transformer_block_backward(
         _backward_shard(
             begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm,
             causal, scale, activation, norm1_weight, query_weight, projection_weight,
-            output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, k, v,
+            output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected,
             attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner,
-            dsum1, dattended, dq, dprojected, dk, dv, dchosen, dx, sums1, sums2, nothing, no_bias,
+            dsum1, dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)

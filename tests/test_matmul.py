@@ -23,6 +23,8 @@ from fastformer.kernels.matmul import (
     matmul_reference,
     matmul_tn,
     matmul_tn_reference,
+    weight_gradients,
+    weight_gradients_reference,
 )
 
 EMPTY, NONE = np.empty(0), np.empty((0, 0))
@@ -321,6 +323,29 @@ def test_both_gradients_at_once_have_the_bits_of_each(dtype, rows):
     sums_alone, dweight_alone = run(matmul_tn, *case.weight_gradient(), dtype=dtype)
     for together, alone in ((dx, dx_alone), (dweight, dweight_alone), (sums, sums_alone)):
         np.testing.assert_array_equal(together, alone)
+
+
+def several():
+    """Return the arguments of `weight_gradients` for five layers, one of which is not wanted."""
+    cases = [Case(90, 70, 90), Case(200, 33, 1), Case(1, 5, 300), Case(150, 40, 65, 3, shared=True)]
+    arguments = [case.weight_gradient() for case in cases]
+    arguments.insert(1, (NONE, NONE, EMPTY, Out((0, 9, 9))))
+    return tuple(zip(*arguments, strict=True))
+
+
+def test_gradients_of_several_layers_equal_twin():
+    assert_equals_twin(weight_gradients, weight_gradients_reference, *several())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_several_layers_have_the_bits_of_each(dtype):
+    assert_same_bits(weight_gradients, *several())
+    found = run(weight_gradients, *several(), dtype=dtype)
+    sums, gradients = found[:4], [gradient for gradient in found[4:] if gradient.size]
+    layers = [layer for layer in zip(*several(), strict=True) if layer[0].size]
+    for layer, *together in zip(layers, sums, gradients, strict=True):
+        for one, alone in zip(together, run(matmul_tn, *layer, dtype=dtype), strict=True):
+            np.testing.assert_array_equal(one, alone)
 
 
 @pytest.mark.parametrize("wide", [True, False])

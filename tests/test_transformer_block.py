@@ -1,7 +1,13 @@
-"""The block: both norms, its gradients, and the saving where one row per sequence is wanted."""
+"""The block: its kernels, both norms, its gradients, and the saving for one row per sequence."""
+
+import copy
 
 import numpy as np
 import pytest
+from block_calls import backward_arguments, forward_arguments, forward_values
+from gradients import assert_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import (
     BACKENDS,
     assert_equal_gradients,
@@ -14,9 +20,21 @@ from models import (
     same_bits,
     shaken,
 )
+from twins import DTYPES, Out, assert_equals_twin, assert_same_bits, run
 
 import fastformer as ff
 from fastformer.errors import FastformerError, InvalidTypeError
+from fastformer.kernels.activation import GELU, RELU
+from fastformer.kernels.transformer_block import (
+    MOST_SHARDS,
+    SHARD_TOKENS,
+    shard_count,
+    transformer_block_backward,
+    transformer_block_backward_reference,
+    transformer_block_forward,
+    transformer_block_forward_reference,
+)
+from fastformer.layers import transformer_block
 from fastformer.layers.dropout import DropoutCounter
 
 WIDTH = 6
@@ -24,6 +42,17 @@ BATCH = make_batch((3, 1, 4))
 ROWS = {"first": BATCH.offsets[:-1].copy(), "last": BATCH.offsets[1:] - 1}
 SIZES = {"embed_dim": WIDTH, "num_heads": 2, "ffn_dim": 10}
 NORMS = ("post", "pre")
+KINDS = [
+    {"pre_norm": pre_norm, "activation": activation, "some_rows": rows, "bias": bias, "causal": c}
+    for pre_norm in (False, True)
+    for activation, rows, bias, c in (
+        (RELU, True, False, False),
+        (GELU, False, True, True),
+        (RELU, False, True, False),
+        (GELU, True, True, True),
+    )
+]
+PARTS = {"in one region": 1, "layer by layer": 10**9}
 
 
 def make_block(backend="numba", dtype="float64", causal=False, **options):
@@ -37,9 +66,165 @@ def make_block(backend="numba", dtype="float64", causal=False, **options):
     )
 
 
+@pytest.fixture(params=PARTS)
+def parts(request, monkeypatch):
+    """Compute blocks in one region from one sequence on, or never."""
+    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", PARTS[request.param])
+    return request.param
+
+
+def check(rng, lengths, heads, width, ffn, kind):
+    forward = forward_values(rng, lengths, heads, width, ffn, **kind)
+    arguments = forward_arguments(forward)
+    assert_equals_twin(transformer_block_forward, transformer_block_forward_reference, *arguments)
+    arguments = backward_arguments(rng, forward)
+    assert_equals_twin(transformer_block_backward, transformer_block_backward_reference, *arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "heads", "width", "ffn"),
+    [((1,), 1, 1, 1), ((3, 1, 4), 2, 3, 10), ((40, 50, 41, 60, 33), 3, 8, 49)],
+)
+def test_equals_twin(rng, lengths, heads, width, ffn, kind):
+    check(rng, lengths, heads, width, ffn, kind)
+
+
+@settings(max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    heads=st.integers(1, 4),
+    width=st.integers(4, 20),
+    ffn=st.integers(1, 70),
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32),
+)
+def test_equals_twin_for_any_shape(lengths, heads, width, ffn, kind, seed):
+    check(np.random.default_rng(seed), lengths, heads, width, ffn, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+def test_same_bits_for_any_number_of_threads(rng, kind):
+    forward = forward_values(rng, rng.integers(1, 60, 12), 2, 8, 33, **kind)
+    assert_same_bits(transformer_block_forward, *forward_arguments(forward))
+    assert_same_bits(transformer_block_backward, *backward_arguments(rng, forward))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradient_of_the_kernels_input(rng, kind):
+    """The twins against finite differences."""
+    values = forward_values(rng, (2, 3), 2, 2, 5, **kind)
+    result = "out" if kind["pre_norm"] else "normed2"
+    outs = [name for name, value in values.items() if isinstance(value, Out)]
+
+    def with_x(x):
+        changed = {name: x if value is values["x"] else value for name, value in values.items()}
+        return changed | {"x": x}
+
+    def forward(x):
+        found = run(
+            transformer_block_forward_reference, *forward_arguments(with_x(x)), dtype=np.float64
+        )
+        return found[outs.index(result)]
+
+    def backward(dout, x):
+        arguments = backward_arguments(rng, with_x(x))
+        arguments[0] = dout
+        # The four sums of the norms come after dx.
+        return run(transformer_block_backward_reference, *arguments, dtype=np.float64)[-5:-4]
+
+    assert_gradients(forward, backward, values["x"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "shards"),
+    [(1, 1, 1), (2 * SHARD_TOKENS - 1, 9, 1), (2 * SHARD_TOKENS, 9, 2), (10**6, 3, 2)],
+)
+def test_number_of_shards(tokens, sequences, shards):
+    assert shard_count(tokens, sequences) == shards
+    assert shard_count(10**9, 10**6) == MOST_SHARDS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rows", [None, "first", "last"])
+def test_one_region_has_the_bits_of_the_layers(rng, monkeypatch, backend, dtype, norm, rows):
+    """All but the norms' gradients, which are sums of other parts."""
+    batch = make_batch((30, 31, 29, 30, 2))
+    chosen = None if rows is None else getattr(batch, f"_{rows}_rows")
+    x = rng.standard_normal((batch.num_tokens, WIDTH)).astype(dtype)
+    dout = rng.standard_normal((5 if rows else len(x), WIDTH)).astype(dtype)
+    found = []
+    for fewest in PARTS.values():
+        monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", fewest)
+        block = make_block(backend, np.dtype(dtype).name, norm=norm, activation="gelu")
+        out = block.forward(x, batch, chosen).copy()
+        assert block.in_one is (fewest == 1)
+        found.append((out, block.backward(dout).copy(), block.grad_dict()))
+    (out, dx, gradients), (expected_out, expected_dx, expected_gradients) = found
+    assert same_bits(out, expected_out)
+    assert same_bits(dx, expected_dx)
+    for name, gradient in gradients.items():
+        if "norm" in name:
+            tolerance = 100 * np.finfo(dtype).eps
+            np.testing.assert_allclose(gradient, expected_gradients[name], tolerance, tolerance)
+        else:
+            assert same_bits(gradient, expected_gradients[name]), name
+
+
+@pytest.mark.parametrize("parts", ["in one region"], indirect=True)
+def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
+    """Other sizes, other batches of a size, arrays that moved and copies: all as a new block."""
+    block = make_block()
+
+    def assert_as_new(batch, x):
+        dout = rng.standard_normal(x.shape)
+        twin = make_block()
+        twin.zero_grad()
+        block.zero_grad()
+        assert same_bits(block.forward(x, batch), twin.forward(x, batch))
+        assert same_bits(block.backward(dout), twin.backward(dout))
+        for name, gradient in twin.grad_dict().items():
+            assert same_bits(block.grad_dict()[name], gradient), name
+
+    x = rng.standard_normal((8, WIDTH))
+    assert_as_new(BATCH, x)
+    plan = block.plan
+    assert_as_new(BATCH, x)
+    assert block.plan is plan, "a plan that fits is not used again"
+    assert_as_new(make_batch((1, 1, 6)), x)
+    assert_as_new(make_batch((4, 4)), x)
+    assert_as_new(make_batch((50, 70)), rng.standard_normal((120, WIDTH)))
+    assert_as_new(BATCH, x)
+    block = copy.deepcopy(block)
+    block.parameters()
+    assert_as_new(BATCH, x)
+    loose = make_block()
+    loose.forward(x, BATCH)
+    loose.parameters().values[...] *= 2
+    block.parameters().values[...] = loose.parameters().values
+    assert same_bits(loose.forward(x, BATCH), block.forward(x, BATCH))
+
+
+def test_dropout_is_done_layer_by_layer(rng, monkeypatch):
+    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
+    block = make_block(dropout=0.5)
+    block.forward(rng.standard_normal((8, WIDTH)), BATCH)
+    assert not block.in_one
+
+
+@pytest.mark.parametrize("dout", [np.zeros((8, WIDTH + 1)), np.zeros((7, WIDTH)), None])
+def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, parts, dout):
+    block = make_block()
+    block.forward(rng.standard_normal((8, WIDTH)), BATCH)
+    with pytest.raises(FastformerError, match="dout must be"):
+        block.backward(dout)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_formula(rng, backend, norm):
+def test_formula(rng, parts, backend, norm):
     """As its docstring has it, from layers of its own with the same weights."""
     block = make_block(backend, norm=norm)
     weights = block.state_dict()
@@ -72,7 +257,7 @@ def test_formula(rng, backend, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "activation": "gelu"}])
-def test_gradients(rng, backend, norm, rows, options):
+def test_gradients(rng, parts, backend, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
     block = make_block(backend, norm=norm, **options)
     chosen = None if rows is None else ROWS[rows]
@@ -86,7 +271,7 @@ def test_gradients(rng, backend, norm, rows, options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_causal_block(rng, backend, norm):
+def test_gradients_of_a_causal_block(rng, parts, backend, norm):
     block = make_block(backend, causal=True, norm=norm, attention_bias=True)
     assert_layer_gradients(
         block,
@@ -99,7 +284,7 @@ def test_gradients_of_a_causal_block(rng, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_chosen_rows_are_those_of_all(rng, backend, norm, rows):
+def test_chosen_rows_are_those_of_all(rng, parts, backend, norm, rows):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
     block = make_block(backend, norm=norm, attention_bias=True)
     x, chosen = rng.standard_normal((8, WIDTH)), ROWS[rows]

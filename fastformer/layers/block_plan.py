@@ -39,6 +39,7 @@ class BlockPlan:
         hidden = expand.prepare(inner, block.feed_forward.activation)
         out = contract.prepare(hidden)
         self.result = out if pre_norm else norm2.prepare(out)
+        self.q = attention.q if self.some_rows else block.nothing
         # With chosen rows, the query's projection is one of its own.
         split = 1 if self.some_rows else 0
         weight, bias = attention.qkv_weight.value, attention.qkv_bias.value
@@ -52,8 +53,8 @@ class BlockPlan:
             norm2.weight.value, norm2.bias.value,
             expand.weight.value, expand.bias.value, contract.weight.value, contract.bias.value,
             attention_in if pre_norm else inner, norm1.mean, norm1.rstd,
-            self.stream, attention.x_rows, attention.q, attention.projected, attention.k,
-            attention.v, attention.attended, attention.logsumexp, attention_out,
+            self.stream, attention.x_rows, self.q, attention.projected, attention.attended,
+            attention.logsumexp, attention_out,
             inner if pre_norm else self.result, norm2.mean, norm2.rstd,
             nothing if expand.saved is hidden else expand.saved, hidden, out,
         )  # fmt: skip
@@ -86,7 +87,7 @@ class BlockPlan:
 
     def backward(self, dout: Array) -> Array:
         """Compute the gradients for the batch of the last forward."""
-        if dout is not self.dout:
+        if self.dout is None or dout is not self.dout:
             rows, columns = self.result.shape
             checks.matrix(
                 "TransformerBlock.backward", "dout", dout, rows, columns, self.block.dtype
@@ -113,10 +114,8 @@ class BlockPlan:
         get, nothing = block.scratch.get, block.nothing
         rows, columns = self.result.shape
         tokens, split = self.x.shape[0], 1 if some else 0
-        dprojected, *parts = block.scratch.stacked("block.dprojected", 3 - split, tokens, columns)
-        if some:
-            parts.insert(0, get("block.dq", rows, columns))
-        dq, dk, dv = parts
+        dprojected = get("block.dprojected", (3 - split) * tokens, columns)
+        dq = get("block.dq", rows, columns) if some else nothing
         dchosen = get("block.dchosen", rows, columns) if some else nothing
         dsum2 = nothing if block.pre_norm else get("block.dsum2", rows, columns)
         dhidden = get("block.dhidden", rows, expand.out_features)
@@ -131,10 +130,10 @@ class BlockPlan:
             block.pre_norm, attention.causal, attention.scale, block.feed_forward.activation,
             norm1.weight.value, weight.value[:split], weight.value[split:],
             attention.output.weight.value, norm2.weight.value, expand.weight.value,
-            contract.weight.value, norm1.mean, norm1.rstd, attention.q, attention.k, attention.v,
+            contract.weight.value, norm1.mean, norm1.rstd, self.q, attention.projected,
             attention.attended, attention.logsumexp, self.attention_out, norm2.mean, norm2.rstd,
             expand.saved, self.out, dsum2, dhidden, get("block.dinner", rows, columns), dsum1,
-            get("block.dattended", rows, columns), dq, dprojected, dk, dv, dchosen, self.dx,
+            get("block.dattended", rows, columns), dq, dprojected, dchosen, self.dx,
             norm1.weight.gradient, norm1.bias.gradient, norm2.weight.gradient,
             norm2.bias.gradient,
         )  # fmt: skip
@@ -143,7 +142,7 @@ class BlockPlan:
             (expand.x, contract.x, attention.x, attention.attended,
              attention.x_rows if some else nothing),
             (dhidden, dout if block.pre_norm else dsum2, dprojected, dsum1,
-             dq if some else nothing),
+             dq),
             (expand.bias.gradient, contract.bias.gradient, bias[split:].reshape(-1),
              attention.output.bias.gradient, bias[:split].reshape(-1)),
             (expand.weight.gradient, contract.weight.gradient, gradient[split:],

@@ -83,8 +83,7 @@ class TransformerBlock(Layer):
         the result is the same.
         """
         checks.matrix("TransformerBlock", "x", x, None, self.norm1.embed_dim, self.dtype)
-        if rows is not None:
-            self._check_rows(rows, batch, x.shape[0])
+        self._check_batch(batch, rows, x.shape[0])
         self.rows = rows
         self.in_one = self._in_one(x, batch)
         if self.in_one:
@@ -129,12 +128,13 @@ class TransformerBlock(Layer):
         drops = self.attention.dropout.active or self.feed_forward.dropout.active
         return not drops and batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
 
-    def _check_rows(self, rows: Ids, batch: PackedBatch, tokens: int) -> None:
+    def _check_batch(self, batch: PackedBatch, rows: Ids | None, tokens: int) -> None:
         if not isinstance(batch, PackedBatch) or batch.num_tokens != tokens:
             raise InvalidTypeError(
                 f"TransformerBlock: batch must be the PackedBatch of x's {tokens} rows, got {batch}"
             )
-        if rows is not batch._first_rows and rows is not batch._last_rows:
+        # A batch's own first and last rows need no look.
+        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
             checks.chosen_rows("TransformerBlock", rows, batch._offsets)
 
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
