@@ -18,7 +18,7 @@ from typing import Any
 from fastformer import threads
 
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
-# i integer, b bool; 5m is a tuple of five of them. Those that take longest come first.
+# i integer, b bool. Those that take longest come first.
 KERNELS = {
     "transformer_block.transformer_block_backward": (
         "m m k k k b b f i r t t t r t t r r m m m m m r r m m m m m m m m m m m r r r r"
@@ -29,7 +29,7 @@ KERNELS = {
     ),
     "attention.attention_backward": "m m m m m m k k b f m m m",
     "attention.attention_forward": "m m m k k b f m m",
-    "matmul.weight_gradients": "5m 5m 5r 5t",
+    "matmul.weight_gradients": "m m r t m m r t m m r t m m r t m m r t",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",
@@ -60,11 +60,7 @@ def signature(name: str) -> tuple[Any, ...]:
         "i": types.int64,
         "b": types.boolean,
     }
-    codes = KERNELS[name].split()
-    return tuple(
-        kinds[code] if code in kinds else types.UniTuple(kinds[code[-1]], int(code[:-1]))
-        for code in codes
-    )
+    return tuple(kinds[code] for code in KERNELS[name].split())
 
 
 def dispatcher(name: str) -> Any:

@@ -104,11 +104,20 @@ def matmul_tn_reference(a, b, column_sums, out):
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
 
 
-def weight_gradients_reference(inputs, douts, column_sums, gradients):
+def weight_gradients_reference(
+    a1, b1, column_sums1, out1,
+    a2, b2, column_sums2, out2,
+    a3, b3, column_sums3, out3,
+    a4, b4, column_sums4, out4,
+    a5, b5, column_sums5, out5,
+):  # fmt: skip
     """Compute `weight_gradients` in NumPy."""
-    for a, b, sums, out in zip(inputs, douts, column_sums, gradients, strict=True):
+    for a, b, column_sums, out in (
+        (a1, b1, column_sums1, out1), (a2, b2, column_sums2, out2), (a3, b3, column_sums3, out3),
+        (a4, b4, column_sums4, out4), (a5, b5, column_sums5, out5),
+    ):  # fmt: skip
         if a.size:
-            matmul_tn_reference(a, b, sums, out)
+            matmul_tn_reference(a, b, column_sums, out)
 
 
 def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
@@ -337,14 +346,23 @@ def _deal(grids):
 
 
 @kernel(parallel=True)
-def weight_gradients(inputs, douts, column_sums, gradients):
-    """Do `matmul_tn` for several linear layers in one parallel region.
+def weight_gradients(
+    a1, b1, column_sums1, out1,
+    a2, b2, column_sums2, out2,
+    a3, b3, column_sums3, out3,
+    a4, b4, column_sums4, out4,
+    a5, b5, column_sums5, out5,
+):  # fmt: skip
+    """Do `matmul_tn` for up to five linear layers in one parallel region.
 
     Args:
-        inputs: one a of `matmul_tn` for each layer, in a tuple; (0, 0) for none.
-        douts, column_sums, gradients: its b, column_sums and out.
+        a1, b1, column_sums1, out1: its arguments for one layer; (0, 0), (0, 0), (0,) and (0, K, N)
+            for none.    The others: likewise for four more.
     Threads: blocks of the gradients, as in `matmul_tn`, and with the same bits.
     """
+    inputs, douts = (a1, a2, a3, a4, a5), (b1, b2, b3, b4, b5)
+    sums = (column_sums1, column_sums2, column_sums3, column_sums4, column_sums5)
+    gradients = (out1, out2, out3, out4, out5)
     grids = np.zeros((len(inputs), 2), np.int64)
     for i in range(len(inputs)):
         if inputs[i].size:
@@ -359,7 +377,7 @@ def weight_gradients(inputs, douts, column_sums, gradients):
         flat_x = x.reshape(x.size)
         product_task(
             tasks[task, 1], grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape,
-            y.shape[0], flat_x, y.reshape(y.size), column_sums[i], flat_x[:0], NO_ACTIVATION,
+            y.shape[0], flat_x, y.reshape(y.size), sums[i], flat_x[:0], NO_ACTIVATION,
             flat_x[:0], dweight.reshape(dweight.size),
         )  # fmt: skip
 

@@ -69,13 +69,11 @@ def guarded(values: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _arguments(given: Sequence[Any], dtype: type, outputs: list[np.ndarray]) -> list[Any]:
-    """Return fresh arguments of a dtype, and add those of them that are outputs to `outputs`."""
+def _arguments(given: Sequence[Any], dtype: type) -> tuple[list[Any], list[np.ndarray]]:
+    """Return fresh arguments of a dtype, and those of them that are outputs."""
     arguments: list[Any] = []
+    outputs: list[np.ndarray] = []
     for value in given:
-        if isinstance(value, tuple):
-            arguments.append(tuple(_arguments(value, dtype, outputs)))
-            continue
         if isinstance(value, Out):
             array = np.array(np.broadcast_to(value.start, value.shape), dtype)
         elif isinstance(value, np.ndarray):
@@ -87,29 +85,18 @@ def _arguments(given: Sequence[Any], dtype: type, outputs: list[np.ndarray]) -> 
         arguments.append(array)
         if isinstance(value, Out):
             outputs.append(array)
-    return arguments
-
-
-def _flat(arguments: Sequence[Any]) -> list[Any]:
-    """Return arguments with those of tuples among the others."""
-    return [
-        value
-        for argument in arguments
-        for value in (_flat(argument) if isinstance(argument, tuple) else [argument])
-    ]
+    return arguments, outputs
 
 
 def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> list[np.ndarray]:
     """Call a kernel or a twin on fresh arguments of a dtype and return what it writes or returns.
 
-    Arrays of float64 are given in `dtype`; `Out` marks outputs; either may be in tuples. Inputs
-    must stay as they were.
+    Arrays of float64 are given in `dtype`; `Out` marks outputs. Inputs must stay as they were.
     """
-    outputs: list[np.ndarray] = []
-    arguments = _arguments(given, dtype, outputs)
-    before = [a.copy() if isinstance(a, np.ndarray) else a for a in _flat(arguments)]
+    arguments, outputs = _arguments(given, dtype)
+    before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
     result = function(*arguments)
-    for value, then, mark in zip(_flat(arguments), before, _flat(given), strict=True):
+    for value, then, mark in zip(arguments, before, given, strict=True):
         if isinstance(mark, np.ndarray):
             np.testing.assert_array_equal(value, then, "an input was changed")
     # Yes is 1 and no is 0.
@@ -146,9 +133,7 @@ def assert_equals_twin(
         The float32 outputs of the kernel.
     """
     truths = run(reference, *given, dtype=TRUTH)
-    scales = [value.scale for value in _flat(given) if isinstance(value, Out)] or [0.0] * len(
-        truths
-    )
+    scales = [value.scale for value in given if isinstance(value, Out)] or [0.0] * len(truths)
     outputs: list[np.ndarray] = []
     for dtype in COMPARED_DTYPES:
         twin_outputs = run(reference, *given, dtype=dtype)

@@ -139,12 +139,11 @@ class BlockPlan:
         )  # fmt: skip
         gradient, bias = weight.gradient, attention.qkv_bias.gradient
         self._weights = (
-            (expand.x, contract.x, attention.x, attention.attended,
-             attention.x_rows if some else nothing),
-            (dhidden, dout if block.pre_norm else dsum2, dprojected, dsum1,
-             dq),
-            (expand.bias.gradient, contract.bias.gradient, bias[split:].reshape(-1),
-             attention.output.bias.gradient, bias[:split].reshape(-1)),
-            (expand.weight.gradient, contract.weight.gradient, gradient[split:],
-             attention.output.weight.gradient, gradient[:split]),
+            expand.x, dhidden, expand.bias.gradient, expand.weight.gradient,
+            contract.x, dout if block.pre_norm else dsum2, contract.bias.gradient,
+            contract.weight.gradient,
+            attention.x, dprojected, bias[split:].reshape(-1), gradient[split:],
+            attention.attended, dsum1, attention.output.bias.gradient,
+            attention.output.weight.gradient,
+            attention.x_rows if some else nothing, dq, bias[:split].reshape(-1), gradient[:split],
         )  # fmt: skip
