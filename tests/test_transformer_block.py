@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from block_calls import backward_arguments, forward_arguments, forward_values
+from block_calls import backward_arguments, forward_arguments
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +20,11 @@ from models import (
     same_bits,
     shaken,
 )
-from twins import DTYPES, Out, assert_equals_twin, assert_same_bits, run
+from twins import DTYPES, assert_equals_twin, assert_same_bits, run
 
 import fastformer as ff
+from fastformer.bench.block_cases import block_forward
+from fastformer.bench.cases import Output
 from fastformer.errors import FastformerError, InvalidTypeError
 from fastformer.kernels.activation import GELU, RELU
 from fastformer.kernels.transformer_block import (
@@ -74,7 +76,7 @@ def parts(request, monkeypatch):
 
 
 def check(rng, lengths, heads, width, ffn, kind):
-    forward = forward_values(rng, lengths, heads, width, ffn, **kind)
+    forward = block_forward(rng, lengths, heads, width, ffn, **kind)
     arguments = forward_arguments(forward)
     assert_equals_twin(transformer_block_forward, transformer_block_forward_reference, *arguments)
     arguments = backward_arguments(rng, forward)
@@ -105,7 +107,7 @@ def test_equals_twin_for_any_shape(lengths, heads, width, ffn, kind, seed):
 
 @pytest.mark.parametrize("kind", KINDS[:2], ids=str)
 def test_same_bits_for_any_number_of_threads(rng, kind):
-    forward = forward_values(rng, rng.integers(1, 60, 12), 2, 8, 33, **kind)
+    forward = block_forward(rng, rng.integers(1, 60, 12), 2, 8, 33, **kind)
     assert_same_bits(transformer_block_forward, *forward_arguments(forward))
     assert_same_bits(transformer_block_backward, *backward_arguments(rng, forward))
 
@@ -113,9 +115,9 @@ def test_same_bits_for_any_number_of_threads(rng, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_gradient_of_the_kernels_input(rng, kind):
     """The twins against finite differences."""
-    values = forward_values(rng, (2, 3), 2, 2, 5, **kind)
+    values = block_forward(rng, (2, 3), 2, 2, 5, **kind)
     result = "out" if kind["pre_norm"] else "normed2"
-    outs = [name for name, value in values.items() if isinstance(value, Out)]
+    outs = [name for name, value in values.items() if isinstance(value, Output)]
 
     def with_x(x):
         changed = {name: x if value is values["x"] else value for name, value in values.items()}

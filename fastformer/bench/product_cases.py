@@ -88,7 +88,7 @@ def _matmul_backward(random: Random, M: int, K: int, N: int) -> Arguments:
     }
 
 
-def _pairs(B: int, T: int, causal: bool) -> int:
+def pairs(B: int, T: int, causal: bool) -> int:
     """Return how many pairs of query and key see each other."""
     return B * (T * (T + 1) // 2 if causal else T * T)
 
@@ -143,7 +143,7 @@ def _attention_specs(causal: bool) -> list[Spec]:
         return Spec(
             op, "BTCH", shapes,
             lambda random, *shape: make(random, causal, *shape),  # type: ignore[operator]
-            lambda B, T, C, H: 2 * products * _pairs(B, T, causal) * C,
+            lambda B, T, C, H: 2 * products * pairs(B, T, causal) * C,
             variant="causal" if causal else "full",
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from block_calls import backward_arguments, draw_block, forward_arguments
 from twins import Out
 
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
@@ -202,6 +203,20 @@ def _matmul_tn(rng: Random) -> Arguments:
     a = _real(rng, M if rng.integers(2) else G * M, K)
     sums = Out((G * N,), _real(rng, G * N)) if rng.integers(2) else Out((0,))
     return a, _real(rng, G * M, N), sums, Out((G, K, N), _real(rng, G, K, N))
+
+
+def _weight_gradients(rng: Random) -> Arguments:
+    layers = [_matmul_tn(rng) for _ in range(4)]
+    none = NONE, NONE, Out((0,)), Out((0, _size(rng), _size(rng)))
+    return tuple(argument for layer in (*layers[:2], none, *layers[2:]) for argument in layer)
+
+
+def _transformer_block_forward(rng: Random) -> Arguments:
+    return tuple(forward_arguments(draw_block(rng, lambda: _size(rng), (RELU, GELU))))
+
+
+def _transformer_block_backward(rng: Random) -> Arguments:
+    return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU))))
 
 
 def _gather_rows(rng: Random) -> Arguments:

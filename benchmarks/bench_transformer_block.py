@@ -1,0 +1,10 @@
+"""Transformer blocks: `pytest benchmarks/bench_transformer_block.py`."""
+
+import pytest
+from harness import BACKENDS, cases_of, time_case
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", cases_of("transformer_block"), ids=str)
+def bench_transformer_block(benchmark, case, backend):
+    time_case(benchmark, case, backend)
