@@ -24,7 +24,7 @@ from tests.scorecard import planted_kernels
 from tests.scorecard.kernel_calls import DRAWS
 
 NAMES = tuple(DRAWS)
-ARGUMENTS, BODY = 14, 1 << 20
+ARGUMENTS, BODY = 43, 1 << 20
 CANARY = 64
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -92,10 +92,12 @@ SHORT = {
     "attention_forward": (2, 7), "attention_backward": (0, 4, 10, 11, 12),
     "cross_entropy_forward": (1, 2, 3, 4), "cross_entropy_backward": (1, 2, 3, 5),
     "embedding_forward": (0,),
-    "embedding_backward": (0,), "layernorm_forward": (1, 2, 4, 5, 6),
-    "layernorm_backward": (0, 2, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
+    "embedding_backward": (0,), "layernorm_forward": (2, 4, 5, 6),
+    "layernorm_backward": (0, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
     "matmul_backward": (6,),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
+    "weight_gradients": (0,), "transformer_block_forward": (0, 30, 33, 37),
+    "transformer_block_backward": (0, 20, 29),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
 }  # fmt: skip
 
