@@ -49,9 +49,10 @@ def test_every_op_of_the_backend_is_measured() -> None:
 
     for case in cases(1):
         case.family.compute(Spy(), case.inputs(0))
-    # A yes or no, and a 0, have no error.
+    # A yes or no, and a 0, have no error; and these have the bits of ops that are measured.
     exact = {"may_step", "zero_gradient"}
-    assert called == {op for ops in OPS.values() for op in ops} - exact
+    composed = {"transformer_block_forward", "transformer_block_backward", "weight_gradients"}
+    assert called == {op for ops in OPS.values() for op in ops} - exact - composed
 
 
 def test_a_few_cases_and_a_fault(table: dict) -> None:

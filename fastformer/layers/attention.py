@@ -111,7 +111,7 @@ class MultiHeadAttention(Layer):
 
     def prepare(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
         """Keep what backward needs, and take the buffers for what is made of x."""
-        self._check(x, batch, rows)
+        self.check(x, batch, rows)
         self.x = self.x_rows = x
         self.attend_to(batch, rows)
         if rows is None:
@@ -122,6 +122,19 @@ class MultiHeadAttention(Layer):
             self.projected, self.k, self.v = self.buffers.stacked("kv", 2, *x.shape)
         self.attended = self.buffers.get("attended", *self.q.shape)
         self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+
+    def check(
+        self, x: Array, batch: PackedBatch, rows: Ids | None, owner: str = "MultiHeadAttention"
+    ) -> None:
+        """Raise unless x has a row for each token of the batch, and rows one for each sequence."""
+        if not isinstance(batch, PackedBatch):
+            raise InvalidTypeError(
+                f"{owner}: batch must be a PackedBatch, got {type(batch).__name__}"
+            )
+        checks.matrix(owner, "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+        # A batch's own first and last rows need no look.
+        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
+            checks.chosen_rows(owner, rows, batch._offsets)
 
     def attend_to(self, batch: PackedBatch, rows: Ids | None) -> None:
         """Keep where the sequences begin, and which rows ask."""
@@ -220,13 +233,3 @@ class MultiHeadAttention(Layer):
             self.qkv_bias.gradient[part].reshape(-1),
         )
         return dx
-
-    def _check(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
-        if not isinstance(batch, PackedBatch):
-            raise InvalidTypeError(
-                f"MultiHeadAttention: batch must be a PackedBatch, got {type(batch).__name__}"
-            )
-        checks.matrix("MultiHeadAttention", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
-        # A batch's own first and last rows need no look.
-        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
-            checks.chosen_rows("MultiHeadAttention", rows, batch._offsets)

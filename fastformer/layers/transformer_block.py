@@ -1,6 +1,5 @@
 """One block: attention, then feed-forward, each with a residual sum and a norm."""
 
-from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.attention import MultiHeadAttention
@@ -82,8 +81,7 @@ class TransformerBlock(Layer):
         Only keys and values then need all rows; the rest is computed for the chosen ones, and
         the result is the same.
         """
-        checks.matrix("TransformerBlock", "x", x, None, self.norm1.embed_dim, self.dtype)
-        self._check_batch(batch, rows, x.shape[0])
+        self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
         self.in_one = self._in_one(x, batch)
         if self.in_one:
@@ -127,15 +125,6 @@ class TransformerBlock(Layer):
         """
         drops = self.attention.dropout.active or self.feed_forward.dropout.active
         return not drops and batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
-
-    def _check_batch(self, batch: PackedBatch, rows: Ids | None, tokens: int) -> None:
-        if not isinstance(batch, PackedBatch) or batch.num_tokens != tokens:
-            raise InvalidTypeError(
-                f"TransformerBlock: batch must be the PackedBatch of x's {tokens} rows, got {batch}"
-            )
-        # A batch's own first and last rows need no look.
-        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
-            checks.chosen_rows("TransformerBlock", rows, batch._offsets)
 
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])
