@@ -24,8 +24,10 @@ OPS = {
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
     "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
+    "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
     "sgd": ("sgd_step",),
     "softmax": ("softmax_forward", "softmax_backward"),
+    "swiglu": ("swiglu_forward", "swiglu_backward"),
 }
 
 

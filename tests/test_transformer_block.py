@@ -39,16 +39,18 @@ def make_block(backend="numba", dtype="float64", causal=False, **options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_formula(rng, backend, norm):
+@pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
+def test_formula(rng, backend, norm, norm_type):
     """As its docstring has it, from layers of its own with the same weights."""
-    block = make_block(backend, norm=norm)
+    block = make_block(backend, norm=norm, norm_type=norm_type)
+    norm_class = ff.RMSNorm if norm_type == "rmsnorm" else ff.LayerNorm
     weights = block.state_dict()
     options = {"backend": backend, "dtype": "float64"}
     layers = {
         "attention": ff.MultiHeadAttention(WIDTH, 2, **options),
-        "norm1": ff.LayerNorm(WIDTH, **options),
+        "norm1": norm_class(WIDTH, **options),
         "feed_forward": ff.FeedForward(WIDTH, 10, **options),
-        "norm2": ff.LayerNorm(WIDTH, **options),
+        "norm2": norm_class(WIDTH, **options),
     }
     for name, layer in layers.items():
         layer.load_state_dict(
@@ -71,7 +73,14 @@ def test_formula(rng, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "activation": "gelu"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dropout": 0.3, "activation": "gelu"},
+        {"norm_type": "rmsnorm", "activation": "swiglu"},
+    ],
+)
 def test_gradients(rng, backend, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
     block = make_block(backend, norm=norm, **options)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastformer import checks
-from fastformer.kernels.activation import GELU, NO_ACTIVATION
+from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
@@ -56,7 +56,7 @@ class Linear(Layer):
 
         Args:
             x: (N, in).    residual: (N, out) or None.
-            activation: NO_ACTIVATION, RELU or GELU of fastformer.kernels.activation.
+            activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
 
         Returns:
             (N, out), a buffer.
@@ -65,13 +65,13 @@ class Linear(Layer):
         rows = x.shape[0]
         out = self.buffers.get("out", rows, self.out_features)
         slope = self.nothing
-        if activation == GELU:
+        if activation in SLOPED:
             slope = self.buffers.get("slope", rows, self.out_features)
         if residual is not None:
             checks.matrix("Linear", "residual", residual, rows, self.out_features, self.dtype)
         self.x = x
-        # What the activation's derivative needs: GELU's own, ReLU's output.
-        self.saved = slope if activation == GELU else out
+        # What the activation's derivative needs: ReLU's output, else the derivative itself.
+        self.saved = slope if activation in SLOPED else out
         self.ops.matmul(
             x,
             self.weight.value,

@@ -7,7 +7,7 @@ from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
-from fastformer.layers.layernorm import LayerNorm
+from fastformer.layers.norm import new_norm
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
@@ -55,8 +55,7 @@ class TransformerBlock(Layer):
             backend=backend,
             dtype=dtype,
         )
-        epsilon = config.layernorm_epsilon
-        self.norm1 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
+        self.norm1 = new_norm(config, backend=backend, dtype=dtype)
         self.feed_forward = FeedForward(
             config.embed_dim,
             config.ffn_dim,
@@ -67,7 +66,7 @@ class TransformerBlock(Layer):
             backend=backend,
             dtype=dtype,
         )
-        self.norm2 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
+        self.norm2 = new_norm(config, backend=backend, dtype=dtype)
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
         """Return (N, C) for x of (N, C); with rows, (B, C): the result of those rows alone.

@@ -74,7 +74,8 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "pooling": ((1, 1, 1), (3, 5, 7), (2, 40, 33)),
     "optimizers": ((1,), (33,), (1000,)),
 }
-ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("softmax", "out"),
+ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("mish", "out"),
+          ("mish", "dx"), ("softmax", "out"),
           ("cross entropy", "losses"), ("cross entropy", "dlogits")}  # fmt: skip
 UNDEFINED = ("linear, activated", "attention", "attention, causal", "attention, one row",
              "optimizers")  # fmt: skip
@@ -213,8 +214,10 @@ def _softmax_without_shift(x: Array, out: Array) -> None:
         out /= out.sum(axis=1, keepdims=True)
 
 
-def _loss_without_shift(logits: Array, targets: Array, losses: Array, *saved: Array) -> None:
-    get_backend("numba").cross_entropy_forward(logits, targets, losses, *saved)
+def _loss_without_shift(
+    logits: Array, targets: Array, smoothing: float, losses: Array, *saved: Array
+) -> None:
+    get_backend("numba").cross_entropy_forward(logits, targets, smoothing, losses, *saved)
     chosen = np.take_along_axis(logits, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
     with np.errstate(all="ignore"):
         losses[...] = np.where(targets >= 0, np.log(np.exp(logits).sum(axis=1)) - chosen, 0)
