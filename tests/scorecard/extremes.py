@@ -130,8 +130,15 @@ def _fits(case: Case, inputs: Inputs) -> bool:
 def _terms(case: Case, inputs: Inputs) -> dict[str, float]:
     """Return the size of the terms of outputs whose true value may be a small difference of them.
 
-    Of Adam: what a first moment that is less than the least number would change.
+    Of Adam: what a first moment that is less than the least number would change. Of a smoothed
+    loss: the shares of its targets, and of a norm that scales rows: its scaled gradient.
     """
+    if case.family.name == "cross entropy, smoothed":
+        return {"dlogits": 1.0}
+    if case.family.name == "rmsnorm":
+        x, epsilon = inputs["x"].astype(np.float64), inputs["epsilon"]
+        scales = 1 / np.sqrt((x * x).mean(axis=1, keepdims=True) + epsilon)
+        return {"dx": float(np.abs(scales * inputs["dout"] * np.float64(inputs["weight"])).max())}
     if case.family.name == "optimizers":
         return {"adam": LEAST / inputs["epsilon"] / ROUNDING}
     if not case.family.name.startswith("attention"):

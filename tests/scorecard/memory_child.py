@@ -97,7 +97,6 @@ SHORT = {
     "matmul_backward": (6,), "rmsnorm_forward": (1, 3, 4), "rmsnorm_backward": (0, 2, 3, 5),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
-    "swiglu_forward": (0, 2), "swiglu_backward": (0, 1, 3, 4),
 }  # fmt: skip
 
 
