@@ -245,14 +245,6 @@ def mish_and_slope(x):
 
 
 @kernel
-def activation_and_slope(activation, x):
-    """Return one of `SLOPED` of a register, and its derivative."""
-    if activation == GELU:
-        return gelu_and_slope(x)
-    return mish_and_slope(x)
-
-
-@kernel
 def relu_gradient_vector(dout, x):
     """Return dout where x > 0, else 0."""
     return select(x > 0.0, dout, 0.0)
@@ -272,7 +264,12 @@ def activation_forward(x, activation, out):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):
             v = load_first(flat_x, stop - i, i)
-            v = relu_vector(v) if activation == RELU else activation_and_slope(activation, v)[0]
+            if activation == RELU:
+                v = relu_vector(v)
+            elif activation == GELU:
+                v = gelu_and_slope(v)[0]
+            else:
+                v = mish_and_slope(v)[0]
             store_first(flat_out, stop - i, v, i)
 
 
@@ -294,8 +291,10 @@ def activation_backward(dout, x, activation, dx):
             v = load_first(flat_x, stop - i, i)
             if activation == RELU:
                 d = relu_gradient_vector(d, v)
+            elif activation == GELU:
+                d = d * gelu_and_slope(v)[1]
             else:
-                d = d * activation_and_slope(activation, v)[1]
+                d = d * mish_and_slope(v)[1]
             store_first(flat_dx, stop - i, d, i)
 
 
@@ -311,11 +310,11 @@ def activate_block(activation, first, last, columns, slope, out, start, step):
             i = start + row * step + j
             v = load_first(out, columns - j, i)
             if activation == RELU:
-                store_first(out, columns - j, relu_vector(v), i)
+                value = relu_vector(v)
             else:
-                value, derivative = activation_and_slope(activation, v)
+                value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
                 store_first(slope, columns - j, derivative, i)
-                store_first(out, columns - j, value, i)
+            store_first(out, columns - j, value, i)
 
 
 @kernel

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import row_tasks
+from ._rows import SUM_BLOCK, row_tasks
 from ._simd import fma, lanes, load_first, splat, store_first, sum_lanes
 
 
@@ -83,7 +83,7 @@ def rmsnorm_forward(x, weight, epsilon, out, rrms):
 
 @kernel
 def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
-    """Differentiate row i, and add dout * xhat to the task's sums."""
+    """Differentiate row i, and add dout * xhat to the task's present sums."""
     C = x.shape[1]
     row_rrms = rrms[i]
     total_xhat = splat(x, 0.0)
@@ -91,7 +91,7 @@ def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
         d = load_first(dout, C - j, i, j)
         xhat = load_first(x, C - j, i, j) * row_rrms
         total_xhat = fma(d * load_first(weight, C - j, j), xhat, total_xhat)
-        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, j)), task, j)
+        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, 1, j)), task, 1, j)
     mean_g_xhat = sum_lanes(total_xhat) / C
     for j in range(0, C, lanes(x)):
         xhat = load_first(x, C - j, i, j) * row_rrms
@@ -104,10 +104,15 @@ def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
 
 @kernel
 def _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums):
-    """Differentiate the rows of one task."""
-    N = x.shape[0]
-    for i in range(N * task // tasks, N * (task + 1) // tasks):
-        _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums)
+    """Differentiate the rows of one task, whose sums are of sums of a few rows."""
+    N, C = x.shape
+    last = N * (task + 1) // tasks
+    for start in range(N * task // tasks, last, SUM_BLOCK):
+        for i in range(start, min(last, start + SUM_BLOCK)):
+            _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums)
+        for j in range(C):
+            sums[task, 0, j] += sums[task, 1, j]
+            sums[task, 1, j] = 0
 
 
 @kernel(parallel=True)
@@ -123,7 +128,7 @@ def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
     """
     N, C = x.shape
     tasks = row_tasks(N, C)
-    sums = np.zeros((tasks, C), x.dtype)
+    sums = np.zeros((tasks, 2, C), x.dtype)
     if tasks == 1:
         _rmsnorm_backward_rows(0, 1, dout, x, weight, rrms, residual, dx, sums)
     else:
@@ -131,6 +136,6 @@ def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
             _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums)
     for task in range(1, tasks):
         for j in range(C):
-            sums[0, j] += sums[task, j]
+            sums[0, 0, j] += sums[task, 0, j]
     for j in range(C):
-        dweight[j] += sums[0, j]
+        dweight[j] += sums[0, 0, j]
