@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastformer.kernels.dropout import dropout_forward_reference
-from tests.scorecard.accuracy_ops import Array, Inputs
+from tests.scorecard.accuracy_inputs import Array, Inputs
 
 Tensor = Any
 # Two thread pools in one process would wait for each other.

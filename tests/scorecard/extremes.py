@@ -26,7 +26,8 @@ from models import use_one_thread
 
 from fastformer.backend import get_backend
 from tests.scorecard.accuracy import in_double
-from tests.scorecard.accuracy_ops import FAMILIES, Array, Family, Inputs
+from tests.scorecard.accuracy_inputs import Array, Family, Inputs
+from tests.scorecard.accuracy_ops import FAMILIES
 from tests.scorecard.rows import Finding, Row, Tier
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
