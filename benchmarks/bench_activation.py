@@ -1,4 +1,4 @@
-"""ReLU and GELU: `pytest benchmarks/bench_activation.py`."""
+"""ReLU, GELU and Mish: `pytest benchmarks/bench_activation.py`."""
 
 import pytest
 from harness import BACKENDS, cases_of, time_case

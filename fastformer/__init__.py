@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fastformer.batch": ("PackedBatch", "pack"),
-    "fastformer.layers.activation": ("GELU", "ReLU"),
+    "fastformer.layers.activation": ("GELU", "Mish", "ReLU"),
     "fastformer.layers.attention": ("MultiHeadAttention",),
     "fastformer.layers.dropout": ("Dropout",),
     "fastformer.layers.embedding": ("Embedding",),
@@ -21,6 +21,7 @@ _HOMES = {
     "fastformer.layers.layernorm": ("LayerNorm",),
     "fastformer.layers.linear": ("Linear",),
     "fastformer.layers.positional_encoding": ("PositionalEncoding",),
+    "fastformer.layers.rmsnorm": ("RMSNorm",),
     "fastformer.layers.softmax": ("Softmax",),
     "fastformer.layers.transformer_block": ("TransformerBlock",),
     "fastformer.models.config": ("DecoderConfig", "TransformerConfig"),
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastformer.batch import PackedBatch as PackedBatch
     from fastformer.batch import pack as pack
     from fastformer.layers.activation import GELU as GELU
+    from fastformer.layers.activation import Mish as Mish
     from fastformer.layers.activation import ReLU as ReLU
     from fastformer.layers.attention import MultiHeadAttention as MultiHeadAttention
     from fastformer.layers.dropout import Dropout as Dropout
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from fastformer.layers.layernorm import LayerNorm as LayerNorm
     from fastformer.layers.linear import Linear as Linear
     from fastformer.layers.positional_encoding import PositionalEncoding as PositionalEncoding
+    from fastformer.layers.rmsnorm import RMSNorm as RMSNorm
     from fastformer.layers.softmax import Softmax as Softmax
     from fastformer.layers.transformer_block import TransformerBlock as TransformerBlock
     from fastformer.models.config import DecoderConfig as DecoderConfig

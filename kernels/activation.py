@@ -1,14 +1,18 @@
-"""ReLU and GELU, forward and backward, element by element.
+"""ReLU, GELU and Mish, forward and backward, element by element; and SiLU, for kernels/swiglu.py.
 
     relu(x) = max(x, 0);                     relu'(x) = 1 where x > 0, else 0
     gelu(x) = x sigmoid(2 u(x)),             u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
     gelu'(x) = s + 2 x s (1 - s) u'(x),      s = sigmoid(2 u(x))
+    silu(x) = x sigmoid(x);                  silu'(x) = s + x s (1 - s),  s = sigmoid(x)
+    mish(x) = x t,                           t = tanh(log(1 + e^x)) = w / (w + 2)
+    mish'(x) = t + 4 x e^x (1 + e^x) / (w + 2)^2,                   w = e^x (e^x + 2)
 
-GELU is in its tanh form, for (1 + tanh(u)) / 2 = sigmoid(2 u). Source: Hendrycks & Gimpel 2016,
-arXiv:1606.08415, section 2.
+GELU is in its tanh form, for (1 + tanh(u)) / 2 = sigmoid(2 u). Sources: Hendrycks & Gimpel 2016,
+arXiv:1606.08415, section 2 (GELU and SiLU); Misra 2019, arXiv:1908.08681, section 2 (Mish).
 
-Both are within 2 units in the last place: a sigmoid's relative error is the absolute error of its
-argument, so what the rounding of the argument leaves out is carried along.
+All are within 2 units in the last place: a sigmoid's relative error is the absolute error of its
+argument, so what the rounding of the argument leaves out is carried along, and so is what the
+roundings of the quotients' parts leave out.
 """
 
 import math
@@ -16,9 +20,11 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import exp_of_sum, fma, lanes, load_first, select, store_first
+from ._simd import exp, exp_of_sum, fma, lanes, load_first, select, store_first
 
-NO_ACTIVATION, RELU, GELU = 0, 1, 2
+NO_ACTIVATION, RELU, GELU, MISH = 0, 1, 2, 3
+# Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
+SLOPED = (GELU, MISH)
 
 TWICE_SLOPE = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -33,8 +39,11 @@ def _in_two(value):
 SLOPE_HIGH, SLOPE_LOW = _in_two(TWICE_SLOPE)
 CUBIC_HIGH, CUBIC_LOW = _in_two(CUBIC)
 STEEP_HIGH, STEEP_LOW = _in_two(3 * CUBIC)
-# Beyond it the sigmoid is 0 or 1 in either dtype.
+# Beyond it the sigmoid of GELU is 0 or 1 in either dtype, and that of SiLU and Mish's t are 1.
 REACH = 32.0
+CERTAIN = 40.0
+# Below its negative, an exponential is 0 in either dtype.
+DEEP = 1000.0
 
 # Elements of one task: enough to pay for its start.
 CHUNK = 16384
@@ -46,23 +55,46 @@ def _sigmoid_of_gelu(x):
         return 1 / (1 + np.exp(-x.dtype.type(TWICE_SLOPE) * (x + x.dtype.type(CUBIC) * x * x * x)))
 
 
-def activation_forward_reference(x, activation, out):
-    """Write relu(x) or gelu(x) to out; arrays of one shape."""
-    if activation == RELU:
-        out[...] = np.where(x < 0, 0, x)
-    else:
-        out[...] = x * _sigmoid_of_gelu(x)
-
-
 def gelu_slope(x):
     """Return the derivative of gelu at x."""
     s = _sigmoid_of_gelu(x)
     return s + x * s * (1 - s) * x.dtype.type(TWICE_SLOPE) * (1 + x.dtype.type(3 * CUBIC) * x * x)
 
 
+def _parts_of_mish(x):
+    """Return top and bottom of t = top / bottom; where x > 0, both are divided by e^(2 x)."""
+    e = np.exp(-np.abs(x))
+    top = np.where(x < 0, e * (e + 2), 1 + 2 * e)
+    return top, top + np.where(x < 0, 2, 2 * e * e), e
+
+
+def mish_slope(x):
+    """Return the derivative of mish at x."""
+    top, bottom, e = _parts_of_mish(x)
+    return top / bottom + 4 * x * np.where(x < 0, e, e * e) * (1 + e) / (bottom * bottom)
+
+
+def activation_slope(x, activation):
+    """Return the derivative at x of one of `SLOPED`."""
+    return gelu_slope(x) if activation == GELU else mish_slope(x)
+
+
+def activation_forward_reference(x, activation, out):
+    """Write relu(x), gelu(x) or mish(x) to out; arrays of one shape."""
+    if activation == RELU:
+        out[...] = np.where(x < 0, 0, x)
+    elif activation == GELU:
+        out[...] = x * _sigmoid_of_gelu(x)
+    else:
+        top, bottom, _ = _parts_of_mish(x)
+        out[...] = x * (top / bottom)
+
+
 def activation_backward_reference(dout, x, activation, dx):
     """Write dout times the derivative at x to dx, which may be dout; arrays of one shape."""
-    dx[...] = np.where(x > 0, dout, 0) if activation == RELU else dout * gelu_slope(x)
+    dx[...] = (
+        np.where(x > 0, dout, 0) if activation == RELU else dout * activation_slope(x, activation)
+    )
 
 
 @kernel
@@ -72,10 +104,21 @@ def relu_vector(x):
 
 
 @kernel
-def _minus_size(x):
-    """Return -|x|, and at least -REACH."""
+def _minus_size(x, reach):
+    """Return -|x|, and at least -reach."""
     x = select(x > 0.0, -x, x)
-    return select(x < -REACH, -REACH, x)
+    return select(x < -reach, -reach, x)
+
+
+@kernel
+def _sum_in_two(first, second):
+    """Return a sum, and what its rounding left out, whichever is larger.
+
+    Source: Knuth 1969, "The Art of Computer Programming", volume 2, section 4.2.2.
+    """
+    total = first + second
+    part = total - first
+    return total, (first - (total - part)) + (second - part)
 
 
 @kernel
@@ -104,15 +147,15 @@ def _quotient(top, top_low, bottom, bottom_low, inverse):
 
 
 @kernel
-def gelu_and_slope(x):
-    """Return gelu of a register, and its derivative; what is not used is not computed.
+def _times_sigmoid(x, e, steep, steep_low):
+    """Return x s, and s + |steep| s (1 - s), of the sign of x, for e = exp(-|a|), s = sigmoid(a).
 
-    With e = exp(-|2 u|) and b = 1 + e, gelu is x e / b where x < 0, else x / b; the derivative is
-    (e b + 2 x u' e) / b^2 where x < 0, else (b + 2 x u' e) / b^2.
+    With b = 1 + e, the first is x e / b where x < 0, else x / b, and may be NaN where x is large;
+    the second is (e b + steep e) / b^2 where x < 0, else (b - steep e) / b^2.
+
+    Args:
+        x: a register, of the sign of a.    steep: -|x a'|, and what its rounding left out.
     """
-    size = _minus_size(x)
-    argument, argument_low = _slope_times_cubic(size, CUBIC_HIGH, CUBIC_LOW)
-    e = exp_of_sum(argument, argument_low)
     b = 1.0 + e
     b_low = e - (b - 1.0)
     chosen = select(x < 0.0, e, 1.0)
@@ -120,23 +163,85 @@ def gelu_and_slope(x):
     inverse = fma(b, -0.5, 1.457)
     top = x * chosen
     value = _quotient(top, fma(x, chosen, -top), b, b_low, inverse)
-    value = select(x > REACH, x, value)
-    steeper, steeper_low = _slope_times_cubic(size, STEEP_HIGH, STEEP_LOW)
-    # In float64 the rest of the constants is more than a rounding.
-    steep = steeper + steeper_low
-    steep_low = steeper_low - (steep - steeper)
     signed = select(x < 0.0, e, -e)
     first, second = chosen * b, steep * signed
     first_low = fma(chosen, b, -first) + chosen * b_low
     second_low = fma(steep, signed, -second) + steep_low * signed
-    # What the rounding of a sum leaves out, whichever is larger (Knuth 1969, section 4.2.2).
-    top = first + second
-    part = top - first
-    sum_low = (first - (top - part)) + (second - part)
+    top, sum_low = _sum_in_two(first, second)
     square = b * b
     square_low = fma(b, b, -square) + b * b_low * 2.0
     top_low = sum_low + first_low + second_low
     return value, _quotient(top, top_low, square, square_low, inverse * inverse)
+
+
+@kernel
+def gelu_and_slope(x):
+    """Return gelu of a register, and its derivative; what is not used is not computed."""
+    size = _minus_size(x, REACH)
+    argument, argument_low = _slope_times_cubic(size, CUBIC_HIGH, CUBIC_LOW)
+    e = exp_of_sum(argument, argument_low)
+    steeper, steeper_low = _slope_times_cubic(size, STEEP_HIGH, STEEP_LOW)
+    # In float64 the rest of the constants is more than a rounding.
+    steep = steeper + steeper_low
+    steep_low = steeper_low - (steep - steeper)
+    value, slope = _times_sigmoid(x, e, steep, steep_low)
+    return select(x > REACH, x, value), slope
+
+
+@kernel
+def silu_and_slope(x):
+    """Return silu of a register, and its derivative."""
+    size = _minus_size(x, DEEP)
+    value, slope = _times_sigmoid(x, exp(size), size, 0.0)
+    return select(x > CERTAIN, x, value), slope
+
+
+@kernel
+def _corrected(top, top_low, bottom, bottom_low, inverse):
+    """Return (top + top_low) / (bottom + bottom_low), rounded about once, without a division.
+
+    `inverse` is 1 / bottom, rounded.
+    """
+    result = top * inverse
+    rest = fma(-result, bottom, top) + top_low
+    return fma(fma(-result, bottom_low, rest), inverse, result)
+
+
+@kernel
+def mish_and_slope(x):
+    """Return mish of a register, and its derivative.
+
+    With e = exp(-|x|), t is top / bottom: where x < 0, top = 2 e + e^2 and bottom = top + 2, else
+    top = 1 + 2 e and bottom = top + 2 e^2. The derivative is
+    (top bottom + 4 x f (e + e^2)) / bottom^2, f = 1 where x < 0, else e.
+    """
+    size = _minus_size(x, DEEP)
+    e = exp(size)
+    square = e * e
+    square_low = fma(e, e, -square)
+    top, top_low = _sum_in_two(select(x < 0.0, square, 1.0), 2.0 * e)
+    top_low = top_low + select(x < 0.0, square_low, 0.0)
+    bottom, bottom_low = _sum_in_two(top, select(x < 0.0, 2.0, 2.0 * square))
+    bottom_low = bottom_low + top_low + select(x < 0.0, 0.0, 2.0 * square_low)
+    inverse = 1.0 / bottom
+    product = x * top
+    product_low = fma(x, top, -product) + x * top_low
+    value = _corrected(product, product_low, bottom, bottom_low, inverse)
+    factor = select(x < 0.0, 1.0, e)
+    line = e + square
+    line_low = (square - (line - e)) + square_low
+    part = factor * line
+    part_low = fma(factor, line, -part) + factor * line_low
+    steep = select(x < 0.0, 4.0 * size, -4.0 * size)
+    first, second = top * bottom, steep * part
+    first_low = fma(top, bottom, -first) + (top * bottom_low + top_low * bottom)
+    second_low = fma(steep, part, -second) + steep * part_low
+    total, sum_low = _sum_in_two(first, second)
+    total_low = sum_low + first_low + second_low
+    whole = bottom * bottom
+    whole_low = fma(bottom, bottom, -whole) + bottom * bottom_low * 2.0
+    slope = _corrected(total, total_low, whole, whole_low, inverse * inverse)
+    return select(x > CERTAIN, x, value), slope
 
 
 @kernel
@@ -147,10 +252,10 @@ def relu_gradient_vector(dout, x):
 
 @kernel(parallel=True)
 def activation_forward(x, activation, out):
-    """Write relu(x) or gelu(x) to out.
+    """Write relu(x), gelu(x) or mish(x) to out.
 
     Args:
-        x: any shape, float32|float64, C-contiguous.    activation: RELU or GELU.
+        x: any shape, float32|float64, C-contiguous.    activation: RELU, GELU or MISH.
         out: the shape of x, overwritten; may be x.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
@@ -159,7 +264,12 @@ def activation_forward(x, activation, out):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):
             v = load_first(flat_x, stop - i, i)
-            v = relu_vector(v) if activation == RELU else gelu_and_slope(v)[0]
+            if activation == RELU:
+                v = relu_vector(v)
+            elif activation == GELU:
+                v = gelu_and_slope(v)[0]
+            else:
+                v = mish_and_slope(v)[0]
             store_first(flat_out, stop - i, v, i)
 
 
@@ -169,7 +279,7 @@ def activation_backward(dout, x, activation, dx):
 
     Args:
         dout, x: one shape, float32|float64, C-contiguous; x is what the forward pass was given
-            (for RELU its output serves as well).    activation: RELU or GELU.
+            (for RELU its output serves as well).    activation: RELU, GELU or MISH.
         dx: the same shape, overwritten; may be dout.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
@@ -179,7 +289,12 @@ def activation_backward(dout, x, activation, dx):
         for i in range(task * CHUNK, stop, lanes(flat_x)):
             d = load_first(flat_dout, stop - i, i)
             v = load_first(flat_x, stop - i, i)
-            d = relu_gradient_vector(d, v) if activation == RELU else d * gelu_and_slope(v)[1]
+            if activation == RELU:
+                d = relu_gradient_vector(d, v)
+            elif activation == GELU:
+                d = d * gelu_and_slope(v)[1]
+            else:
+                d = d * mish_and_slope(v)[1]
             store_first(flat_dx, stop - i, d, i)
 
 
@@ -187,26 +302,26 @@ def activation_backward(dout, x, activation, dx):
 def activate_block(activation, first, last, columns, slope, out, start, step):
     """Apply an activation to rows first to last of a block of `columns`, hot from its product.
 
-    `out` is 1-D, its row r begins at start + r * step; GELU leaves its derivative in `slope`, of
-    the same layout: what they share, most of the work, is then done once.
+    `out` is 1-D, its row r begins at start + r * step; all but ReLU leave their derivative in
+    `slope`, of the same layout: what they share, most of the work, is then done once.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
             i = start + row * step + j
             v = load_first(out, columns - j, i)
             if activation == RELU:
-                store_first(out, columns - j, relu_vector(v), i)
+                value = relu_vector(v)
             else:
-                value, derivative = gelu_and_slope(v)
+                value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
                 store_first(slope, columns - j, derivative, i)
-                store_first(out, columns - j, value, i)
+            store_first(out, columns - j, value, i)
 
 
 @kernel
 def differentiate_block(activation, first, last, columns, saved, out, start, step):
     """Multiply a block by the derivative of an activation; the layout is as in `activate_block`.
 
-    `saved` is what `activate_block` left: ReLU's output, or GELU's derivative.
+    `saved` is what `activate_block` left: ReLU's output, or another one's derivative.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):

@@ -1,9 +1,14 @@
 """Softmax and cross-entropy in one, forward and backward, with targets that are ignored.
 
-    losses[i] = log(total[i]) - (logits[i, targets[i]] - largest[i]),   0 where targets[i] < 0
-    dlogits[i] = scale * (exp(logits[i] - largest[i]) / total[i] - onehot(targets[i])),
+    losses[i] = log(total[i]) - (1 - smoothing) * (logits[i, targets[i]] - largest[i])
+                - smoothing * mean(logits[i] - largest[i]),             0 where targets[i] < 0
+    dlogits[i] = scale * (exp(logits[i] - largest[i]) / total[i]
+                 - (1 - smoothing) * onehot(targets[i]) - smoothing / V),
                                                                         0 where targets[i] < 0
     largest[i] = max(logits[i]),   total[i] = sum(exp(logits[i] - largest[i]))
+
+Label smoothing aims at the target with 1 - smoothing, and spreads the rest evenly over all classes.
+Source: Szegedy et al. 2016, arXiv:1512.00567, section 7.
 
 The largest logit and the sum are kept apart: their logarithms' sum would lose the digits of the
 loss where logits are large. This is the gradient by the logits, not by the softmax.
@@ -13,30 +18,49 @@ Source: Goodfellow, Bengio & Courville 2016, "Deep Learning", section 6.2.2.3.
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import row_tasks
-from ._simd import exp, keep_first, lanes, load_first, log, splat, store_first, sum_lanes
+from ._rows import SUM_BLOCK, row_tasks
+from ._simd import exp, fma, keep_first, lanes, load_first, log, splat, store_first, sum_lanes
 from .softmax import row_maximum
 
 
-def cross_entropy_forward_reference(logits, targets, losses, largest, total):
+def cross_entropy_forward_reference(logits, targets, smoothing, losses, largest, total):
     """Compute `cross_entropy_forward` in NumPy."""
     largest[...] = logits.max(axis=1)
-    total[...] = np.exp(logits - largest[:, None]).sum(axis=1)
-    chosen = np.take_along_axis(logits, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
-    losses[...] = np.where(targets >= 0, np.log(total) - (chosen - largest), 0)
+    distances = logits - largest[:, None]
+    total[...] = np.exp(distances).sum(axis=1)
+    aim = np.take_along_axis(distances, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
+    if smoothing:
+        share = logits.dtype.type(smoothing)
+        aim = (1 - share) * aim + share * distances.mean(axis=1)
+    losses[...] = np.where(targets >= 0, np.log(total) - aim, 0)
 
 
-def cross_entropy_backward_reference(logits, targets, largest, total, scale, dlogits):
+def cross_entropy_backward_reference(logits, targets, largest, total, smoothing, scale, dlogits):
     """Compute `cross_entropy_backward` in NumPy."""
     dlogits[...] = np.exp(logits - largest[:, None]) / total[:, None]
+    if smoothing:
+        dlogits -= logits.dtype.type(smoothing / logits.shape[1])
     kept = np.flatnonzero(targets >= 0)
-    dlogits[kept, targets[kept]] -= 1
+    dlogits[kept, targets[kept]] -= logits.dtype.type(1 - smoothing)
     dlogits *= logits.dtype.type(scale)
     dlogits[targets < 0] = 0
 
 
 @kernel
-def _cross_entropy_row(i, logits, targets, losses, largest, total):
+def _mean_distance(i, logits, highest):
+    """Return the mean of row i less its largest logit."""
+    V = logits.shape[1]
+    total = splat(logits, 0.0)
+    for start in range(0, V, SUM_BLOCK * lanes(logits)):
+        part = splat(logits, 0.0)
+        for j in range(start, min(V, start + SUM_BLOCK * lanes(logits)), lanes(logits)):
+            part = part + keep_first(load_first(logits, V - j, i, j) - highest, V - j, 0.0)
+        total = total + part
+    return sum_lanes(total) / V
+
+
+@kernel
+def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
     """Write the loss, the largest logit and the sum of exponentials of row i."""
     V = logits.shape[1]
     highest = row_maximum(logits, i)
@@ -49,63 +73,70 @@ def _cross_entropy_row(i, logits, targets, losses, largest, total):
     if targets[i] >= 0:
         # On registers, where the compiler keeps the order of the sum.
         distance = splat(logits, logits[i, targets[i]]) - highest
+        if smoothing > 0:
+            mean = _mean_distance(i, logits, highest)
+            distance = fma(distance, 1 - smoothing, splat(logits, mean) * smoothing)
         store_first(losses, 1, log(splat(logits, total[i])) - distance, i)
 
 
 @kernel
-def _cross_entropy_rows(first, last, logits, targets, losses, largest, total):
+def _cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total):
     """Go through rows first to last."""
     for i in range(first, last):
-        _cross_entropy_row(i, logits, targets, losses, largest, total)
+        _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total)
 
 
 @kernel(parallel=True)
-def cross_entropy_forward(logits, targets, losses, largest, total):
+def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
     """Write each row's loss.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
+        smoothing: the share that is spread over all classes, 0 to 1.
         losses: (N,) overwritten.    largest, total: (N,) overwritten, for backward.
     Threads: rows; bit-identical for any thread count.
     """
     N, V = logits.shape
     tasks = row_tasks(N, V)
     if tasks == 1:
-        _cross_entropy_rows(0, N, logits, targets, losses, largest, total)
+        _cross_entropy_rows(0, N, logits, targets, smoothing, losses, largest, total)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
-            _cross_entropy_rows(first, last, logits, targets, losses, largest, total)
+            _cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
 
 
 @kernel
-def _cross_entropy_gradient_row(i, logits, targets, largest, total, scale, dlogits):
+def _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, scale, dlogits):
     """Write the gradient of row i."""
     V = logits.shape[1]
-    factor = scale / total[i]
+    factor, spread = scale / total[i], scale * smoothing / V
     for j in range(0, V, lanes(logits)):
         gradient = splat(logits, 0.0)
         if targets[i] >= 0:
-            gradient = exp(load_first(logits, V - j, i, j) - largest[i]) * factor
+            e = exp(load_first(logits, V - j, i, j) - largest[i])
+            gradient = fma(e, factor, -spread)
         store_first(dlogits, V - j, gradient, i, j)
     if targets[i] >= 0:
-        dlogits[i, targets[i]] -= scale
+        dlogits[i, targets[i]] -= scale * (1 - smoothing)
 
 
 @kernel
-def _cross_entropy_gradient_rows(first, last, logits, targets, largest, total, scale, dlogits):
+def _cross_entropy_gradient_rows(
+    first, last, logits, targets, largest, total, smoothing, scale, dlogits
+):
     """Go through rows first to last."""
     for i in range(first, last):
-        _cross_entropy_gradient_row(i, logits, targets, largest, total, scale, dlogits)
+        _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, scale, dlogits)
 
 
 @kernel(parallel=True)
-def cross_entropy_backward(logits, targets, largest, total, scale, dlogits):
+def cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dlogits):
     """Write the gradient by the logits.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
-        largest, total: (N,) from forward.
+        largest, total: (N,) from forward.    smoothing: what forward was given.
         scale: what each loss counts, 1 / (targets that count).
         dlogits: (N, V) overwritten; not logits.
     Threads: rows; bit-identical for any thread count.
@@ -113,10 +144,12 @@ def cross_entropy_backward(logits, targets, largest, total, scale, dlogits):
     N, V = logits.shape
     tasks = row_tasks(N, V)
     if tasks == 1:
-        _cross_entropy_gradient_rows(0, N, logits, targets, largest, total, scale, dlogits)
+        _cross_entropy_gradient_rows(
+            0, N, logits, targets, largest, total, smoothing, scale, dlogits
+        )
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             _cross_entropy_gradient_rows(
-                first, last, logits, targets, largest, total, scale, dlogits
+                first, last, logits, targets, largest, total, smoothing, scale, dlogits
             )

@@ -33,14 +33,13 @@ from ._rows import SUM_BLOCK
 from ._simd import lanes, load, load_first, prefetch, splat, store_first
 from ._tile import NARROW, TILE_ROWS, WIDE
 from .activation import (
-    GELU,
     NO_ACTIVATION,
     RELU,
     activate_block,
     activation_backward_reference,
     activation_forward_reference,
+    activation_slope,
     differentiate_block,
-    gelu_slope,
 )
 
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
@@ -76,7 +75,7 @@ def matmul_reference(a, b, bias, addend, activation, slope, out):
     out[...] = product.reshape(out.shape)
     if activation != NO_ACTIVATION:
         if slope.size:
-            slope[...] = gelu_slope(out)
+            slope[...] = activation_slope(out, activation)
         activation_forward_reference(out, activation, out)
 
 
@@ -91,7 +90,7 @@ def matmul_nt_reference(a, b, saved, addend, activation, out):
         out += addend
     if activation == RELU:
         activation_backward_reference(out, saved, activation, out)
-    elif activation == GELU:
+    elif activation != NO_ACTIVATION:
         out *= saved
 
 
@@ -388,8 +387,8 @@ def matmul(a, b, bias, addend, activation, slope, out):
     Args:
         a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G, K, N).
         bias: (G N,) or (0,).    addend: (G M, N) or (0, 0); not out.
-        activation: NO_ACTIVATION, RELU or GELU.
-        slope: (G M, N), overwritten by GELU's derivative; (0, 0) otherwise.
+        activation: NO_ACTIVATION, or one of kernels/activation.py.
+        slope: (G M, N), overwritten by the derivative of one of SLOPED; (0, 0) otherwise.
         out: (G M, N), overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """
@@ -401,8 +400,8 @@ def matmul_nt(a, b, saved, addend, activation, out):
 
     Args:
         a: (G M, K) float32|float64, C-contiguous.    b: (G, N, K).
-        saved: (rows of out, N), ReLU's output or GELU's derivative; (0, 0) without an activation.
-        addend: the shape of out, or (0, 0); not out.    activation: NO_ACTIVATION, RELU or GELU.
+        saved: (rows of out, N), ReLU's output or another one's derivative; (0, 0) without any.
+        addend: the shape of out, or (0, 0); not out.    activation: as of `matmul`.
         out: (G M, N), or (M, N) for the sum over the groups; overwritten.
     Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
     """

@@ -226,7 +226,8 @@ def transformer_block_forward(
         x: (N, C) float32|float64, C-contiguous, as all arrays.    rows: (B,) int64, the rows that
             are read out, one of each sequence, or (0,).
         query_offsets, key_offsets, causal, scale: as in `attention_forward`.
-        pre_norm: which of the two forms.    epsilon: of the norms.    activation: RELU or GELU.
+        pre_norm: which of the two forms.    epsilon: of the norms.    activation: RELU, GELU
+            or MISH.
         norm1_weight, norm1_bias, norm2_weight, norm2_bias: (C,).
         query_weight, query_bias: (1, C, C) and (C,), used with rows; (0, C, C) and (0,) without.
         projection_weight, projection_bias: those of query, key and value, (3, C, C) and (3 C,);
@@ -238,7 +239,7 @@ def transformer_block_forward(
         q: (B, C), the queries with rows, else (0, 0).    projected: (3 N, C), queries, keys and
             values stacked; with rows (2 N, C), keys and values.
         attended, attention_out: (M, C).    logsumexp: (M, H).    hidden: (M, F).
-        slope: (M, F) for GELU, else (0, 0).    out: (M, C), of the feed-forward layer and residual
+        slope: (M, F), (0, 0) for ReLU.    out: (M, C), of the feed-forward layer and residual
             sum: the result for pre-norm, where it is normed2 for post-norm.
     Threads: sequences; bit-identical for any thread count.
     """
@@ -335,7 +336,7 @@ def transformer_block_backward(
     The gradients of the linear layers' weights are `weight_gradients` of these.
 
     Args:
-        dout: (M, C), the gradient by the result.    saved: hidden for ReLU, slope for GELU.
+        dout: (M, C), the gradient by the result.    saved: hidden for ReLU, else slope.
         x to contract_weight, mean1 to rstd2, out: as in `transformer_block_forward`.
         dsum2: (M, C), the gradient by out, overwritten, for post-norm; (0, 0) for pre-norm, where
             it is dout.    dhidden: (M, F), by hidden's sum before the activation, overwritten.

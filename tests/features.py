@@ -33,7 +33,18 @@ FEATURES: dict[int, tuple[str, ...]] = {
     21: ("fastformer.layers.linear:Linear", "fastformer.layers.linear:xavier_uniform"),
     22: ("fastformer.layers.layernorm:LayerNorm",),
     23: ("fastformer.layers.transformer_block:TransformerBlock", "$ train --norm"),
+    24: (
+        "$ train --norm --norm-type",
+        "fastformer.layers.rmsnorm:RMSNorm",
+        "tests/test_rmsnorm.py::test_equals_twin",
+    ),
     25: ("fastformer.layers.activation:ReLU", "fastformer.layers.softmax:Softmax"),
+    26: (
+        "$ train --activation",
+        "fastformer.layers.activation:GELU",
+        "fastformer.layers.activation:Mish",
+        "tests/test_feed_forward.py::test_formula_with_a_gate",
+    ),
     27: ("fastformer.layers.attention:MultiHeadAttention.forward",),
     28: ("tests/test_multi_head_attention.py::test_gradient_of_each_weight",),
     29: ("fastformer.models.transformer:Transformer",),
@@ -53,6 +64,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
         "tests/test_generation.py::test_the_cache_has_the_bits_of_the_full_forward",
     ),
     42: ("fastformer.training.loss:CrossEntropyLoss",),
+    43: ("$ train --label-smoothing", "tests/test_torch_parity.py::test_label_smoothing"),
     44: ("tests/test_loss.py::test_all_ignored_is_zero_and_not_nan",),
     45: ("fastformer.training.optimizers:SGD", "$ train --momentum"),
     46: ("fastformer.training.optimizers:Adam",),
@@ -120,7 +132,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     ),
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
     92: ("README.md: ## Which settings matter", "$ bench --suite"),
-    93: ("$ train --norm --activation --positions --pooling --attention-bias",),
+    93: ("$ train --norm --norm-type --activation --positions --pooling --attention-bias",),
     95: ("$ bench --profile",),
     99: ("tests/test_layernorm.py::test_", "tests/test_softmax.py::test_"),
     100: ("tests/test_layers.py::test_whole_jacobian", "tests/test_transformer.py::test_gradients"),
@@ -157,8 +169,5 @@ OUT_OF_SCOPE: dict[int, str] = {
 
 MISSING: dict[int, str] = {
     20: "learned positions are there (--positions learned); rotary ones and ALiBi are not",
-    24: "pre-norm is there (--norm pre); RMSNorm is not",
-    26: "GELU is there (--activation gelu); SwiGLU and Mish are not",
-    43: "no label smoothing",
     94: "float32 and float64 only",
 }

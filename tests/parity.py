@@ -29,17 +29,20 @@ BATCHES, SEQUENCES = 8, 6
 # What each option can be. Dropout stays 0, and the sizes are what every model has.
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm": ("post", "pre"),
-    "activation": ("relu", "gelu"),
+    "norm_type": ("layernorm", "rmsnorm"),
+    "activation": ("relu", "gelu", "mish", "swiglu"),
     "positions": ("sinusoidal", "learned"),
     "attention_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
 }
+# Of options that choose a layer's formula, the usual ones.
+FORMS = {"norm_type": ("layernorm",), "activation": ("relu", "gelu")}
 KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "encoder": (ff.TransformerConfig, {"pooling": ("first", "mean", "last")}),
     "decoder": (ff.DecoderConfig, {"tied_embeddings": (True, False)}),
 }
 
-# Six models that between them have each value of each option, for the long runs.
+# Models that between them have each value of each option, for the long runs.
 TRAINED = {
     "encoder": ("encoder", {}),
     "encoder, pre-norm, mean": (
@@ -60,6 +63,11 @@ TRAINED = {
             "tied_embeddings": False,
         },
     ),
+    "encoder, RMSNorm, SwiGLU": (
+        "encoder",
+        {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu"},
+    ),
+    "decoder, RMSNorm, Mish": ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
     "decoder, biases, epsilon": (
         "decoder",
         {"attention_bias": True, "layernorm_epsilon": 1e-2},
@@ -107,12 +115,20 @@ def config_of(kind: str, **options: Any) -> Any:
 
 
 def every_config() -> list[tuple[str, dict[str, Any]]]:
-    """Return (kind, options) for each combination of all options' values."""
+    """Return (kind, options) for the combinations of all options' values.
+
+    With FORMS that are not the usual ones, all other options are at their first value, or at their
+    last: each form is one layer's own, and hundreds of combinations more would say no more.
+    """
     found = []
     for kind, (_, own) in KINDS.items():
         values = OPTIONS | own
-        found += [(kind, dict(zip(values, chosen, strict=True))) for chosen in
-                  product(*values.values())]  # fmt: skip
+        others = [name for name in values if name not in ("norm", *FORMS)]
+        for chosen in product(*values.values()):
+            options = dict(zip(values, chosen, strict=True))
+            usual = all(options[name] in forms for name, forms in FORMS.items())
+            if usual or any(all(options[o] == values[o][end] for o in others) for end in (0, -1)):
+                found.append((kind, options))
     return found
 
 
@@ -168,13 +184,14 @@ def train_ours(
     dtype: str = "float32",
     optimizer_class: Any = ff.AdamW,
     weights: dict[str, np.ndarray] | None = None,
+    label_smoothing: float = 0.0,
 ) -> Run:
     """Train fastformer's model with AdamW from `initial_weights`, or from others."""
     use_one_thread()
     model = make_model(config, backend, dtype)
     model.load_state_dict(weights or initial_weights(config))
     optimizer = optimizer_class(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    loss_fn = ff.CrossEntropyLoss(backend=backend)
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=label_smoothing, backend=backend)
     batches = make_batches(config)
     losses, logits, gradients = [], None, None
     for step in range(steps):
@@ -189,7 +206,9 @@ def train_ours(
     return Run(logits, gradients, np.array(losses), model.state_dict())
 
 
-def train_torch(config: Any, steps: int, *, dtype: str = "float32") -> Run:
+def train_torch(
+    config: Any, steps: int, *, dtype: str = "float32", label_smoothing: float = 0.0
+) -> Run:
     """Train PyTorch's model likewise, on one thread."""
     import torch
     import torch.nn.functional as F
@@ -212,7 +231,8 @@ def train_torch(config: Any, steps: int, *, dtype: str = "float32") -> Run:
     for step in range(steps):
         tokens, lengths, targets = (torch.from_numpy(x) for x in batches[step % len(batches)])
         found = model(tokens, lengths)
-        loss = F.cross_entropy(found, targets, ignore_index=-1)
+        options = {"ignore_index": -1, "label_smoothing": label_smoothing}
+        loss = F.cross_entropy(found, targets, **options)
         optimizer.zero_grad()
         loss.backward()
         if step == 0:

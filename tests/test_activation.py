@@ -1,4 +1,4 @@
-"""ReLU and GELU: twin, gradient, extreme values, threads."""
+"""ReLU, GELU and Mish: twin, gradient, extreme values, threads."""
 
 import math
 
@@ -12,6 +12,7 @@ from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bit
 from fastformer.kernels.activation import (
     CHUNK,
     GELU,
+    MISH,
     RELU,
     activation_backward,
     activation_backward_reference,
@@ -19,7 +20,7 @@ from fastformer.kernels.activation import (
     activation_forward_reference,
 )
 
-BOTH = pytest.mark.parametrize("activation", [RELU, GELU], ids=["relu", "gelu"])
+EACH = pytest.mark.parametrize("activation", [RELU, GELU, MISH], ids=["relu", "gelu", "mish"])
 
 
 def check(rng, activation, *shape):
@@ -30,27 +31,27 @@ def check(rng, activation, *shape):
     )
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("columns", EDGE_COLUMNS)
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_equals_twin(rng, activation, rows, columns):
     check(rng, activation, rows, columns)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 def test_chunk_edges_equal_twin(rng, activation, size):
     check(rng, activation, 1, size)
 
 
-@BOTH
+@EACH
 @settings(max_examples=25)
 @given(rows=st.integers(0, 50), columns=st.integers(0, 200), seed=st.integers(0, 2**32))
 def test_equals_twin_for_any_shape(activation, rows, columns, seed):
     check(np.random.default_rng(seed), activation, rows, columns)
 
 
-@BOTH
+@EACH
 def test_gradient(rng, activation):
     x = 2 * rng.standard_normal((4, 5))
     x += np.copysign(0.1, x)  # clear of the kink of ReLU
@@ -72,6 +73,24 @@ def test_gelu_is_its_tanh_form():
     np.testing.assert_allclose(out, 0.5 * x * (1 + np.tanh(inner)), rtol=1e-12, atol=1e-15)
 
 
+def test_mish_is_x_times_tanh_of_softplus():
+    x = np.linspace(-40, 40, 1001)
+    (out,) = run(activation_forward, x, MISH, Out(x.shape), dtype=np.float64)
+    np.testing.assert_allclose(out, x * np.tanh(np.log1p(np.exp(x))), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_values_of_mish(dtype):
+    largest = float(np.finfo(dtype).max)
+    x = np.array([1e4, largest, np.inf, -1e4, -largest, 0.0, 1e-30, -1e-30])
+    (mish,) = run(activation_forward, x, MISH, Out(x.shape), dtype=dtype)
+    expected = np.array([1e4, largest, np.inf, 0, 0, 0, 6e-31, -6e-31], dtype)
+    np.testing.assert_allclose(mish, expected, rtol=1e-6)
+    ones = np.ones(x.shape)
+    (slope,) = run(activation_backward, ones, x, MISH, Out(x.shape), dtype=dtype)
+    np.testing.assert_allclose(slope, [1, 1, 1, 0, 0, 0.6, 0.6, 0.6], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_values(dtype):
     x = np.array([1e4, -1e4, 0.0, -0.0, 1e-30, -1e-30])
@@ -87,7 +106,7 @@ def test_extreme_values(dtype):
     np.testing.assert_allclose(gelu, [1, 0, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_stays_visible(rng, activation, dtype):
     x = rng.standard_normal(37)
@@ -99,7 +118,7 @@ def test_nan_stays_visible(rng, activation, dtype):
     np.testing.assert_array_equal(np.isnan(dx), np.isnan(x))
 
 
-@BOTH
+@EACH
 def test_in_place_over_several_tasks(rng, activation):
     """A task that strays into the next one's chunk would apply the activation twice."""
     x, dout = rng.standard_normal((2, 3, CHUNK + 37)).astype(np.float32)
@@ -112,7 +131,7 @@ def test_in_place_over_several_tasks(rng, activation):
     np.testing.assert_allclose(dx, expected[0], rtol=1e-5, atol=1e-6)
 
 
-@BOTH
+@EACH
 def test_same_bits_for_any_threads(rng, activation):
     x, dout = rng.standard_normal((2, 4, CHUNK + 5))
     assert x.size > 3 * CHUNK

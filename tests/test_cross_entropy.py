@@ -1,4 +1,4 @@
-"""Cross-entropy: twin, gradient, ignored targets, extreme logits, threads."""
+"""Cross-entropy: twin, gradient, label smoothing, ignored targets, extreme logits, threads."""
 
 import numpy as np
 import pytest
@@ -16,25 +16,30 @@ from fastformer.kernels.cross_entropy import (
 )
 
 
-def forward(function, logits, targets, dtype=np.float64):
+def forward(function, logits, targets, dtype=np.float64, smoothing=0.0):
     rows = Out(targets.shape)
-    return run(function, logits, targets, rows, rows, rows, dtype=dtype)
+    return run(function, logits, targets, smoothing, rows, rows, rows, dtype=dtype)
 
 
-def check(logits, targets, scale=0.25):
+def check(logits, targets, scale=0.25, smoothing=0.0):
     rows = Out(targets.shape)
     losses, _, _ = assert_equals_twin(
         cross_entropy_forward,
         cross_entropy_forward_reference,
-        *(logits, targets, rows, rows, rows),
+        *(logits, targets, smoothing, rows, rows, rows),
     )
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
+    # Where a row has one class, shares that add up to 1 are taken from 1.
+    dlogits = Out(logits.shape, scale=scale if smoothing else 0.0)
     (dlogits,) = assert_equals_twin(
         cross_entropy_backward,
         cross_entropy_backward_reference,
-        *(logits, targets, largest, total, scale, Out(logits.shape)),
+        *(logits, targets, largest, total, smoothing, scale, dlogits),
     )
     return losses, dlogits
+
+
+SMOOTHINGS = pytest.mark.parametrize("smoothing", [0.0, 0.1])
 
 
 def draw(rng, rows, columns):
@@ -44,46 +49,81 @@ def draw(rng, rows, columns):
 @pytest.mark.smoke
 @pytest.mark.parametrize("columns", EDGE_COLUMNS)
 @pytest.mark.parametrize("rows", [0, 1, 17])
-def test_equals_twin(rng, rows, columns):
-    check(*draw(rng, rows, columns))
+@SMOOTHINGS
+def test_equals_twin(rng, smoothing, rows, columns):
+    check(*draw(rng, rows, columns), smoothing=smoothing)
 
 
-@settings(max_examples=30)
-@given(rows=st.integers(0, 50), columns=st.integers(1, 200), seed=st.integers(0, 2**32))
-def test_equals_twin_for_any_shape(rows, columns, seed):
-    check(*draw(np.random.default_rng(seed), rows, columns))
+@SMOOTHINGS
+@settings(max_examples=20)
+@given(rows=st.integers(0, 50), columns=st.integers(1, 400), seed=st.integers(0, 2**32))
+def test_equals_twin_for_any_shape(smoothing, rows, columns, seed):
+    check(*draw(np.random.default_rng(seed), rows, columns), smoothing=smoothing)
 
 
-def test_gradient(rng):
+@pytest.mark.parametrize("smoothing", [0.1, 0.5, 1.0])
+def test_smoothing_is_that_of_targets_which_are_shares(rng, smoothing):
+    """The cross-entropy with a distribution that has its share for each class."""
+    logits, targets = draw(rng, 9, 37)
+    losses, dlogits = check(logits, targets, 1.0, smoothing)
+    shares = np.full((9, 37), smoothing / 37)
+    shares[np.arange(9), targets] += 1 - smoothing
+    exponentials = np.exp(logits)
+    softmax = exponentials / exponentials.sum(axis=1, keepdims=True)
+    counts = (targets >= 0)[:, None]
+    expected = -(shares * np.log(softmax) * counts).sum(axis=1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dlogits, (softmax - shares) * counts, rtol=1e-5, atol=1e-6)
+
+
+def test_smoothing_takes_long_rows_as_accurately_as_short_ones(rng):
+    """The mean over all classes is a sum of sums: a single chain would lose digits."""
+    logits, targets = draw(rng, 8, 100_001)
+    (losses, *_), (truth, *_) = (
+        forward(function, logits.astype(np.float32), targets, dtype, smoothing=0.9)
+        for function, dtype in (
+            (cross_entropy_forward, np.float32),
+            (cross_entropy_forward_reference, np.float64),
+        )
+    )
+    np.testing.assert_allclose(losses, truth, rtol=4e-6)  # a chain: 1.3e-5
+
+
+@SMOOTHINGS
+def test_gradient(rng, smoothing):
     targets = np.array([2, -1, 0, 4])
 
     def backward(dout, logits):
         _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
-        arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+        arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
         (dlogits,) = run(cross_entropy_backward_reference, *arguments, dtype=np.float64)
         return [dlogits * dout[:, None]]
 
     assert_gradients(
-        lambda logits: forward(cross_entropy_forward_reference, logits, targets)[0],
+        lambda logits: forward(
+            cross_entropy_forward_reference, logits, targets, smoothing=smoothing
+        )[0],
         backward,
         rng.standard_normal((4, 5)),
     )
 
 
-def test_ignored_targets_count_nothing(rng):
+@SMOOTHINGS
+def test_ignored_targets_count_nothing(rng, smoothing):
     logits, _ = draw(rng, 5, 37)
-    losses, dlogits = check(logits, np.full(5, -1))
+    losses, dlogits = check(logits, np.full(5, -1), smoothing=smoothing)
     assert not losses.any()
     assert not dlogits.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ignored_row_gets_no_gradient_whatever_it_holds(dtype):
+@SMOOTHINGS
+def test_ignored_row_gets_no_gradient_whatever_it_holds(dtype, smoothing):
     """A NaN in a row that does not count must not reach the parameters."""
     logits = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]])
     targets = np.array([-1, 1])
-    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype)
-    arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
+    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     assert losses[0] == 0
     np.testing.assert_array_equal(dlogits[0], 0)
@@ -112,23 +152,25 @@ def test_constant_row_of_huge_logits(dtype, value):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("column", [0, 15, 16, 36])
-def test_nan_stays_visible(rng, dtype, column):
+@SMOOTHINGS
+def test_nan_stays_visible(rng, dtype, column, smoothing):
     logits, _ = draw(rng, 3, 37)
     targets = np.array([1, 2, 3])
     logits[1, column] = np.nan
-    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype)
-    arguments = (logits, targets, largest, total, 1.0, Out(logits.shape))
+    losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
+    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
     np.testing.assert_array_equal(np.isnan(dlogits).all(axis=1), [False, True, False])
     assert np.isfinite(dlogits[[0, 2]]).all()
 
 
-def test_same_bits_for_any_threads(rng):
+@SMOOTHINGS
+def test_same_bits_for_any_threads(rng, smoothing):
     logits, targets = draw(rng, 300, 67)
     rows = Out(targets.shape)
     assert row_tasks(*logits.shape) > 3
-    assert_same_bits(cross_entropy_forward, logits, targets, rows, rows, rows)
+    assert_same_bits(cross_entropy_forward, logits, targets, smoothing, rows, rows, rows)
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
-    out = Out(logits.shape)
-    assert_same_bits(cross_entropy_backward, logits, targets, largest, total, 0.25, out)
+    saved = largest, total, smoothing, 0.25
+    assert_same_bits(cross_entropy_backward, logits, targets, *saved, Out(logits.shape))

@@ -1,5 +1,6 @@
 """Runs of the digit task: what comes out, what is kept, and what is refused."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -121,6 +122,31 @@ def test_the_config_gives_back_the_settings(tmp_path: Path) -> None:
     )
     run = RunDirectory.create(tmp_path / "run", settings.tables())
     assert RunSettings.from_run(run) == settings
+
+
+def test_a_config_of_before_an_option_was_there_has_its_old_meaning(tmp_path: Path) -> None:
+    settings = small_settings()
+    tables = settings.tables()
+    for table, name in (("model", "norm_type"), ("training", "label_smoothing")):
+        del tables[table][name]
+    assert RunSettings.from_run(RunDirectory.create(tmp_path / "run", tables)) == settings
+    assert (settings.model.norm_type, settings.training.label_smoothing) == ("layernorm", 0.0)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_a_run_with_other_forms_of_layers_is_tested_and_goes_on(
+    backend: str, tmp_path: Path
+) -> None:
+    plain = small_settings(label_smoothing=0.1, epochs=2, backend=backend)
+    forms = {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu"}
+    settings = dataclasses.replace(plain, model=dataclasses.replace(plain.model, **forms))
+    result = train_digits(settings, tmp_path / "run", Recorder())
+    assert evaluate_run(tmp_path / "run").as_json()["test_loss"] == result["test_loss"]
+    best = load_checkpoint(tmp_path / "run/checkpoints/best.safetensors").tensors
+    assert {"blocks.0.norm1.weight", "blocks.0.feed_forward.gate.weight"} <= best.keys()
+    assert not any("norm" in name and name.endswith("bias") for name in best)
+    assert result["parameters"] == sum(array.size for array in best.values())
+    assert resume_digits(tmp_path / "run", Recorder())["test_loss"] == result["test_loss"]
 
 
 @pytest.mark.parametrize(

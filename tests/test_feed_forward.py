@@ -11,7 +11,9 @@ from fastformer.layers.dropout import DropoutCounter
 ACTIVATIONS = {
     "relu": lambda u: np.maximum(u, 0),
     "gelu": lambda u: 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))),
+    "mish": lambda u: u * np.tanh(np.log1p(np.exp(u))),
 }
+WITH_GATE = (*ACTIVATIONS, "swiglu")
 
 
 def make_layer(backend="numba", activation="relu", dropout=0.0, dtype="float64"):
@@ -42,7 +44,34 @@ def test_formula(rng, backend, activation):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_formula_with_a_gate(rng, backend):
+    layer = make_layer(backend, "swiglu")
+    w = layer.state_dict()
+    assert {name: value.shape for name, value in w.items()} == {
+        "expand.weight": (6, 10),
+        "expand.bias": (10,),
+        "gate.weight": (6, 10),
+        "gate.bias": (10,),
+        "contract.weight": (10, 6),
+        "contract.bias": (6,),
+    }
+    x, residual = rng.standard_normal((2, 5, 6))
+    gate, value = (x @ w[f"{name}.weight"] + w[f"{name}.bias"] for name in ("gate", "expand"))
+    hidden = gate / (1 + np.exp(-gate)) * value
+    expected = hidden @ w["contract.weight"] + w["contract.bias"]
+    np.testing.assert_allclose(layer.forward(x), expected, 1e-10, 1e-12)
+    found = layer.forward(x, residual=residual)
+    np.testing.assert_allclose(found, expected + residual, 1e-10, 1e-12)
+
+
+def test_only_swiglu_has_a_gate():
+    plain, gated = make_layer(activation="relu"), make_layer(activation="swiglu")
+    assert plain.gate is None
+    assert gated.num_parameters == plain.num_parameters + 6 * 10 + 10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", WITH_GATE)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients(rng, backend, activation, dropout):
     """By x and by what is added to the result, whose gradient is that of the result."""
@@ -59,10 +88,11 @@ def test_gradients(rng, backend, activation, dropout):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_residual_of_the_input_gradient(rng, backend, dropout):
+def test_residual_of_the_input_gradient(rng, backend, activation, dropout):
     """As in a block, where x is the residual too: its gradient is added in the same pass."""
-    layer = make_layer(backend, "gelu", dropout)
+    layer = make_layer(backend, activation, dropout)
     assert_layer_gradients(
         layer,
         lambda x: layer.forward(x, residual=x),

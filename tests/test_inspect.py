@@ -63,6 +63,21 @@ def test_the_flow_is_that_of_the_gradients(problem: Any) -> None:
     assert flows["output.bias"].ratio == 0.0  # by weights that are still 0
 
 
+def test_the_loss_is_that_of_the_training(problem: Any) -> None:
+    """With the run's label smoothing, that is: both would otherwise be of a loss of no one's."""
+    model, batch, targets = problem
+    plain, smoothed = (
+        (
+            gradient_flow(model, batch, targets, label_smoothing=smoothing)[0].gradient_rms,
+            loss_landscape(model, batch, targets, points=3, label_smoothing=smoothing).centre,
+        )
+        for smoothing in (0.0, 0.3)
+    )
+    loss = ff.CrossEntropyLoss(label_smoothing=0.3)
+    assert smoothed[1] == pytest.approx(ff.evaluate(model, batch, targets, loss).loss, rel=1e-12)
+    assert smoothed[0] != pytest.approx(plain[0], rel=1e-3)
+
+
 def test_a_gradient_that_is_not_finite_is_named(problem: Any) -> None:
     model, batch, targets = problem
     model.output.weight.value[0, 0] = np.nan

@@ -37,11 +37,14 @@ def dropping(**options):
 LAYERS = {
     "ReLU": (ff.ReLU, False),
     "GELU": (ff.GELU, False),
+    "Mish": (ff.Mish, False),
     "Softmax": (ff.Softmax, False),
     "Dropout": (dropping, False),
     "LayerNorm": (lambda **o: ff.LayerNorm(WIDTH, **o), False),
+    "RMSNorm": (lambda **o: ff.RMSNorm(WIDTH, **o), False),
     "Linear": (lambda **o: ff.Linear(WIDTH, WIDTH, **o), False),
     "FeedForward": (lambda **o: ff.FeedForward(WIDTH, 12, **o), False),
+    "FeedForward, gated": (lambda **o: ff.FeedForward(WIDTH, 12, activation="swiglu", **o), False),
     "PositionalEncoding": (lambda **o: ff.PositionalEncoding(WIDTH, 5, learned=True, **o), True),
     "MultiHeadAttention": (lambda **o: ff.MultiHeadAttention(WIDTH, 2, **o), True),
     "TransformerBlock": (
@@ -77,7 +80,9 @@ def inputs(rng, dtype="float64"):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["ReLU", "GELU", "Softmax", "Dropout", "LayerNorm"])
+@pytest.mark.parametrize(
+    "name", ["ReLU", "GELU", "Mish", "Softmax", "Dropout", "LayerNorm", "RMSNorm"]
+)
 def test_whole_jacobian(rng, backend, name):
     case = Case(name, backend)
     assert_gradients(
@@ -176,7 +181,7 @@ BAD_ARRAYS = {
     "width": (np.zeros((ROWS, WIDTH + 1), np.float32), InvalidValueError, r"\(6, 9\)"),
 }
 # What these layers take as it comes: any width, and element-wise layers any shape.
-ANY_SHAPE = ("ReLU", "GELU", "Dropout")
+ANY_SHAPE = ("ReLU", "GELU", "Mish", "Dropout")
 TAKEN = {(name, kind) for name in ANY_SHAPE for kind in ("width", "one axis", "three axes")}
 TAKEN |= {("Softmax", "width")}
 
@@ -239,6 +244,8 @@ def test_backend_and_dtype_are_checked(name):
         (lambda: ff.LayerNorm(0), InvalidValueError, r"embed_dim must be .* >= 1, got 0"),
         (lambda: ff.LayerNorm(8, epsilon=0), InvalidValueError, r"epsilon must be .* > 0, got 0"),
         (lambda: ff.LayerNorm(8, epsilon="x"), InvalidTypeError, r"epsilon must be .* got 'x'"),
+        (lambda: ff.RMSNorm(1.5), InvalidTypeError, r"embed_dim must be .* >= 1, got 1.5"),
+        (lambda: ff.RMSNorm(8, epsilon=-1), InvalidValueError, r"epsilon must be .* > 0, got -1"),
         (lambda: ff.Embedding(0, 8), InvalidValueError, r"vocab_size must be .* >= 1, got 0"),
         (lambda: ff.Embedding(8, 2.0), InvalidTypeError, r"embed_dim must be .* >= 1, got 2.0"),
         (lambda: ff.Embedding(8, 8, std=-1.0), InvalidValueError, r"std must be .*got -1.0"),
@@ -256,6 +263,16 @@ def test_layer_norm_normalises(rng):
     np.testing.assert_allclose(out.mean(axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(out.var(axis=1), 1, rtol=1e-4)
     assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+def test_rms_norm_scales(rng):
+    layer = ff.RMSNorm(WIDTH, dtype="float64")
+    x = 5 + 3 * inputs(rng)
+    out = layer.forward(x)
+    np.testing.assert_allclose((out * out).mean(axis=1), 1, rtol=1e-4)
+    # Each row is only scaled: nothing is taken off.
+    np.testing.assert_allclose(out / x, np.broadcast_to(out[:, :1] / x[:, :1], x.shape), rtol=1e-12)
+    assert set(layer.state_dict()) == {"weight"}
 
 
 def test_an_embedding_looks_up_rows():

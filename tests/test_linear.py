@@ -6,7 +6,7 @@ from models import BACKENDS, assert_layer_gradients, assert_parameter_gradients,
 
 import fastformer as ff
 from fastformer.errors import InvalidTypeError, InvalidValueError
-from fastformer.kernels.activation import GELU, RELU
+from fastformer.kernels.activation import GELU, MISH, RELU
 from fastformer.layers.linear import TiedLinear, xavier_uniform
 
 DTYPES = ("float32", "float64")
@@ -61,7 +61,7 @@ def test_residual_of_the_input_gradient(rng, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", [RELU, GELU])
+@pytest.mark.parametrize("activation", [RELU, GELU, MISH])
 def test_gradients_through_an_activation(rng, backend, activation):
     """Two layers with an activation between them, as the feed-forward layer has them."""
     first, second = make_linear(backend), make_linear(backend, sizes=(7, 3))

@@ -12,7 +12,7 @@ from runs import SIZES, Recorder, one_thread
 import fastformer as ff
 from fastformer.data import DigitTask, generate
 from fastformer.data.batches import batch_order
-from fastformer.errors import CheckpointError
+from fastformer.errors import CheckpointError, InvalidTypeError, InvalidValueError
 from fastformer.training import loop
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
 from fastformer.training.config import TrainingConfig
@@ -96,6 +96,41 @@ def test_the_loop_is_plain_steps_in_the_order_of_the_epoch(tmp_path: Path) -> No
         ff.CrossEntropyLoss(),
     )
     assert (record["validation_loss"], record["validation_accuracy"]) == validation
+
+
+def test_label_smoothing_is_for_training_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run", learning_rate=0.01, label_smoothing=0.2, epochs=1)
+    other = make_trainer(tmp_path / "other", learning_rate=0.01)
+    trainer.train()
+    optimizer, losses = ff.Adam(other.model.parameters(), lr=0.01), []
+    loss_fn, order = ff.CrossEntropyLoss(label_smoothing=0.2), batch_order(32 * BATCHES, 1, 0)
+    for first in range(0, 32 * BATCHES, 32):
+        chosen = order[first : first + 32]
+        batch = other.train_examples.inputs.select(chosen)
+        targets = other.train_examples.targets[chosen]
+        losses.append(ff.train_step(other.model, batch, targets, loss_fn, optimizer).loss)
+    assert weights(trainer) == weights(other)
+    (record,) = trainer.run.read_metrics()
+    assert record["train_loss"] == pytest.approx(np.mean(losses), rel=1e-12)
+    validation = (trainer.validation_examples.inputs, trainer.validation_examples.targets)
+    plain = ff.evaluate(trainer.model, *validation, ff.CrossEntropyLoss()).loss
+    assert record["validation_loss"] == plain
+    assert ff.evaluate(trainer.model, *validation, loss_fn).loss != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "error", "message"),
+    [
+        (1.0, InvalidValueError, "label_smoothing must be a finite number >= 0 and < 1, got 1.0"),
+        (-0.1, InvalidValueError, "label_smoothing must be .*got -0.1"),
+        (True, InvalidTypeError, "label_smoothing must be .*got True"),
+    ],
+)
+def test_a_smoothing_that_leaves_nothing_of_the_targets_is_refused(
+    smoothing: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TrainingConfig(label_smoothing=smoothing)
 
 
 def test_what_is_told_and_logged(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ BACKENDS = ("numba", "reference")
 RTOL = {"float32": 2e-6, "float64": 1e-12}
 
 
-def formula(logits: np.ndarray, targets: np.ndarray, ignored: int) -> tuple[float, np.ndarray]:
+def formula(
+    logits: np.ndarray, targets: np.ndarray, ignored: int, smoothing: float = 0.0
+) -> tuple[float, np.ndarray]:
     """Return mean loss and gradient in float64, straight from the definition."""
     logits = logits.astype(np.float64)
     counted = np.flatnonzero(targets != ignored)
@@ -24,9 +26,11 @@ def formula(logits: np.ndarray, targets: np.ndarray, ignored: int) -> tuple[floa
     for row in counted:
         exponentials = np.exp(logits[row] - logits[row].max())
         probabilities = exponentials / exponentials.sum()
-        loss -= np.log(probabilities[targets[row]]) / counted.size
-        gradient[row] = probabilities / counted.size
-        gradient[row, targets[row]] -= 1 / counted.size
+        shares = np.full(probabilities.shape, smoothing / probabilities.size)
+        shares[targets[row]] += 1 - smoothing
+        logarithms = logits[row] - logits[row].max() - np.log(exponentials.sum())
+        loss -= shares @ logarithms / counted.size
+        gradient[row] = (probabilities - shares) / counted.size
     return loss, gradient
 
 
@@ -37,17 +41,25 @@ def formula(logits: np.ndarray, targets: np.ndarray, ignored: int) -> tuple[floa
     classes=st.integers(1, 33),
     ignored=st.sampled_from([-1, -100]),
     share=st.sampled_from([0.0, 0.3]),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_loss_and_gradient_are_those_of_the_formula(
-    backend: str, dtype: str, rows: int, classes: int, ignored: int, share: float, seed: int
+    backend: str,
+    dtype: str,
+    rows: int,
+    classes: int,
+    ignored: int,
+    share: float,
+    smoothing: float,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = (5 * rng.standard_normal((rows, classes))).astype(dtype)
     targets = np.where(rng.random(rows) < share, ignored, rng.integers(0, classes, rows))
     before = logits.copy(), targets.copy()
-    loss_fn = ff.CrossEntropyLoss(ignore_index=ignored, backend=backend)
-    loss, gradient = formula(logits, targets, ignored)
+    loss_fn = ff.CrossEntropyLoss(ignore_index=ignored, label_smoothing=smoothing, backend=backend)
+    loss, gradient = formula(logits, targets, ignored, smoothing)
     assert loss_fn.forward(logits, targets) == pytest.approx(loss, rel=RTOL[dtype], abs=1e-6)
     found = loss_fn.backward()
     assert found.dtype == dtype
@@ -158,6 +170,10 @@ def test_bad_arguments_are_refused(
         ({"ignore_index": 0}, InvalidValueError, r"^ignore_index must be .* to -1, got 0$"),
         ({"ignore_index": "no"}, InvalidTypeError, r"^ignore_index must be .* to -1, got 'no'$"),
         ({"ignore_index": -(2**63) - 1}, InvalidValueError, "^ignore_index must be"),
+        ({"label_smoothing": -0.1}, InvalidValueError, "^label_smoothing must be .* got -0.1$"),
+        ({"label_smoothing": 1.5}, InvalidValueError, "^label_smoothing must be .* <= 1, got 1.5$"),
+        ({"label_smoothing": np.nan}, InvalidValueError, "^label_smoothing must be .* got nan$"),
+        ({"label_smoothing": "0.1"}, InvalidTypeError, "^label_smoothing must be .* got '0.1'$"),
         ({"backend": "torch"}, InvalidValueError, "^backend must be one of 'numba', 'reference'"),
     ],
 )
@@ -168,13 +184,15 @@ def test_bad_options_are_refused(
         ff.CrossEntropyLoss(**options)
 
 
-def test_against_torch(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_against_torch(rng: np.random.Generator, smoothing: float) -> None:
     torch = pytest.importorskip("torch")
     logits = rng.standard_normal((9, 7))
     targets = np.array([0, 6, -1, 3, 3, -1, 2, 1, 5])
     theirs = torch.tensor(logits, requires_grad=True)
-    loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(targets), ignore_index=-1)
+    criterion = torch.nn.CrossEntropyLoss(ignore_index=-1, label_smoothing=smoothing)
+    loss = criterion(theirs, torch.tensor(targets))
     loss.backward()
-    loss_fn = ff.CrossEntropyLoss()
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=smoothing)
     assert loss_fn.forward(logits, targets) == pytest.approx(loss.item(), rel=1e-12)
     np.testing.assert_allclose(loss_fn.backward(), theirs.grad.numpy(), rtol=1e-10, atol=1e-14)

@@ -12,7 +12,7 @@ from twins import COMPARED_DTYPES, DTYPES, LANES32, Out, assert_equals_twin, ass
 
 from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
 from fastformer.kernels._tile import TILE_ROWS
-from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
     NARROW_DEPTH_BLOCK,
     matmul,
@@ -41,7 +41,7 @@ DEPTHS = [
     DEPTH_BLOCK + 1,
     2 * DEPTH_BLOCK + 3,
 ]
-ACTIVATIONS = {"none": NO_ACTIVATION, "relu": RELU, "gelu": GELU}
+ACTIVATIONS = {"none": NO_ACTIVATION, "relu": RELU, "gelu": GELU, "mish": MISH}
 
 
 @dataclass
@@ -70,8 +70,8 @@ class Case:
 
     def forward(self):
         extras = (self.bias, self.other_out) if self.extras else (EMPTY, NONE)
-        # As uncertain as what GELU is given.
-        slope = Out(self.dout.shape if self.activation == GELU else (0, 0), scale=self.size)
+        # As uncertain as what the activation is given.
+        slope = Out(self.dout.shape if self.activation in SLOPED else (0, 0), scale=self.size)
         out = Out(self.dout.shape, scale=self.size)
         return self.x, self.weight, *extras, self.activation, slope, out
 
@@ -213,20 +213,20 @@ def test_gradient(rng):
         assert_gradients(forward, backward, case.x, case.weight, case.bias, case.other_out)
 
 
-@pytest.mark.parametrize("activation", [RELU, GELU], ids=["relu", "gelu"])
+@pytest.mark.parametrize("activation", [RELU, GELU, MISH], ids=["relu", "gelu", "mish"])
 def test_gradient_through_activation(rng, activation):
     """A second layer's matmul_nt, with what the first one saved, is the gradient of both."""
     first, second = rng.standard_normal((1, 4, 3)), rng.standard_normal((1, 3, 2))
 
     def hidden(x):
         shape = (len(x), 3)
-        saved = Out(shape if activation == GELU else (0, 0))
+        saved = Out(shape if activation in SLOPED else (0, 0))
         arguments = (x, first, EMPTY, NONE, activation, saved, Out(shape))
         return run(matmul_reference, *arguments, dtype=np.float64)
 
     def backward(dout, x):
         slope, out = hidden(x)
-        saved = slope if activation == GELU else out
+        saved = slope if activation in SLOPED else out
         arguments = (dout, second, saved, NONE, activation, Out(out.shape))
         (dhidden,) = run(matmul_nt_reference, *arguments, dtype=np.float64)
         arguments = (dhidden, first, NONE, NONE, NO_ACTIVATION, Out(x.shape))

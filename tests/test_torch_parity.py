@@ -82,6 +82,19 @@ def test_logits_loss_and_gradients(torch: Any, kind: str, backend: str, dtype: s
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_label_smoothing(torch: Any, kind: str, dtype: str) -> None:
+    """Of the decoder, whose ignored targets count nothing, too."""
+    config = config_of(kind)
+    options = {"dtype": dtype, "label_smoothing": 0.2}
+    ours, theirs = train_ours(config, STEPS, **options), train_torch(config, STEPS, **options)
+    assert_same_step(ours, theirs, TOLERANCES[dtype])
+    assert_same_losses(ours, theirs, FIRST_LOSSES[dtype], ALL_LOSSES[dtype])
+    with pytest.raises(AssertionError, match="errors above"):
+        assert_same_step(train_ours(config, 1, dtype=dtype), theirs, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_training(torch: Any, name: str, dtype: str) -> None:
     kind, options = TRAINED[name]

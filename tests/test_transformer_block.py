@@ -26,7 +26,7 @@ import fastformer as ff
 from fastformer.bench.block_cases import block_forward
 from fastformer.bench.cases import Output
 from fastformer.errors import FastformerError, InvalidTypeError
-from fastformer.kernels.activation import GELU, RELU
+from fastformer.kernels.activation import GELU, MISH, RELU
 from fastformer.kernels.transformer_block import (
     MOST_SHARDS,
     SHARD_TOKENS,
@@ -51,7 +51,7 @@ KINDS = [
         (RELU, True, False, False),
         (GELU, False, True, True),
         (RELU, False, True, False),
-        (GELU, True, True, True),
+        (MISH, True, True, True),
     )
 ]
 PARTS = {"in one region": 1, "layer by layer": 10**9}
@@ -209,9 +209,12 @@ def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
     assert same_bits(loose.forward(x, BATCH), block.forward(x, BATCH))
 
 
-def test_dropout_is_done_layer_by_layer(rng, monkeypatch):
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.5}, {"norm_type": "rmsnorm"}, {"activation": "swiglu"}]
+)
+def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, monkeypatch, options):
     monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
-    block = make_block(dropout=0.5)
+    block = make_block(**options)
     block.forward(rng.standard_normal((8, WIDTH)), BATCH)
     assert not block.in_one
 
@@ -226,16 +229,18 @@ def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, parts, dout)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_formula(rng, parts, backend, norm):
+@pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
+def test_formula(rng, parts, backend, norm, norm_type):
     """As its docstring has it, from layers of its own with the same weights."""
-    block = make_block(backend, norm=norm)
+    block = make_block(backend, norm=norm, norm_type=norm_type)
+    norm_class = ff.RMSNorm if norm_type == "rmsnorm" else ff.LayerNorm
     weights = block.state_dict()
     options = {"backend": backend, "dtype": "float64"}
     layers = {
         "attention": ff.MultiHeadAttention(WIDTH, 2, **options),
-        "norm1": ff.LayerNorm(WIDTH, **options),
+        "norm1": norm_class(WIDTH, **options),
         "feed_forward": ff.FeedForward(WIDTH, 10, **options),
-        "norm2": ff.LayerNorm(WIDTH, **options),
+        "norm2": norm_class(WIDTH, **options),
     }
     for name, layer in layers.items():
         layer.load_state_dict(
@@ -258,7 +263,14 @@ def test_formula(rng, parts, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "activation": "gelu"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dropout": 0.3, "activation": "gelu"},
+        {"norm_type": "rmsnorm", "activation": "swiglu"},
+    ],
+)
 def test_gradients(rng, parts, backend, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
     block = make_block(backend, norm=norm, **options)

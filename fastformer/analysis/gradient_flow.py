@@ -47,7 +47,11 @@ class ParameterFlow:
 
 
 def gradient_flow(
-    model: Transformer | TransformerDecoder, batch: PackedBatch, targets: Ids
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    *,
+    label_smoothing: float = 0.0,
 ) -> list[ParameterFlow]:
     """Return the flow to each parameter, from the mean loss of a batch, without dropout.
 
@@ -56,11 +60,12 @@ def gradient_flow(
     Args:
         model: a classifier or a decoder.    batch: B sequences.
         targets: (B,) class ids, or what comes after each token, (N,), negative for nothing.
+        label_smoothing: of the loss, as the model was trained with.
 
     Raises:
         ValueError: a gradient that is not finite; the message names the parameter.
     """
-    loss = CrossEntropyLoss(backend=model.ops.name)
+    loss = CrossEntropyLoss(label_smoothing=label_smoothing, backend=model.ops.name)
     training = model.dropout_counter.training
     model.eval()
     try:

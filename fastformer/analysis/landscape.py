@@ -56,6 +56,7 @@ def loss_landscape(
     points: int = POINTS,
     extent: float = EXTENT,
     seed: int = 0,
+    label_smoothing: float = 0.0,
 ) -> Landscape:
     """Compute the mean loss of a batch on a grid around the weights, without dropout.
 
@@ -66,6 +67,7 @@ def loss_landscape(
         targets: (B,) class ids, or what comes after each token, (N,), negative for nothing.
         points: of each side of the grid, odd, from 3 to 201.
         extent: how far the grid goes either way, > 0.    seed: of the directions, >= 0.
+        label_smoothing: of the loss, as the model was trained with.
 
     Raises:
         ValueError, TypeError: an argument that is not allowed.
@@ -75,7 +77,7 @@ def loss_landscape(
     checks.number("extent", extent, above=0)
     checks.integer("seed", seed, 0)
     first, second = (_direction(model, seed, number) for number in (0, 1))
-    loss = CrossEntropyLoss(backend=model.ops.name)
+    loss = CrossEntropyLoss(label_smoothing=label_smoothing, backend=model.ops.name)
     weights = model.state_dict()
     steps = np.linspace(-extent, extent, points)
     losses = np.empty((points, points))

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
 from fastformer.bench.product_cases import NO_VECTOR, NOTHING, pairs
-from fastformer.kernels.activation import GELU, RELU
+from fastformer.kernels.activation import GELU, RELU, SLOPED
 from fastformer.kernels.transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward_reference,
@@ -100,7 +100,7 @@ def block_forward(
         "rstd2": written(
             M,
         ),
-        "slope": written(M, ffn) if activation == GELU else NOTHING,
+        "slope": written(M, ffn) if activation in SLOPED else NOTHING,
         "hidden": written(M, ffn),
         "out": written(M, C),
     }
@@ -123,7 +123,7 @@ def block_backward(random: Random, forward: Arguments) -> Arguments:
     rows = Output((M, C))
     values |= {
         "dout": normal(random, M, C),
-        "saved": values["slope" if values["activation"] == GELU else "hidden"],
+        "saved": values["slope" if values["activation"] in SLOPED else "hidden"],
         "dsum2": NOTHING if values["pre_norm"] else rows,
         "dhidden": Output(values["hidden"].shape),
         **dict.fromkeys(("dinner", "dsum1", "dattended"), rows),

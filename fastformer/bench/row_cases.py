@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
-from fastformer.kernels.activation import GELU, RELU
+from fastformer.kernels.activation import GELU, MISH, RELU
 from fastformer.kernels.cross_entropy import cross_entropy_forward_reference
 from fastformer.kernels.layernorm import layernorm_forward_reference
+from fastformer.kernels.rmsnorm import rmsnorm_forward_reference
 from fastformer.kernels.softmax import softmax_forward_reference
 
 Random = np.random.Generator
@@ -66,6 +67,7 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
     return {
         "logits": normal(random, N, V),
         "targets": random.integers(0, V, N),
+        "smoothing": 0.0,
         "losses": Output((N,)),
         "largest": Output((N,)),
         "total": Output((N,)),
@@ -75,12 +77,13 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
 def _cross_entropy_gradient(random: Random, N: int, V: int) -> Arguments:
     logits, targets = normal(random, N, V), random.integers(0, V, N)
     losses, largest, total = np.empty(N), np.empty(N), np.empty(N)
-    cross_entropy_forward_reference(logits, targets, losses, largest, total)
+    cross_entropy_forward_reference(logits, targets, 0.0, losses, largest, total)
     return {
         "logits": logits,
         "targets": targets,
         "largest": largest,
         "total": total,
+        "smoothing": 0.0,
         "scale": 1 / N,
         "dlogits": Output((N, V)),
     }
@@ -155,6 +158,44 @@ def _layernorm_gradient(random: Random, N: int, C: int) -> Arguments:
     }
 
 
+def _rmsnorm(random: Random, N: int, C: int) -> Arguments:
+    return {
+        "x": normal(random, N, C),
+        "weight": normal(random, C),
+        "epsilon": 1e-5,
+        "out": Output((N, C)),
+        "rrms": Output((N,)),
+    }
+
+
+def _rmsnorm_gradient(random: Random, N: int, C: int) -> Arguments:
+    x, weight, rrms = normal(random, N, C), normal(random, C), np.empty(N)
+    rmsnorm_forward_reference(x, weight, 1e-5, np.empty((N, C)), rrms)
+    return {
+        "dout": normal(random, N, C),
+        "x": x,
+        "weight": weight,
+        "rrms": rrms,
+        "residual": np.zeros((0, 0)),
+        "dx": Output((N, C)),
+        "dweight": Output((C,), 0.0),
+    }
+
+
+def _swiglu(random: Random, N: int, F: int) -> Arguments:
+    return {"gate": normal(random, N, F), "x": normal(random, N, F), "out": Output((N, F))}
+
+
+def _swiglu_gradient(random: Random, N: int, F: int) -> Arguments:
+    return {
+        "dout": normal(random, N, F),
+        "gate": normal(random, N, F),
+        "x": normal(random, N, F),
+        "dgate": Output((N, F)),
+        "dx": Output((N, F)),
+    }
+
+
 def _gather(random: Random, B: int, T: int, C: int) -> Arguments:
     return {"x": normal(random, B * T, C), "rows": _offsets(B, T)[:-1], "out": Output((B, C))}
 
@@ -194,7 +235,7 @@ def _softmax_gradient(random: Random, N: int, V: int) -> Arguments:
 
 def _activations() -> list[Spec]:
     # An exponential counts 12 operations: its polynomial.
-    costs = {"relu": (RELU, 1, 1), "gelu": (GELU, 20, 30)}
+    costs = {"relu": (RELU, 1, 1), "gelu": (GELU, 20, 30), "mish": (MISH, 19, 33)}
     specs = []
     for name, (code, forward, backward) in costs.items():
         specs += [
@@ -253,7 +294,11 @@ ROWS = (
          traffic=lambda B, T, C: 3 * B * C),
     Spec("mean_forward", "BTC", _sequences, _mean, lambda B, T, C: B * T * C),
     Spec("mean_backward", "BTC", _sequences, _mean_gradient, lambda B, T, C: B * C),
+    Spec("rmsnorm_forward", "NC", _rows, _rmsnorm, lambda N, C: 4 * N * C),
+    Spec("rmsnorm_backward", "NC", _rows, _rmsnorm_gradient, lambda N, C: 13 * N * C),
     Spec("sgd_step", "P", _block_parameters, _sgd, lambda P: 4 * P),
     Spec("softmax_forward", "NV", _logits, _softmax, lambda N, V: 16 * N * V),
     Spec("softmax_backward", "NV", _logits, _softmax_gradient, lambda N, V: 4 * N * V),
+    Spec("swiglu_forward", "NF", _wide_rows, _swiglu, lambda N, F: 16 * N * F),
+    Spec("swiglu_backward", "NF", _wide_rows, _swiglu_gradient, lambda N, F: 22 * N * F),
 )  # fmt: skip

@@ -31,7 +31,8 @@ def inspect(
 ) -> None:
     """Show the sizes of weights and gradients, histograms, and the loss around the weights.
 
-    It looks at the run's best model, on the first 256 of its training examples.
+    It looks at the run's best model, on the first 256 of its training examples, through the loss
+    that it was trained by.
 
     Args:
         run: directory of the run.
@@ -51,10 +52,15 @@ def inspect(
         check_picture(picture)
     loaded = load_run(run)
     batch, targets = loaded.settings.first_examples(EXAMPLES)
+    smoothing = loaded.settings.training.label_smoothing
     landscape = loss_landscape(
-        loaded.model, batch, targets, points=points, extent=extent, seed=seed
+        *(loaded.model, batch, targets),
+        points=points,
+        extent=extent,
+        seed=seed,
+        label_smoothing=smoothing,
     )
-    flows = gradient_flow(loaded.model, batch, targets)
+    flows = gradient_flow(loaded.model, batch, targets, label_smoothing=smoothing)
     if picture is not None:
         from fastformer.analysis.inspection_pictures import inspection_figure
 

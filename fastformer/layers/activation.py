@@ -1,14 +1,15 @@
-"""ReLU and GELU as layers of their own; feed-forward layers have them inside a product."""
+"""ReLU, GELU and Mish as layers of their own; feed-forward layers have them inside a product."""
 
 import numpy as np
 
 from fastformer import checks
 from fastformer.kernels.activation import GELU as GELU_CODE
+from fastformer.kernels.activation import MISH as MISH_CODE
 from fastformer.kernels.activation import RELU as RELU_CODE
 from fastformer.layers.base import Layer
 from fastformer.parameters import Array
 
-ACTIVATION_CODES = {"relu": RELU_CODE, "gelu": GELU_CODE}
+ACTIVATION_CODES = {"relu": RELU_CODE, "gelu": GELU_CODE, "mish": MISH_CODE}
 
 
 class _Activation(Layer):
@@ -48,3 +49,9 @@ class GELU(_Activation):
     """x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form."""
 
     code = GELU_CODE
+
+
+class Mish(_Activation):
+    """x tanh(log(1 + e^x))."""
+
+    code = MISH_CODE

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastformer import checks
-from fastformer.kernels.activation import GELU, NO_ACTIVATION
+from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
@@ -56,7 +56,7 @@ class Linear(Layer):
 
         Args:
             x: (N, in).    residual: (N, out) or None.
-            activation: NO_ACTIVATION, RELU or GELU of fastformer.kernels.activation.
+            activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
 
         Returns:
             (N, out), a buffer.
@@ -70,7 +70,7 @@ class Linear(Layer):
             self.bias.value,
             self.nothing if residual is None else residual,
             activation,
-            self.saved if activation == GELU else self.nothing,
+            self.saved if activation in SLOPED else self.nothing,
             out,
         )
         return out
@@ -80,9 +80,9 @@ class Linear(Layer):
         checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
         self.x = x
         out = self.buffers.get("out", x.shape[0], self.out_features)
-        # What the activation's derivative needs: GELU's own, ReLU's output.
+        # What the activation's derivative needs: ReLU's output, else the derivative itself.
         self.saved = out
-        if activation == GELU:
+        if activation in SLOPED:
             self.saved = self.buffers.get("slope", *out.shape)
         return out
 

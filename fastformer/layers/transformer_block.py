@@ -7,7 +7,7 @@ from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.block_plan import BlockPlan
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
-from fastformer.layers.layernorm import LayerNorm
+from fastformer.layers.norm import new_norm
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
@@ -60,8 +60,7 @@ class TransformerBlock(Layer):
             backend=backend,
             dtype=dtype,
         )
-        epsilon = config.layernorm_epsilon
-        self.norm1 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
+        self.norm1 = new_norm(config, backend=backend, dtype=dtype)
         self.feed_forward = FeedForward(
             config.embed_dim,
             config.ffn_dim,
@@ -72,7 +71,9 @@ class TransformerBlock(Layer):
             backend=backend,
             dtype=dtype,
         )
-        self.norm2 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
+        self.norm2 = new_norm(config, backend=backend, dtype=dtype)
+        # The kernels of a whole block have layer norms and no gate.
+        self.usual = config.norm_type == "layernorm" and self.feed_forward.gate is None
         self.plan: BlockPlan | None = None
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
@@ -119,12 +120,14 @@ class TransformerBlock(Layer):
         return dx
 
     def _in_one(self, x: Array, batch: PackedBatch) -> bool:
-        """Tell whether the whole block is one call: where calls and waiting cost, and none drops.
+        """Tell whether the whole block is one call: where calls cost, and nothing drops.
 
         The bits are the same but for the norms' gradients, whose sums have other parts.
         """
         drops = self.attention.dropout.active or self.feed_forward.dropout.active
-        return not drops and batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
+        if drops or not self.usual:
+            return False
+        return batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
 
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])

@@ -10,7 +10,7 @@ from fastformer.errors import InvalidTypeError
 from fastformer.layers.base import Layer, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
-from fastformer.layers.layernorm import LayerNorm
+from fastformer.layers.norm import new_norm
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
@@ -81,11 +81,7 @@ class Model(Layer):
             for _ in range(config.num_layers)
         ]
         self.final_norm = (
-            LayerNorm(
-                config.embed_dim, epsilon=config.layernorm_epsilon, backend=backend, dtype=dtype
-            )
-            if config.norm == "pre"
-            else None
+            new_norm(config, backend=backend, dtype=dtype) if config.norm == "pre" else None
         )
 
     def train(self: ModelT) -> ModelT:

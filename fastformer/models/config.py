@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from fastformer import checks
 
-ACTIVATIONS = ("relu", "gelu")
+ACTIVATIONS = ("relu", "gelu", "mish", "swiglu")
 NORMS = ("post", "pre")
+NORM_TYPES = ("layernorm", "rmsnorm")
 POSITIONS = ("sinusoidal", "learned")
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
@@ -28,11 +29,21 @@ class ModelConfig:
     norm: str = field(
         default="post",
         metadata={
-            "help": "layer norm after each residual sum "
+            "help": "norm after each residual sum "
             "(post: Vaswani et al. 2017) or before each sub-layer (pre: GPT-2)"
         },
     )
-    activation: str = field(default="relu", metadata={"help": "relu, or gelu in its tanh form"})
+    norm_type: str = field(
+        default="layernorm",
+        metadata={"help": "layernorm, or rmsnorm: without mean and bias (Zhang & Sennrich 2019)"},
+    )
+    activation: str = field(
+        default="relu",
+        metadata={
+            "help": "relu, gelu in its tanh form, mish (Misra 2019), or swiglu (Shazeer 2020): a "
+            "gate with a matrix of its own, so that the feed-forward layer is half as large again"
+        },
+    )
     positions: str = field(default="sinusoidal", metadata={"help": "sinusoidal or learned"})
     dropout: float = field(
         default=0.0,
@@ -42,7 +53,9 @@ class ModelConfig:
         default=False,
         metadata={"help": "biases in the attention's query, key, value and output projections"},
     )
-    layernorm_epsilon: float = field(default=1e-5, metadata={"help": "added to the variance"})
+    layernorm_epsilon: float = field(
+        default=1e-5, metadata={"help": "added to the variance, or to rmsnorm's mean square"}
+    )
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -63,6 +76,7 @@ class ModelConfig:
                 f"embed_dim={self.embed_dim}; the nearest that does is {near}"
             )
         checks.choice("norm", self.norm, NORMS)
+        checks.choice("norm_type", self.norm_type, NORM_TYPES)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("positions", self.positions, POSITIONS)
         checks.number("dropout", self.dropout, at_least=0, below=1)

@@ -41,6 +41,13 @@ class TrainingConfig:
     clip_norm: float = field(
         default=0.0, metadata={"help": "largest norm of the whole gradient; 0 for no clipping"}
     )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of each target that the training loss spreads over all classes "
+            "(Szegedy et al. 2016); validation and test losses are without"
+        },
+    )
     patience: int = field(
         default=0,
         metadata={
@@ -76,3 +83,4 @@ class TrainingConfig:
         checks.number("beta2", self.beta2, at_least=0, below=1)
         checks.number("momentum", self.momentum, at_least=0, below=1)
         checks.number("clip_norm", self.clip_norm, at_least=0)
+        checks.number("label_smoothing", self.label_smoothing, at_least=0, below=1)

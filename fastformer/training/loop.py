@@ -114,7 +114,11 @@ class Trainer:
         self.train_examples, self.validation_examples = train, validation
         self.seed, self.observer = seed, observer
         self.optimizer = make_optimizer(model, config)
-        self.loss_fn = CrossEntropyLoss(backend=model.ops.name)
+        self.loss_fn = CrossEntropyLoss(
+            label_smoothing=config.label_smoothing, backend=model.ops.name
+        )
+        # What runs with and without smoothing are compared by.
+        self.validation_loss = CrossEntropyLoss(backend=model.ops.name)
         self.tracker = MetricsTracker()
         self.progress = Progress()
         num_batches = -(-train.size // config.batch_size)
@@ -200,13 +204,16 @@ class Trainer:
             self.save()
 
     def _finish_epoch(self, seconds: float, examples_per_second: float) -> None:
-        """Validate, log, and save the epoch's checkpoint, and the best one."""
+        """Validate, log, and save the epoch's checkpoint, and the best one.
+
+        The validation loss is without label smoothing, the training loss with it.
+        """
         progress = self.progress
         scores = evaluate(
             self.model,
             self.validation_examples.inputs,
             self.validation_examples.targets,
-            self.loss_fn,
+            self.validation_loss,
         )
         if not math.isfinite(scores.loss):
             raise TrainingDivergedError(

@@ -12,19 +12,27 @@ from fastformer.parameters import Array
 class CrossEntropyLoss:
     """The mean of -log softmax(logits)[target] over the targets that are not ignored.
 
-    Formulas and sources are in kernels/cross_entropy.py.
+    With label smoothing, that share of each target is spread evenly over all classes. It is for
+    training: losses that are compared and reported, as the trainer's of validation and test, are
+    without. Formulas and sources are in kernels/cross_entropy.py.
     """
 
-    def __init__(self, *, ignore_index: int = -1, backend: str = "numba") -> None:
+    def __init__(
+        self, *, ignore_index: int = -1, label_smoothing: float = 0.0, backend: str = "numba"
+    ) -> None:
         """Make the loss.
 
         Args:
             ignore_index: a target, < 0, whose row counts neither in the loss nor in its gradient.
+            label_smoothing: the share that is spread, 0 to 1, as PyTorch has it.
             backend: "numba" or "reference".
         """
         self.ops = get_backend(backend)
         lowest = int(np.iinfo(np.int64).min)
         self.ignore_index = checks.integer("ignore_index", ignore_index, lowest, -1)
+        self.label_smoothing = checks.number(
+            "label_smoothing", label_smoothing, at_least=0, at_most=1
+        )
 
     def forward(self, logits: Array, targets: Ids) -> float:
         """Return the mean loss; 0.0 if all targets are ignored.
@@ -54,7 +62,9 @@ class CrossEntropyLoss:
         losses = np.empty(N, logits.dtype)
         self.largest = np.empty(N, logits.dtype)
         self.total = np.empty(N, logits.dtype)
-        self.ops.cross_entropy_forward(logits, self.targets, losses, self.largest, self.total)
+        self.ops.cross_entropy_forward(
+            logits, self.targets, self.label_smoothing, losses, self.largest, self.total
+        )
         return float(losses.sum(dtype=np.float64) / max(1, self.count))
 
     def backward(self) -> Array:
@@ -62,6 +72,12 @@ class CrossEntropyLoss:
         dlogits = np.empty_like(self.logits)
         scale = 1 / max(1, self.count)
         self.ops.cross_entropy_backward(
-            self.logits, self.targets, self.largest, self.total, scale, dlogits
+            self.logits,
+            self.targets,
+            self.largest,
+            self.total,
+            self.label_smoothing,
+            scale,
+            dlogits,
         )
         return dlogits

@@ -5,51 +5,21 @@ takes a backend's ops and float arrays of any dtype, so the NumPy twins in float
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
-
-Array = np.ndarray
-Inputs = dict[str, Any]
-Random = np.random.Generator
-Draw = Callable[..., Array]
-
-# Values of a regime. Where exponentials are taken, the large ones are made smaller: of a softmax
-# that is 1 in one place and 0 elsewhere there is nothing to compare.
-REGIMES: dict[str, Callable[[Random, tuple[int, ...]], Array]] = {
-    "normal": lambda random, shape: random.standard_normal(shape),
-    "positive": lambda random, shape: random.random(shape),
-    "offset": lambda random, shape: 100 + random.standard_normal(shape),
-    "tiny": lambda random, shape: 1e-6 * random.standard_normal(shape),
-    "large": lambda random, shape: 1e4 * random.standard_normal(shape),
-    "wide": lambda random, shape: np.ldexp(
-        random.standard_normal(shape), random.integers(-12, 4, shape)
-    ),
-    "sparse": lambda random, shape: random.standard_normal(shape) * (random.random(shape) < 0.1),
-}
-LOGIT_SCALES = {"large": 1e-3}
-SCORE_SCALES = {"large": 3e-4, "offset": 0.03}
-
-
-@dataclass(frozen=True)
-class Family:
-    """Ops that belong together.
-
-    Attributes:
-        shape: random -> the sizes of a case.
-        inputs: (draw, random, *sizes) -> arrays and scalars by name; draw(*shape, scales) gives
-            values of the case's regime.
-        compute: (ops, inputs) -> the outputs by name, in the dtype of the inputs.
-    """
-
-    name: str
-    shape: Callable[[Random], tuple[int, ...]]
-    inputs: Callable[..., Inputs]
-    compute: Callable[[SimpleNamespace, Inputs], dict[str, Array]]
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from tests.scorecard.accuracy_inputs import (
+    LOGIT_SCALES,
+    SCORE_SCALES,
+    Array,
+    Draw,
+    Family,
+    Inputs,
+    Random,
+)
 
 
 def _size(random: Random, most: int, least: int = 1) -> int:
@@ -119,14 +89,14 @@ def _hidden_inputs(draw: Draw, random: Random, M: int, K: int, N: int) -> Inputs
 
 
 def _hidden(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    """Return the feed-forward layer's inner half, for either activation."""
+    """Return the feed-forward layer's inner half, for each activation."""
     weight, nothing, found = a["weight"][None], _nothing(a["x"]), {}
     back = np.ascontiguousarray(weight.transpose(0, 2, 1))
-    for name, code in (("relu", RELU), ("gelu", GELU)):
+    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
         out, dx, inner = (_empty(a["x"], *a["addend"].shape) for _ in range(3))
         ops.matmul(a["x"], weight, a["bias"], a["addend"], code, inner, out)
         saved = a["saved"]
-        if code == GELU:
+        if code in SLOPED:
             saved = _empty(saved, *saved.shape)
             ops.activation_backward(np.ones_like(saved), a["saved"], code, saved)
         ops.matmul_nt(a["dout"], back, saved, nothing, code, dx)
@@ -199,6 +169,26 @@ def _layernorm(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     return {"out": out, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
+def _rmsnorm(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
+    x, weight = a["x"], a["weight"]
+    out, dx, rrms = _empty(x, *x.shape), _empty(x, *x.shape), _empty(x, len(x))
+    dweight = np.zeros_like(weight)
+    ops.rmsnorm_forward(x, weight, a["epsilon"], out, rrms)
+    ops.rmsnorm_backward(a["dout"], x, weight, rrms, _nothing(x), dx, dweight)
+    return {"out": out, "dx": dx, "dweight": dweight}
+
+
+def _swiglu_inputs(draw: Draw, random: Random, N: int, C: int) -> Inputs:
+    return {"gate": draw(N, C, scales=SCORE_SCALES), "x": draw(N, C), "dout": draw(N, C)}
+
+
+def _swiglu(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
+    out, dgate, dx = (_empty(a["x"], *a["x"].shape) for _ in range(3))
+    ops.swiglu_forward(a["gate"], a["x"], out)
+    ops.swiglu_backward(a["dout"], a["gate"], a["x"], dgate, dx)
+    return {"out": out, "dgate": dgate, "dx": dx}
+
+
 def _activation_inputs(draw: Draw, random: Random, N: int, C: int) -> Inputs:
     return {"x": draw(N, C, scales=SCORE_SCALES), "dout": draw(N, C)}
 
@@ -235,12 +225,16 @@ def _cross_entropy_inputs(draw: Draw, random: Random, N: int, V: int) -> Inputs:
     return {"logits": draw(N, V, scales=LOGIT_SCALES), "targets": targets}
 
 
+def _smoothed_inputs(draw: Draw, random: Random, N: int, V: int) -> Inputs:
+    return _cross_entropy_inputs(draw, random, N, V) | {"smoothing": 0.1}
+
+
 def _cross_entropy(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    logits, targets = a["logits"], a["targets"]
+    logits, targets, smoothing = a["logits"], a["targets"], a.get("smoothing", 0.0)
     losses, largest, total = (_empty(logits, len(logits)) for _ in range(3))
     dlogits, scale = _empty(logits, *logits.shape), 1 / max(1, int((targets >= 0).sum()))
-    ops.cross_entropy_forward(logits, targets, losses, largest, total)
-    ops.cross_entropy_backward(logits, targets, largest, total, scale, dlogits)
+    ops.cross_entropy_forward(logits, targets, smoothing, losses, largest, total)
+    ops.cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dlogits)
     return {"losses": losses, "dlogits": dlogits}
 
 
@@ -335,10 +329,14 @@ FAMILIES = (
     Family("attention, causal", _attention_shape, _attention_inputs, _attention(causal=True)),
     Family("attention, one row", _attention_shape, _one_row_inputs, _attention(causal=False)),
     Family("layernorm", _rows_shape, _layernorm_inputs, _layernorm),
+    Family("rmsnorm", _rows_shape, _layernorm_inputs, _rmsnorm),
     Family("relu", _rows_shape, _activation_inputs, _activation(RELU)),
     Family("gelu", _rows_shape, _activation_inputs, _activation(GELU)),
+    Family("mish", _rows_shape, _activation_inputs, _activation(MISH)),
+    Family("swiglu", _rows_shape, _swiglu_inputs, _swiglu),
     Family("softmax", _logits_shape, _softmax_inputs, _softmax),
     Family("cross entropy", _logits_shape, _cross_entropy_inputs, _cross_entropy),
+    Family("cross entropy, smoothed", _logits_shape, _smoothed_inputs, _cross_entropy),
     Family("embedding", _embedding_shape, _embedding_inputs, _embedding),
     Family("pooling", _sequences_shape, _pooling_inputs, _pooling),
     Family("optimizers", _flat_shape, _optimizer_inputs, _optimizers),

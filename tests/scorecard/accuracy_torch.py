@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastformer.kernels.dropout import dropout_forward_reference
-from tests.scorecard.accuracy_ops import Array, Inputs
+from tests.scorecard.accuracy_inputs import Array, Inputs
 
 Tensor = Any
 # Two thread pools in one process would wait for each other.
@@ -48,7 +48,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 def _hidden(a: Inputs) -> dict[str, Tensor]:
     weight, found = a["weight"].T.contiguous(), {}
-    for name, function in (("relu", F.relu), ("gelu", _gelu)):
+    for name, function in (("relu", F.relu), ("gelu", _gelu), ("mish", F.mish)):
         saved = a["saved"].detach().requires_grad_()
         back = F.linear(function(saved), a["weight"])
         found[name] = function(F.linear(a["x"], weight, a["bias"]) + a["addend"])
@@ -95,8 +95,19 @@ def _layernorm(a: Inputs) -> dict[str, Tensor]:
     return _differentiated(norm, a["dout"], x=a["x"], weight=a["weight"], bias=a["bias"])
 
 
+def _rmsnorm(a: Inputs) -> dict[str, Tensor]:
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, a["epsilon"])
+
+    return _differentiated(norm, a["dout"], x=a["x"], weight=a["weight"])
+
+
+def _swiglu(a: Inputs) -> dict[str, Tensor]:
+    return _differentiated(lambda gate, x: F.silu(gate) * x, a["dout"], gate=a["gate"], x=a["x"])
+
+
 def _cross_entropy(a: Inputs) -> dict[str, Tensor]:
-    options = {"ignore_index": -1}
+    options = {"ignore_index": -1, "label_smoothing": a.get("smoothing", 0.0)}
     losses = F.cross_entropy(a["logits"], a["targets"], reduction="none", **options)
     if not bool((a["targets"] >= 0).any()):
         return {"losses": losses, "dlogits": torch.zeros_like(a["logits"])}
@@ -174,10 +185,14 @@ COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "attention, causal": _attention(causal=True),
     "attention, one row": _attention(causal=False),
     "layernorm": _layernorm,
+    "rmsnorm": _rmsnorm,
     "relu": lambda a: _differentiated(F.relu, a["dout"], x=a["x"]),
     "gelu": lambda a: _differentiated(_gelu, a["dout"], x=a["x"]),
+    "mish": lambda a: _differentiated(F.mish, a["dout"], x=a["x"]),
+    "swiglu": _swiglu,
     "softmax": lambda a: _differentiated(lambda x: torch.softmax(x, 1), a["dout"], x=a["x"]),
     "cross entropy": _cross_entropy,
+    "cross entropy, smoothed": _cross_entropy,
     "embedding": _embedding,
     "pooling": _pooling,
     "optimizers": _optimizers,

@@ -18,6 +18,7 @@ import fastformer as ff
 from fastformer.backend import BACKENDS
 from fastformer.data.batches import batch_order, iterate_batches
 from fastformer.errors import FastformerError, InvalidValueError
+from fastformer.training.config import TrainingConfig
 from fastformer.training.metrics import wilson_interval
 from fastformer.training.schedules import learning_rate_at
 from tests.scorecard.rows import Finding, Row, Tier
@@ -146,11 +147,14 @@ def _layers(backend: str) -> Iterator[Call]:
     layers: list[tuple[str, Any, tuple[Any, ...], frozenset[str]]] = [
         ("Linear", ff.Linear(6, 6, **options), (), free),
         ("LayerNorm", ff.LayerNorm(6, **options), (), free),
+        ("RMSNorm", ff.RMSNorm(6, **options), (), free),
         ("ReLU", ff.ReLU(**options), (), any_shape),
         ("GELU", ff.GELU(**options), (), any_shape),
+        ("Mish", ff.Mish(**options), (), any_shape),
         ("Softmax", ff.Softmax(**options), (), free | {"a column less"}),
         ("Dropout", ff.Dropout(0.5, **options), (), any_shape),
         ("FeedForward", ff.FeedForward(6, 8, **options), (), free),
+        ("FeedForward", ff.FeedForward(6, 8, activation="swiglu", **options), (), free),
         ("MultiHeadAttention", ff.MultiHeadAttention(6, 2, **options), (batch,), frozenset()),
         ("PositionalEncoding", ff.PositionalEncoding(6, 9, **options), (batch,), frozenset()),
         ("TransformerBlock", ff.TransformerBlock(config, **options), (batch,), frozenset()),
@@ -214,6 +218,7 @@ def _settings(backend: str) -> Iterator[Call]:
     makers: list[tuple[Any, dict[str, Any]]] = [
         (ff.Linear, {"in_features": 4, "out_features": 4}),
         (ff.LayerNorm, {"embed_dim": 4}),
+        (ff.RMSNorm, {"embed_dim": 4}),
         (ff.Embedding, {"vocab_size": 4, "embed_dim": 4}),
         (ff.PositionalEncoding, {"embed_dim": 4, "max_seq_len": 4}),
         (ff.FeedForward, {"embed_dim": 4, "ffn_dim": 4}),
@@ -234,6 +239,9 @@ def _settings(backend: str) -> Iterator[Call]:
     numbers: list[tuple[Any, str, float]] = [
         (lambda v: ff.Dropout(v), "rate", 0.1),
         (lambda v: ff.LayerNorm(4, epsilon=v), "epsilon", 0.1),
+        (lambda v: ff.RMSNorm(4, epsilon=v), "epsilon", 0.1),
+        (lambda v: ff.CrossEntropyLoss(label_smoothing=v), "label_smoothing", 0.1),
+        (lambda v: TrainingConfig(label_smoothing=v), "label_smoothing", 0.1),
         (lambda v: ff.Embedding(4, 4, std=v), "std", 0.1),
         (lambda v: ff.FeedForward(4, 4, dropout=v), "rate", 0.1),
         (lambda v: ff.TransformerConfig(vocab_size=4, dropout=v), "dropout", 0.1),
@@ -247,11 +255,12 @@ def _settings(backend: str) -> Iterator[Call]:
     numbers.append((lambda v: ff.clip_gradients(parameters, v), "max_norm", 1.0))
     for act, name, value in numbers:
         yield Call("number", name, value, lambda v, a=act: type(a(v)), NUMBERS)
-    for make in (ff.ReLU, ff.Softmax, ff.GELU):
+    for make in (ff.ReLU, ff.Softmax, ff.GELU, ff.Mish):
         for name, value in (("backend", backend), ("dtype", "float32")):
             word = lambda v, make=make, name=name: type(make(**{name: v}))  # noqa: E731
             yield Call(make.__name__, name, value, word, WORDS)
-    for name, value in (("norm", "pre"), ("activation", "relu"), ("pooling", "mean")):
+    words = {"norm": "pre", "norm_type": "rmsnorm", "activation": "relu", "pooling": "mean"}
+    for name, value in words.items():
         config = lambda v, name=name: type(ff.TransformerConfig(vocab_size=4, **{name: v}))  # noqa: E731
         yield Call("TransformerConfig", name, value, config, WORDS)
     for name in ("attention_bias", "tied_embeddings"):

@@ -1,8 +1,9 @@
 """Row A2: every elementwise function of the kernels, in float32, in units in the last place.
 
-The unit is that of the true result. GELU's derivative is a sum of two terms that cancel near
-x = -0.75, and its unit is that of the larger term. Where GELU's sigmoid is below the smallest
-normal number, the unit is no less than the sigmoid's step times what it is multiplied by.
+The unit is that of the true result. The derivatives of GELU, SiLU and Mish are sums of two terms
+that cancel, GELU's near x = -0.75, and their unit is that of the larger term. Where the sigmoid, or
+Mish's factor, is below the smallest normal number, the unit is no less than its step times what it
+is multiplied by.
 """
 
 import math
@@ -18,8 +19,10 @@ from fastformer.kernels.activation import (
     CUBIC,
     TWICE_SLOPE,
     gelu_and_slope,
+    mish_and_slope,
     relu_gradient_vector,
     relu_vector,
+    silu_and_slope,
 )
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -67,6 +70,30 @@ def _gelu_gradient(x: Any, ones: Any, out: Any) -> None:
         n = x.size - i
         v = gelu_and_slope(load_first(x, n, i))[1]
         store_first(out, n, v, i)
+
+
+@kernel
+def _silu(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, silu_and_slope(load_first(x, x.size - i, i))[0], i)
+
+
+@kernel
+def _silu_gradient(x: Any, ones: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, silu_and_slope(load_first(x, x.size - i, i))[1], i)
+
+
+@kernel
+def _mish(x: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, mish_and_slope(load_first(x, x.size - i, i))[0], i)
+
+
+@kernel
+def _mish_gradient(x: Any, ones: Any, out: Any) -> None:
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, mish_and_slope(load_first(x, x.size - i, i))[1], i)
 
 
 @kernel
@@ -119,6 +146,43 @@ def _gradient_unit(x: Array) -> Array:
     return np.fmax(unit, np.where(s < TINY, np.minimum(steep, 1e9) * STEP, 0))
 
 
+def _silu_terms(x: Array) -> tuple[Array, Array]:
+    """Return both terms of SiLU's derivative; at the infinities their limits."""
+    near = np.clip(x, -1000, 1000)
+    s = _sigmoid(near)
+    return s, near * s * _sigmoid(-near)
+
+
+def _factor(x: Array) -> Array:
+    """Return what Mish multiplies by, which is e^x where that is small."""
+    return np.tanh(np.log1p(np.exp(np.minimum(x, 100))))
+
+
+def _mish_terms(x: Array) -> tuple[Array, Array]:
+    """Return both terms of Mish's derivative; at the infinities their limits."""
+    near = np.clip(x, -1000, 1000)
+    e = np.exp(-np.abs(near))
+    bottom = np.where(near < 0, e * (e + 2) + 2, 1 + 2 * e + 2 * e * e)
+    return _factor(near), 4 * near * np.where(near < 0, e, e * e) * (1 + e) / (bottom * bottom)
+
+
+def _unit_of(small: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return the unit of x times a factor that may be below the smallest normal number."""
+    return lambda x: np.where(small(x) < TINY, np.abs(x) * STEP, 0)
+
+
+def _unit_of_sum(terms: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
+    """Return the unit of a derivative whose factor e^x may be below the smallest normal number."""
+
+    def unit(x: Array) -> Array:
+        first, second = terms(x)
+        larger = np.maximum(np.abs(first), np.abs(second)).astype(np.float32)
+        steep = np.abs(1 + np.clip(x, -1000, 1000)) * STEP
+        return np.fmax(np.spacing(larger).astype(np.float64), np.where(first < TINY, steep, 0))
+
+    return unit
+
+
 @dataclass(frozen=True)
 class Function:
     """A function of one number: as the kernels have it, and as float64 has it."""
@@ -141,6 +205,20 @@ FUNCTIONS = (
     Function("relu'", _with_ones(_relu_gradient), lambda x: np.where(x > 0, 1.0, 0.0)),
     Function("gelu", _gelu, _gelu_truth, _gelu_unit),
     Function("gelu'", _with_ones(_gelu_gradient), lambda x: sum(_terms(x)), _gradient_unit),
+    Function("silu", _silu, lambda x: x * _sigmoid(x), _unit_of(_sigmoid)),
+    Function(
+        "silu'",
+        _with_ones(_silu_gradient),
+        lambda x: sum(_silu_terms(x)),
+        _unit_of_sum(_silu_terms),
+    ),
+    Function("mish", _mish, lambda x: x * _factor(x), _unit_of(_factor)),
+    Function(
+        "mish'",
+        _with_ones(_mish_gradient),
+        lambda x: sum(_mish_terms(x)),
+        _unit_of_sum(_mish_terms),
+    ),
 )
 
 
@@ -209,7 +287,13 @@ def _planted() -> list[bool]:
             out[...] = x / (1 + np.exp(-inner))
 
     wrong = [Function("", run, np.exp) for run in (series, loses_nan, flushes)]
+
+    def plain_mish(x: Array, out: Array) -> None:
+        with np.errstate(all="ignore"):
+            out[...] = x * np.tanh(np.log1p(np.exp(x)))
+
     wrong.append(Function("", plain_gelu, _gelu_truth, _gelu_unit))
+    wrong.append(Function("", plain_mish, lambda x: x * _factor(x), _unit_of(_factor)))
     return [held < cases for held, cases, _, _ in (sweep(f, sampled(256)) for f in wrong)]
 
 

@@ -26,7 +26,8 @@ from models import use_one_thread
 
 from fastformer.backend import get_backend
 from tests.scorecard.accuracy import in_double
-from tests.scorecard.accuracy_ops import FAMILIES, Array, Family, Inputs
+from tests.scorecard.accuracy_inputs import Array, Family, Inputs
+from tests.scorecard.accuracy_ops import FAMILIES
 from tests.scorecard.rows import Finding, Row, Tier
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
@@ -74,7 +75,8 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "pooling": ((1, 1, 1), (3, 5, 7), (2, 40, 33)),
     "optimizers": ((1,), (33,), (1000,)),
 }
-ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("softmax", "out"),
+ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("mish", "out"),
+          ("mish", "dx"), ("softmax", "out"),
           ("cross entropy", "losses"), ("cross entropy", "dlogits")}  # fmt: skip
 UNDEFINED = ("linear, activated", "attention", "attention, causal", "attention, one row",
              "optimizers")  # fmt: skip
@@ -129,8 +131,15 @@ def _fits(case: Case, inputs: Inputs) -> bool:
 def _terms(case: Case, inputs: Inputs) -> dict[str, float]:
     """Return the size of the terms of outputs whose true value may be a small difference of them.
 
-    Of Adam: what a first moment that is less than the least number would change.
+    Of Adam: what a first moment that is less than the least number would change. Of a smoothed
+    loss: the shares of its targets, and of a norm that scales rows: its scaled gradient.
     """
+    if case.family.name == "cross entropy, smoothed":
+        return {"dlogits": 1.0}
+    if case.family.name == "rmsnorm":
+        x, epsilon = inputs["x"].astype(np.float64), inputs["epsilon"]
+        scales = 1 / np.sqrt((x * x).mean(axis=1, keepdims=True) + epsilon)
+        return {"dx": float(np.abs(scales * inputs["dout"] * np.float64(inputs["weight"])).max())}
     if case.family.name == "optimizers":
         return {"adam": LEAST / inputs["epsilon"] / ROUNDING}
     if not case.family.name.startswith("attention"):
@@ -213,8 +222,10 @@ def _softmax_without_shift(x: Array, out: Array) -> None:
         out /= out.sum(axis=1, keepdims=True)
 
 
-def _loss_without_shift(logits: Array, targets: Array, losses: Array, *saved: Array) -> None:
-    get_backend("numba").cross_entropy_forward(logits, targets, losses, *saved)
+def _loss_without_shift(
+    logits: Array, targets: Array, smoothing: float, losses: Array, *saved: Array
+) -> None:
+    get_backend("numba").cross_entropy_forward(logits, targets, smoothing, losses, *saved)
     chosen = np.take_along_axis(logits, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
     with np.errstate(all="ignore"):
         losses[...] = np.where(targets >= 0, np.log(np.exp(logits).sum(axis=1)) - chosen, 0)

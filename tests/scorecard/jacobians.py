@@ -15,7 +15,7 @@ from twins import Out, run
 
 import fastformer as ff
 from fastformer.backend import BACKENDS, get_backend
-from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from tests.scorecard.kernel_calls import EMPTY, NONE, offsets_of
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -35,16 +35,23 @@ def _call(op: Callable[..., Any], *given: Any) -> list[Array]:
 
 
 def _elementwise(ops: Any, rng: Any) -> Iterator[Op]:
-    """Yield activations, softmax, and dropout with a residual."""
+    """Yield activations, the gate of SwiGLU, softmax, and dropout with a residual."""
     x = 2 * rng.standard_normal((4, 5))
     x += np.copysign(0.1, x)  # clear of the kink of ReLU
-    for name, code in (("relu", RELU), ("gelu", GELU)):
+    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
         yield (
             name,
             lambda x, code=code: _call(TWINS.activation_forward, x, code, Out(x.shape))[0],
             lambda d, x, code=code: _call(ops.activation_backward, d, x, code, Out(x.shape)),
             (x,),
         )
+
+    yield (
+        "swiglu",
+        lambda g, x: _call(TWINS.swiglu_forward, g, x, Out(x.shape))[0],
+        lambda d, g, x: _call(ops.swiglu_backward, d, g, x, Out(x.shape), Out(x.shape)),
+        (x, rng.standard_normal(x.shape)),
+    )
 
     def softmax(x: Array) -> Array:
         return _call(TWINS.softmax_forward, x, Out(x.shape))[0]
@@ -64,23 +71,25 @@ def _elementwise(ops: Any, rng: Any) -> Iterator[Op]:
 
 
 def _losses(ops: Any, rng: Any) -> Iterator[Op]:
-    """Yield the loss with targets that are ignored."""
+    """Yield the loss with targets that are ignored, and with label smoothing."""
     targets = np.array([2, -1, 0, 4, -1])
     rows = Out(targets.shape)
+    for smoothing in (0.0, 0.2):
 
-    def forward(logits: Array) -> list[Array]:
-        return _call(TWINS.cross_entropy_forward, logits, targets, rows, rows, rows)
+        def forward(logits: Array, smoothing: float = smoothing) -> list[Array]:
+            return _call(TWINS.cross_entropy_forward, logits, targets, smoothing, rows, rows, rows)
 
-    def backward(dout: Array, logits: Array) -> list[Array]:
-        _, largest, total = forward(logits)
-        given = logits, targets, largest, total, 1.0, Out(logits.shape)
-        return [_call(ops.cross_entropy_backward, *given)[0] * dout[:, None]]
+        def backward(dout: Array, logits: Array, smoothing: float = smoothing) -> list[Array]:
+            _, largest, total = forward(logits, smoothing)
+            given = logits, targets, largest, total, smoothing, 1.0, Out(logits.shape)
+            return [_call(ops.cross_entropy_backward, *given)[0] * dout[:, None]]
 
-    yield "cross_entropy", lambda x: forward(x)[0], backward, (3 * rng.standard_normal((5, 6)),)
+        inputs = (3 * rng.standard_normal((5, 6)),)
+        yield f"cross_entropy {smoothing}", lambda x, f=forward: f(x)[0], backward, inputs
 
 
 def _norms(ops: Any, rng: Any) -> Iterator[Op]:
-    """Yield the layer norm, of several widths."""
+    """Yield the norms, of several widths."""
     for rows, columns in ((3, 5), (1, 2), (2, 19)):
         saved = Out((rows,))
 
@@ -95,6 +104,16 @@ def _norms(ops: Any, rng: Any) -> Iterator[Op]:
 
         inputs = 2 * rng.standard_normal((rows, columns)) + 1, *rng.standard_normal((2, columns))
         yield f"layernorm {columns}", lambda *a, f=forward: f(*a)[0], backward, inputs
+
+        def scale(x: Array, weight: Array, saved: Out = saved) -> list[Array]:
+            return _call(TWINS.rmsnorm_forward, x, weight, 1e-5, Out(x.shape), saved)
+
+        def unscale(d: Array, x: Array, w: Array, scale: Any = scale) -> list[Array]:
+            _, rrms = scale(x, w)
+            sums = Out(w.shape, 0.0)
+            return _call(ops.rmsnorm_backward, d, x, w, rrms, NONE, Out(x.shape), sums)
+
+        yield f"rmsnorm {columns}", lambda *a, f=scale: f(*a)[0], unscale, inputs[:2]
 
 
 def _products(ops: Any, rng: Any) -> Iterator[Op]:
@@ -117,15 +136,15 @@ def _products(ops: Any, rng: Any) -> Iterator[Op]:
         inputs = x, weight, bias, rng.standard_normal((groups * M, N))
         yield f"matmul {groups} {shared}", forward, backward, inputs
     first, second = rng.standard_normal((1, 4, 3)), rng.standard_normal((1, 3, 2))
-    for name, code in (("relu", RELU), ("gelu", GELU)):
+    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
 
         def hidden(x: Array, code: int = code) -> list[Array]:
-            saved = Out((len(x), 3) if code == GELU else (0, 0))
+            saved = Out((len(x), 3) if code in SLOPED else (0, 0))
             return _call(TWINS.matmul, x, first, EMPTY, NONE, code, saved, Out((len(x), 3)))
 
         def through(d: Array, x: Array, code: int = code, hidden: Any = hidden) -> list[Array]:
             before, out = hidden(x)
-            saved = before if code == GELU else out
+            saved = before if code in SLOPED else out
             (dhidden,) = _call(ops.matmul_nt, d, second, saved, NONE, code, Out(out.shape))
             return _call(ops.matmul_nt, dhidden, first, NONE, NONE, NO_ACTIVATION, Out(x.shape))
 
@@ -204,7 +223,9 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("encoder", {"activation": "gelu", "pooling": "mean", "attention_bias": True}),
     ("encoder", {"norm": "pre", "activation": "gelu", "pooling": "last", "positions": "learned"}),
     ("encoder", {"norm": "pre", "activation": "gelu", "dropout": 0.3}),
+    ("encoder", {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu", "dropout": 0.2}),
     ("decoder", {}),
+    ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
     ("decoder", {"tied_embeddings": False, "attention_bias": True}),
     ("decoder", {"dropout": 0.3}),
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),

@@ -11,7 +11,7 @@ import numpy as np
 from block_calls import backward_arguments, draw_block, forward_arguments
 from twins import Out
 
-from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.attention import attention_forward_reference
 
 # Around the lanes of a register of either dtype, its double, and the heights of tiles.
@@ -46,12 +46,12 @@ def offsets_of(lengths: Any) -> Any:
 
 def _activation_forward(rng: Random) -> Arguments:
     x = _real(rng, _rows(rng), _size(rng))
-    return x, int(rng.choice([RELU, GELU])), Out(x.shape)
+    return x, int(rng.choice([RELU, GELU, MISH])), Out(x.shape)
 
 
 def _activation_backward(rng: Random) -> Arguments:
     x = _real(rng, _rows(rng), _size(rng))
-    return _real(rng, *x.shape), x, int(rng.choice([RELU, GELU])), Out(x.shape)
+    return _real(rng, *x.shape), x, int(rng.choice([RELU, GELU, MISH])), Out(x.shape)
 
 
 def _adam_step(rng: Random) -> Arguments:
@@ -104,13 +104,14 @@ def _logits(rng: Random) -> Any:
 def _cross_entropy_forward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     rows = Out(targets.shape)
-    return logits, targets, rows, rows, rows
+    return logits, targets, float(rng.choice([0.0, 0.1])), rows, rows, rows
 
 
 def _cross_entropy_backward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     largest, total = logits.max(axis=1), 1 + np.abs(_real(rng, len(logits)))
-    return logits, targets, largest, total, 0.25, Out(logits.shape)
+    smoothing = float(rng.choice([0.0, 0.1]))
+    return logits, targets, largest, total, smoothing, 0.25, Out(logits.shape)
 
 
 def _dropout_forward(rng: Random) -> Arguments:
@@ -171,19 +172,42 @@ def _layernorm_backward(rng: Random) -> Arguments:
     return *saved, residual, Out((N, C)), *parameters
 
 
+def _rmsnorm_forward(rng: Random) -> Arguments:
+    N, C = _rows(rng), _size(rng)
+    return _real(rng, N, C), _real(rng, C), 1e-5, Out((N, C)), Out((N,))
+
+
+def _rmsnorm_backward(rng: Random) -> Arguments:
+    N, C = _rows(rng), _size(rng)
+    residual = _real(rng, N, C) if rng.integers(2) else NONE
+    saved = _real(rng, N, C), _real(rng, N, C), _real(rng, C), _real(rng, N)
+    return *saved, residual, Out((N, C)), Out((C,), _real(rng, C))
+
+
+def _swiglu_forward(rng: Random) -> Arguments:
+    gate = _real(rng, _rows(rng), _size(rng))
+    return gate, _real(rng, *gate.shape), Out(gate.shape)
+
+
+def _swiglu_backward(rng: Random) -> Arguments:
+    dout = _real(rng, _rows(rng), _size(rng))
+    inputs = _real(rng, *dout.shape), _real(rng, *dout.shape)
+    return dout, *inputs, Out(dout.shape), Out(dout.shape)
+
+
 def _matmul(rng: Random) -> Arguments:
     G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
-    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU]))
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH]))
     a = _real(rng, M if rng.integers(2) else G * M, K)
     bias = _real(rng, G * N) if rng.integers(2) else EMPTY
     addend = _real(rng, G * M, N) if rng.integers(2) else NONE
-    slope = Out((G * M, N) if activation == GELU else (0, 0))
+    slope = Out((G * M, N) if activation in SLOPED else (0, 0))
     return a, _real(rng, G, K, N), bias, addend, activation, slope, Out((G * M, N))
 
 
 def _matmul_nt(rng: Random) -> Arguments:
     G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
-    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU]))
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH]))
     shape = (M if rng.integers(2) else G * M, N)
     saved = _real(rng, *shape) if activation != NO_ACTIVATION else NONE
     addend = _real(rng, *shape) if rng.integers(2) else NONE
@@ -212,11 +236,11 @@ def _weight_gradients(rng: Random) -> Arguments:
 
 
 def _transformer_block_forward(rng: Random) -> Arguments:
-    return tuple(forward_arguments(draw_block(rng, lambda: _size(rng), (RELU, GELU))))
+    return tuple(forward_arguments(draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
 
 
 def _transformer_block_backward(rng: Random) -> Arguments:
-    return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU))))
+    return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
 
 
 def _gather_rows(rng: Random) -> Arguments:

@@ -90,11 +90,11 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 SHORT = {
     "adam_step": (1, 2, 3),
     "attention_forward": (2, 7), "attention_backward": (0, 4, 10, 11, 12),
-    "cross_entropy_forward": (1, 2, 3, 4), "cross_entropy_backward": (1, 2, 3, 5),
+    "cross_entropy_forward": (1, 3, 4, 5), "cross_entropy_backward": (1, 2, 3, 6),
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (2, 4, 5, 6),
     "layernorm_backward": (0, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
-    "matmul_backward": (6,),
+    "matmul_backward": (6,), "rmsnorm_forward": (1, 3, 4), "rmsnorm_backward": (0, 2, 3, 5),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
     "weight_gradients": (0,), "transformer_block_forward": (0, 30, 33, 37),
     "transformer_block_backward": (0, 20, 29),

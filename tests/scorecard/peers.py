@@ -95,6 +95,12 @@ def _variance_in_one_pass(
     out[...] = (x - mean[:, None]) * rstd[:, None] * weight + bias
 
 
+def _without_the_mean(x: Any, weight: Any, epsilon: float, out: Any, rrms: Any) -> None:
+    """Take the mean off first, as a layer norm does."""
+    centred = np.ascontiguousarray(x - x.mean(axis=1, keepdims=True))
+    get_backend("numba").rmsnorm_forward(centred, weight, epsilon, out, rrms)
+
+
 def _mean_in_a_chain(x: Any, offsets: Any, out: Any) -> None:
     for b in range(offsets.size - 1):
         rows = x[offsets[b] : offsets[b + 1]]
@@ -122,6 +128,7 @@ FAULTS: dict[str, tuple[str, str, Callable[..., None]]] = {
     "no bias correction": ("optimizers", "adam_step", _without_bias_correction),
     "another epsilon": ("layernorm", "layernorm_forward", _other_epsilon),
     "a variance in one pass": ("layernorm", "layernorm_forward", _variance_in_one_pass),
+    "a mean that is taken off": ("rmsnorm", "rmsnorm_forward", _without_the_mean),
     "a mean in a float32 chain": ("pooling", "mean_forward", _mean_in_a_chain),
     "GELU's sigmoid form": ("gelu", "activation_forward", _gelu_of_another_form),
     "a softmax without shift": ("softmax", "softmax_forward", _softmax_without_shift),

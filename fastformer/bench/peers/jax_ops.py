@@ -92,6 +92,14 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * weight + bias
 
 
+def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x * jax.lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + 1e-5) * weight
+
+
+def _swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    return jax.nn.silu(gate) * x
+
+
 def _matmul(a: Mapping[str, Any], variant: str) -> Call:
     x, weight = a["a"], a["b"][0]
     if variant == "bias+gelu":
@@ -122,7 +130,8 @@ def build(
         op, variant, shape: the case.    arguments: the kernel's arguments by name.
     """
     a = {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
-    activation = jax.nn.relu if variant == "relu" else jax.nn.gelu
+    functions = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "mish": jax.nn.mish}
+    activation = functions.get(variant, jax.nn.relu)
     calls: dict[str, Callable[[], Call]] = {
         "activation_forward": lambda: _forward(activation, a["x"]),
         "activation_backward": lambda: _backward(activation, a["dout"], a["x"]),
@@ -175,8 +184,12 @@ def build(
         "mean_backward": lambda: _forward(
             lambda dout: jnp.repeat(dout / shape[1], shape[1], axis=0), a["dout"]
         ),
+        "rmsnorm_forward": lambda: _forward(_rms_norm, a["x"], a["weight"]),
+        "rmsnorm_backward": lambda: _backward(_rms_norm, a["dout"], a["x"], a["weight"]),
         "sgd_step": lambda: _sgd(a),
         "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
         "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),
+        "swiglu_forward": lambda: _forward(_swiglu, a["gate"], a["x"]),
+        "swiglu_backward": lambda: _backward(_swiglu, a["dout"], a["gate"], a["x"]),
     }  # fmt: skip
     return calls[op]()

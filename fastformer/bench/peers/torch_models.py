@@ -19,6 +19,12 @@ from fastformer.models.config import DecoderConfig, ModelConfig, TransformerConf
 Tensor = Any
 
 
+def _norm(config: ModelConfig) -> nn.Module:
+    """Return a norm of the model's rows."""
+    kind = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
+    return kind(config.embed_dim, config.layernorm_epsilon)
+
+
 class Block(nn.Module):
     """Attention, then feed-forward; norms after or before."""
 
@@ -27,11 +33,12 @@ class Block(nn.Module):
         super().__init__()
         C, F_, bias = config.embed_dim, config.ffn_dim, config.attention_bias
         self.causal, self.heads = causal, config.num_heads
-        self.is_pre_norm, self.uses_gelu = config.norm == "pre", config.activation == "gelu"
+        self.is_pre_norm, self.activation = config.norm == "pre", config.activation
         self.qkv = nn.Linear(C, 3 * C, bias=bias)
         self.output = nn.Linear(C, C, bias=bias)
-        self.norm1, self.norm2 = (nn.LayerNorm(C, config.layernorm_epsilon) for _ in range(2))
+        self.norm1, self.norm2 = (_norm(config) for _ in range(2))
         self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
+        self.gate = nn.Linear(C, F_) if self.activation == "swiglu" else None
 
     def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
@@ -45,8 +52,11 @@ class Block(nn.Module):
     def feed(self, x: Tensor) -> Tensor:
         """Return the feed-forward layer's result."""
         hidden = self.expand(x)
-        hidden = F.gelu(hidden, approximate="tanh") if self.uses_gelu else F.relu(hidden)
-        return self.contract(hidden)
+        if self.gate is not None:
+            return self.contract(F.silu(self.gate(x)) * hidden)
+        if self.activation == "gelu":
+            return self.contract(F.gelu(hidden, approximate="tanh"))
+        return self.contract(F.mish(hidden) if self.activation == "mish" else F.relu(hidden))
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         """Return (B, T, C) for x of (B, T, C).
@@ -70,7 +80,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, length: int, dtype: Any = torch.float32) -> None:
         """Make the layers for sequences that are padded to `length` tokens."""
         super().__init__()
-        C, V, epsilon = config.embed_dim, config.vocab_size, config.layernorm_epsilon
+        C, V = config.embed_dim, config.vocab_size
         self.is_decoder = isinstance(config, DecoderConfig)
         self.pooling = config.pooling if isinstance(config, TransformerConfig) else ""
         is_tied = isinstance(config, DecoderConfig) and config.tied_embeddings
@@ -79,7 +89,7 @@ class Model(nn.Module):
             self.positions = nn.Parameter(torch.zeros(length, C))
         else:
             self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
-        self.final_norm = nn.LayerNorm(C, epsilon) if config.norm == "pre" else None
+        self.final_norm = _norm(config) if config.norm == "pre" else None
         self.output: Any = None if is_tied else nn.Linear(C, V)
         self.blocks = nn.ModuleList(
             Block(config, causal=self.is_decoder) for _ in range(config.num_layers)
@@ -152,8 +162,9 @@ def named(model: Model) -> Iterator[tuple[Tensor, tuple[str, ...], bool]]:
         yield from of(block.output, f"{stem}.attention.output")
         for norm in ("norm1", "norm2"):
             yield from of(getattr(block, norm), f"{stem}.{norm}")
-        for layer in ("expand", "contract"):
-            yield from of(getattr(block, layer), f"{stem}.feed_forward.{layer}")
+        for layer in ("expand", "gate", "contract"):
+            if getattr(block, layer) is not None:
+                yield from of(getattr(block, layer), f"{stem}.feed_forward.{layer}")
 
 
 def load(model: Model, weights: Mapping[str, Array]) -> None:

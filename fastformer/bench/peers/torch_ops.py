@@ -93,9 +93,12 @@ def _all_finite(*arrays: Tensor) -> Tensor:
 
 
 def _activation(a: Mapping[str, Tensor], variant: str) -> Plan:
-    if variant == "relu":
-        return Plan(F.relu, (a["x"],), a.get("dout"))
-    return Plan(lambda x: F.gelu(x, approximate="tanh"), (a["x"],), a.get("dout"))
+    functions = {
+        "relu": F.relu,
+        "gelu": lambda x: F.gelu(x, approximate="tanh"),
+        "mish": F.mish,
+    }
+    return Plan(functions[variant], (a["x"],), a.get("dout"))
 
 
 def _embedding(a: Mapping[str, Tensor]) -> Plan:
@@ -112,6 +115,15 @@ def _layernorm(a: Mapping[str, Tensor]) -> Plan:
         lambda x, w, b: F.layer_norm(x, width, w, b, 1e-5), (a["x"], a["weight"], bias),
         a.get("dout"),
     )  # fmt: skip
+
+
+def _rmsnorm(a: Mapping[str, Tensor]) -> Plan:
+    width = a["weight"].shape
+    return Plan(lambda x, w: F.rms_norm(x, width, w, 1e-5), (a["x"], a["weight"]), a.get("dout"))
+
+
+def _swiglu(a: Mapping[str, Tensor]) -> Plan:
+    return Plan(lambda gate, x: F.silu(gate) * x, (a["gate"], a["x"]), a.get("dout"))
 
 
 def _in_sequences(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -167,11 +179,15 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         "mean_backward": lambda: Plan(
             lambda dout: (dout / shape[1])[:, None].expand(shape).contiguous(), (a["dout"],)
         ),
+        "rmsnorm_forward": lambda: _rmsnorm(a),
+        "rmsnorm_backward": lambda: _rmsnorm(a),
         "sgd_step": lambda: _optimizer(torch.optim.SGD, a, momentum=a["momentum"]),
         "softmax_forward": lambda: Plan(lambda x: torch.softmax(x, 1), (a["x"],)),
         "softmax_backward": lambda: Plan(
             lambda x: torch.softmax(x, 1), (torch.log(a["out"]),), a["dout"]
         ),
+        "swiglu_forward": lambda: _swiglu(a),
+        "swiglu_backward": lambda: _swiglu(a),
     }
     return plans[op]()
 

@@ -1,0 +1,141 @@
+"""Root mean square normalisation over the last axis, forward and backward.
+
+    xhat = x * rrms,   rrms = 1 / sqrt(mean(x^2) + epsilon),   out = xhat * weight
+    dx = rrms * (g - xhat * mean(g * xhat)) + residual,        g = dout * weight
+    dweight += sum over rows of dout * xhat
+
+Rows keep their mean, and there is no bias. Where the mean square is beyond the dtype, rrms is NaN:
+0 would hide it. `residual` is the gradient that reaches x past the norm.
+Source: Zhang & Sennrich 2019, arXiv:1910.07467, equation 4.
+"""
+
+import math
+
+import numpy as np
+
+from ._compile import kernel, prange
+from ._rows import SUM_BLOCK, row_tasks
+from ._simd import fma, lanes, load_first, splat, store_first, sum_lanes
+
+
+def rmsnorm_forward_reference(x, weight, epsilon, out, rrms):
+    """Compute `rmsnorm_forward` in NumPy."""
+    mean_square = (x * x).mean(axis=1)
+    rrms[...] = 1 / np.sqrt(mean_square + x.dtype.type(epsilon))
+    rrms[np.isinf(mean_square)] = np.nan
+    out[...] = x * rrms[:, None] * weight
+
+
+def rmsnorm_backward_reference(dout, x, weight, rrms, residual, dx, dweight):
+    """Compute `rmsnorm_backward` in NumPy."""
+    xhat = x * rrms[:, None]
+    dweight += (dout * xhat).sum(axis=0)
+    g = dout * weight
+    gradient = rrms[:, None] * (g - xhat * (g * xhat).mean(axis=1, keepdims=True))
+    dx[...] = gradient + residual if residual.size else gradient
+
+
+@kernel
+def _rmsnorm_forward_row(i, x, weight, epsilon, out, rrms):
+    """Normalise row i."""
+    C = x.shape[1]
+    # Sums run in two chains, which do not wait for each other.
+    even, odd = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, C, 2 * lanes(x)):
+        v = load_first(x, C - j, i, j)
+        even = fma(v, v, even)
+        if j + lanes(x) < C:
+            v = load_first(x, C - j - lanes(x), i, j + lanes(x))
+            odd = fma(v, v, odd)
+    mean_square = sum_lanes(even + odd) / C
+    row_rrms = math.nan if math.isinf(mean_square) else 1 / math.sqrt(mean_square + epsilon)
+    rrms[i] = row_rrms
+    for j in range(0, C, lanes(x)):
+        xhat = load_first(x, C - j, i, j) * row_rrms
+        store_first(out, C - j, xhat * load_first(weight, C - j, j), i, j)
+
+
+@kernel
+def _rmsnorm_forward_rows(first, last, x, weight, epsilon, out, rrms):
+    """Normalise rows first to last."""
+    for i in range(first, last):
+        _rmsnorm_forward_row(i, x, weight, epsilon, out, rrms)
+
+
+@kernel(parallel=True)
+def rmsnorm_forward(x, weight, epsilon, out, rrms):
+    """Normalise each row.
+
+    Args:
+        x: (N, C) float32|float64, C-contiguous.    weight: (C,).    epsilon: > 0.
+        out: (N, C) overwritten.    rrms: (N,) overwritten, for backward.
+    Threads: rows; bit-identical for any thread count.
+    """
+    N, C = x.shape
+    tasks = row_tasks(N, C)
+    if tasks == 1:
+        _rmsnorm_forward_rows(0, N, x, weight, epsilon, out, rrms)
+    else:
+        for task in prange(tasks):
+            first, last = N * task // tasks, N * (task + 1) // tasks
+            _rmsnorm_forward_rows(first, last, x, weight, epsilon, out, rrms)
+
+
+@kernel
+def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
+    """Differentiate row i, and add dout * xhat to the task's present sums."""
+    C = x.shape[1]
+    row_rrms = rrms[i]
+    total_xhat = splat(x, 0.0)
+    for j in range(0, C, lanes(x)):
+        d = load_first(dout, C - j, i, j)
+        xhat = load_first(x, C - j, i, j) * row_rrms
+        total_xhat = fma(d * load_first(weight, C - j, j), xhat, total_xhat)
+        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, 1, j)), task, 1, j)
+    mean_g_xhat = sum_lanes(total_xhat) / C
+    for j in range(0, C, lanes(x)):
+        xhat = load_first(x, C - j, i, j) * row_rrms
+        g = load_first(dout, C - j, i, j) * load_first(weight, C - j, j)
+        y = (g - xhat * mean_g_xhat) * row_rrms
+        if residual.size:
+            y = y + load_first(residual, C - j, i, j)
+        store_first(dx, C - j, y, i, j)
+
+
+@kernel
+def _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums):
+    """Differentiate the rows of one task, whose sums are of sums of a few rows."""
+    N, C = x.shape
+    last = N * (task + 1) // tasks
+    for start in range(N * task // tasks, last, SUM_BLOCK):
+        for i in range(start, min(last, start + SUM_BLOCK)):
+            _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums)
+        for j in range(C):
+            sums[task, 0, j] += sums[task, 1, j]
+            sums[task, 1, j] = 0
+
+
+@kernel(parallel=True)
+def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
+    """Differentiate the normalisation of each row.
+
+    Args:
+        dout, x: (N, C) float32|float64, C-contiguous.    weight: (C,).
+        rrms: (N,) from forward.    residual: (N, C) added to dx, or (0, 0).
+        dx: (N, C) overwritten; may be dout or residual.    dweight: (C,) accumulated.
+    Threads: rows; the parameter's sums over a number of tasks that N and C fix, added in order:
+    bit-identical for any thread count.
+    """
+    N, C = x.shape
+    tasks = row_tasks(N, C)
+    sums = np.zeros((tasks, 2, C), x.dtype)
+    if tasks == 1:
+        _rmsnorm_backward_rows(0, 1, dout, x, weight, rrms, residual, dx, sums)
+    else:
+        for task in prange(tasks):
+            _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums)
+    for task in range(1, tasks):
+        for j in range(C):
+            sums[0, 0, j] += sums[task, 0, j]
+    for j in range(C):
+        dweight[j] += sums[0, 0, j]
