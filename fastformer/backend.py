@@ -24,6 +24,7 @@ OPS = {
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
     "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
+    "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),
     "softmax": ("softmax_forward", "softmax_backward"),
 }

@@ -90,7 +90,7 @@ class KeyValueCache:
                 batch._tokens,
                 positions,
                 model.embedding.weight.value,
-                model.positions.table,
+                model.nothing if model.positions is None else model.positions.table,
                 x,
             )
             for layer, block in enumerate(model.blocks):
@@ -152,6 +152,8 @@ class KeyValueCache:
     ) -> Array:
         """Do what `MultiHeadAttention.forward` does, and keep the new keys and values."""
         _, queries, keys, values = attention._project("qkv", x, slice(0, 3))
+        positions = self._places[1]
+        attention._turn(attention.ops.rotary_forward, queries, keys, positions, positions)
         kept_keys, kept_values = self._kept[layer]
         kept_keys[self._places], kept_values[self._places] = keys, values
         attended = np.empty_like(queries)

@@ -30,7 +30,7 @@ BATCHES, SEQUENCES = 8, 6
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm": ("post", "pre"),
     "activation": ("relu", "gelu"),
-    "positions": ("sinusoidal", "learned"),
+    "positions": ("sinusoidal", "learned", "rotary"),
     "attention_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
 }
@@ -48,7 +48,7 @@ TRAINED = {
     ),
     "encoder, biases, last": (
         "encoder",
-        {"activation": "gelu", "attention_bias": True, "pooling": "last"},
+        {"activation": "gelu", "attention_bias": True, "positions": "rotary", "pooling": "last"},
     ),
     "decoder": ("decoder", {}),
     "decoder, post-norm, untied": (

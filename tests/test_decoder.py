@@ -15,7 +15,11 @@ from models import (
 
 import fastformer as ff
 
-OPTIONS = [{}, {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False}]
+OPTIONS = [
+    {},
+    {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False},
+    {"positions": "rotary"},
+]
 
 
 @pytest.mark.smoke

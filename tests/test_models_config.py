@@ -44,7 +44,17 @@ REFUSED = [
     ({"norm": "poste"}, VALUE, r"norm must be one of 'post', 'pre', got 'poste'.*'post'\?"),
     ({"norm": None}, TYPE, r"norm must be one of 'post', 'pre', got None"),
     ({"activation": "Gelu"}, VALUE, r"activation .*'relu', 'gelu', got 'Gelu'.*'gelu'\?"),
-    ({"positions": "rotary"}, VALUE, r"positions must be one of 'sinusoidal', 'learned'"),
+    ({"positions": "none"}, VALUE, r"positions must be one of 'sinusoidal', 'learned', 'rotary'"),
+    (
+        {"positions": "rotary", "embed_dim": 12, "num_heads": 4},
+        VALUE,
+        r"must be even, got embed_dim=12 and num_heads=4; take num_heads=3, or .* multiple of 8$",
+    ),
+    (
+        {"positions": "rotary", "embed_dim": 9, "num_heads": 3},
+        VALUE,
+        r"must be even, got embed_dim=9 and num_heads=3; take an embed_dim that is a multiple of 6",
+    ),
     ({"positions": "sinus"}, VALUE, r"got 'sinus'; did you mean 'sinusoidal'\?"),
     ({"dropout": -0.1}, VALUE, r"dropout must be a finite number >= 0 and < 1, got -0.1"),
     ({"dropout": 1.0}, VALUE, r"dropout must be a finite number >= 0 and < 1, got 1.0"),

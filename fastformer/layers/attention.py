@@ -1,5 +1,8 @@
 """Multi-head self-attention over packed sequences."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from fastformer import checks
@@ -9,13 +12,15 @@ from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.linear import Linear, xavier_uniform
+from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
 
 
 class MultiHeadAttention(Layer):
     """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
 
-    Formulas and sources are in kernels/attention.py.
+    Formulas and sources are in kernels/attention.py; with rotary positions, Q and K are turned as
+    in kernels/rotary.py.
     """
 
     def __init__(
@@ -27,6 +32,7 @@ class MultiHeadAttention(Layer):
         bias: bool = False,
         dropout: float = 0.0,
         counter: DropoutCounter | None = None,
+        positions: RelativePositions | None = None,
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -38,6 +44,7 @@ class MultiHeadAttention(Layer):
             causal: whether a token sees only itself and those before it.
             bias: whether the four projections have biases.
             dropout: of the result, in [0, 1).    counter: of the dropout.
+            positions: what it is told of them, for its embed_dim, num_heads and dtype; or None.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
@@ -47,6 +54,9 @@ class MultiHeadAttention(Layer):
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
         if embed_dim % num_heads:
             raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
+        if positions is not None:
+            check_positions(positions, embed_dim, num_heads, self.dtype)
+        self.positions = positions
         self.causal = checks.boolean("causal", causal)
         checks.boolean("bias", bias)
         self.scale = (embed_dim // num_heads) ** -0.5
@@ -89,14 +99,17 @@ class MultiHeadAttention(Layer):
         self._check(x, batch, rows)
         self.x, self.batch, self.rows = x, batch, rows
         if rows is None:
-            self.query_offsets = batch._offsets
+            self.query_offsets, self.query_positions = batch._offsets, batch._positions
             _, self.q, self.k, self.v = self._project("qkv", x, slice(0, 3))
         else:
             self.query_offsets = batch._one_row_offsets
+            self.query_positions = batch._positions[rows]
             self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
             self.ops.gather_rows(x, rows, self.x_rows)
             self.q = self._project("q", self.x_rows, slice(0, 1))[0]
             _, self.k, self.v = self._project("kv", x, slice(1, 3))
+        places = (self.query_positions, batch._positions)
+        self._turn(self.ops.rotary_forward, self.q, self.k, *places)
         self.attended = self.buffers.get("attended", *self.q.shape)
         self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
         self.ops.attention_forward(
@@ -150,6 +163,8 @@ class MultiHeadAttention(Layer):
             dk,
             dv,
         )
+        places = (self.query_positions, self.batch._positions)
+        self._turn(self.ops.rotary_backward, dq, dk, *places)
         dx = self.scratch.get("attention.dx", rows, columns)
         if self.rows is None:
             return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
@@ -178,6 +193,14 @@ class MultiHeadAttention(Layer):
             weights,
         )
         return weights
+
+    def _turn(
+        self, op: Callable[..., Any], q: Array, k: Array, query_positions: Ids, key_positions: Ids
+    ) -> None:
+        """Turn queries and keys, or their gradients, where positions are rotary."""
+        if self.positions is not None:
+            tables = self.positions.cosines, self.positions.sines
+            op(q, k, query_positions, key_positions, *tables)
 
     def _project(self, name: str, x: Array, part: slice) -> tuple[Array, ...]:
         """Multiply x by some of W_q, W_k, W_v; return the stacked results, and each of them."""
@@ -217,6 +240,8 @@ class MultiHeadAttention(Layer):
                 f"MultiHeadAttention: batch must be a PackedBatch, got {type(batch).__name__}"
             )
         checks.matrix("MultiHeadAttention", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+        if self.positions is not None:
+            self.positions.check(batch)
         # A batch's own first and last rows need no look.
         if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
             checks.chosen_rows("MultiHeadAttention", rows, batch._offsets)

@@ -8,6 +8,7 @@ from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.layernorm import LayerNorm
+from fastformer.layers.relative_positions import RelativePositions, relative_positions
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
@@ -25,6 +26,7 @@ class TransformerBlock(Layer):
         *,
         causal: bool = False,
         counter: DropoutCounter | None = None,
+        positions: RelativePositions | None = None,
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -33,7 +35,9 @@ class TransformerBlock(Layer):
 
         Args:
             config: the model's settings.    causal: see MultiHeadAttention.
-            counter: of the dropouts.    seed: of the weights, or a stream that they are drawn from.
+            counter: of the dropouts.    positions: those of the model; made here where the config
+                has relative ones and none are given.
+            seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
         super().__init__(backend, dtype)
@@ -51,6 +55,7 @@ class TransformerBlock(Layer):
             bias=config.attention_bias,
             dropout=config.dropout,
             counter=counter,
+            positions=positions or relative_positions(config, dtype),
             seed=stream,
             backend=backend,
             dtype=dtype,

@@ -6,7 +6,9 @@ from fastformer import checks
 
 ACTIVATIONS = ("relu", "gelu")
 NORMS = ("post", "pre")
-POSITIONS = ("sinusoidal", "learned")
+POSITIONS = ("sinusoidal", "learned", "rotary")
+# Those that attention is told of; the others are added to the embedding.
+RELATIVE_POSITIONS = ("rotary",)
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
 
@@ -33,7 +35,13 @@ class ModelConfig:
         },
     )
     activation: str = field(default="relu", metadata={"help": "relu, or gelu in its tanh form"})
-    positions: str = field(default="sinusoidal", metadata={"help": "sinusoidal or learned"})
+    positions: str = field(
+        default="sinusoidal",
+        metadata={
+            "help": "sinusoidal or learned: added to the embedding; "
+            "rotary: queries and keys are turned by their place (Su et al. 2021)"
+        },
+    )
     dropout: float = field(
         default=0.0,
         metadata={"help": "share of sub-layer outputs and embeddings that is zeroed in training"},
@@ -65,6 +73,8 @@ class ModelConfig:
         checks.choice("norm", self.norm, NORMS)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("positions", self.positions, POSITIONS)
+        if self.positions == "rotary":
+            checks.even_head_size(self.embed_dim, self.num_heads)
         checks.number("dropout", self.dropout, at_least=0, below=1)
         checks.boolean("attention_bias", self.attention_bias)
         checks.number("layernorm_epsilon", self.layernorm_epsilon, above=0)

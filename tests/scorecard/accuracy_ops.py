@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.layers.relative_positions import rotary_tables
 
 Array = np.ndarray
 Inputs = dict[str, Any]
@@ -282,6 +283,27 @@ def _pooling(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     return {"mean": mean, "dmean": dmean, "gathered": gathered, "scattered": scattered}
 
 
+def _rotary_shape(random: Random) -> tuple[int, ...]:
+    return _size(random, 1000), _size(random, 1000), _size(random, 8), _size(random, 64)
+
+
+def _rotary_inputs(draw: Draw, random: Random, N: int, T: int, H: int, half: int) -> Inputs:
+    cosines, sines = (table.astype(np.float32) for table in rotary_tables(T, 2 * half))
+    shape = (N, 2 * half * H)
+    return {
+        **{name: draw(*shape) for name in ("q", "k", "dq", "dk")},
+        "positions": random.integers(0, T, N), "cosines": cosines, "sines": sines,
+    }  # fmt: skip
+
+
+def _rotary(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
+    found = {name: a[name].copy() for name in ("q", "k", "dq", "dk")}
+    shared = (a["positions"], a["positions"], a["cosines"], a["sines"])
+    ops.rotary_forward(found["q"], found["k"], *shared)
+    ops.rotary_backward(found["dq"], found["dk"], *shared)
+    return found
+
+
 # ---- flat arrays ----
 
 
@@ -343,4 +365,5 @@ FAMILIES = (
     Family("pooling", _sequences_shape, _pooling_inputs, _pooling),
     Family("optimizers", _flat_shape, _optimizer_inputs, _optimizers),
     Family("dropout", _rows_shape, _dropout_inputs, _dropout),
+    Family("rotary", _rotary_shape, _rotary_inputs, _rotary),
 )

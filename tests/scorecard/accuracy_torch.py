@@ -166,6 +166,23 @@ def _dropout(a: Inputs) -> dict[str, Tensor]:
     return {"out": a["x"] * noise + a["residual"], "dx": a["dout"] * noise}
 
 
+def _rotary(a: Inputs) -> dict[str, Tensor]:
+    cosines, sines = (a[name][a["positions"]][:, None] for name in ("cosines", "sines"))
+    half = cosines.shape[2]
+
+    def turn(q: Tensor, k: Tensor) -> Tensor:
+        turned = []
+        for x in (q, k):
+            first, second = x.view(len(x), -1, 2 * half).chunk(2, dim=2)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(torch.cat(halves, dim=2).reshape(x.shape))
+        return torch.stack(turned)
+
+    found = _differentiated(turn, torch.stack((a["dq"], a["dk"])), q=a["q"], k=a["k"])
+    q, k = found.pop("out")
+    return found | {"q": q, "k": k}
+
+
 COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "linear": _linear,
     "linear, grouped": _grouped,
@@ -182,6 +199,7 @@ COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "pooling": _pooling,
     "optimizers": _optimizers,
     "dropout": _dropout,
+    "rotary": _rotary,
 }
 
 

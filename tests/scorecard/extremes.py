@@ -72,6 +72,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "rows": ((1, 1), (6, 9), (5, 67)),
     "embedding": ((1, 1, 1, 1), (7, 5, 6, 9), (33, 4, 5, 33)),
     "pooling": ((1, 1, 1), (3, 5, 7), (2, 40, 33)),
+    "rotary": ((1, 1, 1, 1), (5, 7, 2, 3), (3, 4, 1, 17)),
     "optimizers": ((1,), (33,), (1000,)),
 }
 ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("softmax", "out"),

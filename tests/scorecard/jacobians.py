@@ -16,6 +16,7 @@ from twins import Out, run
 import fastformer as ff
 from fastformer.backend import BACKENDS, get_backend
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.layers.relative_positions import rotary_tables
 from tests.scorecard.kernel_calls import EMPTY, NONE, offsets_of
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -182,7 +183,28 @@ def _attention(ops: Any, rng: Any) -> Iterator[Op]:
             yield f"attention {causal} {keys}", lambda *a, f=forward: f(*a)[0], backward, inputs
 
 
-FAMILIES = (_elementwise, _losses, _norms, _products, _tables, _attention)
+def _turns(ops: Any, rng: Any) -> Iterator[Op]:
+    """Yield rotary positions of queries and of keys."""
+    positions, tables = (np.array([3, 0, 1]), np.array([2, 4])), rotary_tables(5, 4)
+
+    def turn(op: Any, q: Array, k: Array) -> list[Array]:
+        return _call(op, Out(q.shape, q), Out(k.shape, k), *positions, *tables)
+
+    q, k = rng.standard_normal((3, 8)), rng.standard_normal((2, 8))
+    for name, which in (("queries", 0), ("keys", 1)):
+
+        def forward(q: Array, k: Array, which: int = which) -> Array:
+            return turn(TWINS.rotary_forward, q, k)[which]
+
+        def backward(d: Array, q: Array, k: Array, which: int = which) -> list[Array]:
+            given = np.zeros_like(q), np.zeros_like(k)
+            given[which][...] = d
+            return turn(ops.rotary_backward, *given)
+
+        yield f"rotary {name}", forward, backward, (q, k)
+
+
+FAMILIES = (_elementwise, _losses, _norms, _products, _tables, _attention, _turns)
 
 
 def of_ops(ops: SimpleNamespace, seed: int) -> Iterator[Pair]:
@@ -208,6 +230,8 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("decoder", {"tied_embeddings": False, "attention_bias": True}),
     ("decoder", {"dropout": 0.3}),
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),
+    ("encoder", {"positions": "rotary"}),
+    ("decoder", {"positions": "rotary", "tied_embeddings": False}),
 )
 
 

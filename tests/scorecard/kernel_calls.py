@@ -225,6 +225,17 @@ def _mean_backward(rng: Random) -> Arguments:
     return _real(rng, offsets.size - 1, C), offsets, Out((int(offsets[-1]), C))
 
 
+def _rotary_forward(rng: Random) -> Arguments:
+    heads, half, longest = int(rng.integers(1, 4)), _size(rng), _size(rng)
+    q, k = (_real(rng, _rows(rng), heads * 2 * half) for _ in range(2))
+    positions = (rng.integers(0, longest, len(x)) for x in (q, k))
+    return (*(Out(x.shape, x) for x in (q, k)), *positions, *_real(rng, 2, longest, half))
+
+
+def _rotary_backward(rng: Random) -> Arguments:
+    return _rotary_forward(rng)
+
+
 def _softmax_forward(rng: Random) -> Arguments:
     x = _real(rng, _rows(rng), _size(rng))
     return x, Out(x.shape)

@@ -96,6 +96,7 @@ SHORT = {
     "layernorm_backward": (0, 2, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
     "matmul_backward": (6,),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
+    "rotary_forward": (2, 3), "rotary_backward": (2, 3),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
 }  # fmt: skip
 

@@ -81,6 +81,21 @@ def _weigh(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor
     return weigh
 
 
+def _turn(a: Mapping[str, Any], shape: tuple[int, ...], direction: int) -> Call:
+    B, T, C, H = shape
+    cosines, sines = a["cosines"][:, None], direction * a["sines"][:, None]
+
+    def turn(*given: Tensor) -> list[Tensor]:
+        turned = []
+        for x in given:
+            first, second = jnp.split(x.reshape(B, T, H, C // H), 2, axis=3)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(jnp.concatenate(halves, axis=3).reshape(B * T, C))
+        return turned
+
+    return _forward(turn, *list(a.values())[:2])
+
+
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     chosen = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - chosen
@@ -175,6 +190,8 @@ def build(
         "mean_backward": lambda: _forward(
             lambda dout: jnp.repeat(dout / shape[1], shape[1], axis=0), a["dout"]
         ),
+        "rotary_forward": lambda: _turn(a, shape, 1),
+        "rotary_backward": lambda: _turn(a, shape, -1),
         "sgd_step": lambda: _sgd(a),
         "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
         "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),

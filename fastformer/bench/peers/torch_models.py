@@ -32,11 +32,14 @@ class Block(nn.Module):
         self.output = nn.Linear(C, C, bias=bias)
         self.norm1, self.norm2 = (nn.LayerNorm(C, config.layernorm_epsilon) for _ in range(2))
         self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
+        self.turns = config.positions == "rotary"
 
     def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)
+        if self.turns:
+            q, k = _turned(q), _turned(k)
         heads = (part.transpose(1, 2) for part in (q, k, v))
         causal = self.causal and seen is None
         out = F.scaled_dot_product_attention(*heads, attn_mask=seen, is_causal=causal)
@@ -77,6 +80,8 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(V, C)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.zeros(length, C))
+        elif config.positions == "rotary":
+            self.positions = 0
         else:
             self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
         self.final_norm = nn.LayerNorm(C, epsilon) if config.norm == "pre" else None
@@ -118,6 +123,17 @@ class Model(nn.Module):
             return x[torch.arange(len(x)), lengths - 1]
         used = torch.arange(x.shape[1]) < lengths[:, None]
         return (x * used[:, :, None]).sum(1) / lengths[:, None].to(x.dtype)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Return queries or keys (B, T, H, D) with rotary positions."""
+    T, half = x.shape[1], x.shape[3] // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(T, dtype=torch.float64)[:, None, None] * frequencies
+    cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=3)
+    halves = first * cosines - second * sines, second * cosines + first * sines
+    return torch.cat(halves, dim=3)
 
 
 def _sines(T: int, C: int) -> Array:

@@ -63,6 +63,21 @@ def _attention_weights(a: Mapping[str, Tensor], shape: tuple[int, ...]) -> Plan:
     return Plan(weigh, (a["q"], a["k"]))
 
 
+def _turn(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) -> Plan:
+    B, T, C, H = shape
+    cosines, sines = a["cosines"][:, None], a["sines"][:, None] * (-1 if backward else 1)
+
+    def turn(q: Tensor, k: Tensor) -> list[Tensor]:
+        turned = []
+        for x in (q, k):
+            first, second = x.view(B, T, H, C // H).chunk(2, dim=3)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(torch.cat(halves, dim=3).view(B * T, C))
+        return turned
+
+    return Plan(turn, tuple(a.values())[:2])
+
+
 def _matmul(a: Mapping[str, Tensor], variant: str) -> Plan:
     x, weight = a["a"], a["b"][0]
     if variant == "bias+gelu":
@@ -167,6 +182,8 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         "mean_backward": lambda: Plan(
             lambda dout: (dout / shape[1])[:, None].expand(shape).contiguous(), (a["dout"],)
         ),
+        "rotary_forward": lambda: _turn(a, shape, backward=False),
+        "rotary_backward": lambda: _turn(a, shape, backward=True),
         "sgd_step": lambda: _optimizer(torch.optim.SGD, a, momentum=a["momentum"]),
         "softmax_forward": lambda: Plan(lambda x: torch.softmax(x, 1), (a["x"],)),
         "softmax_backward": lambda: Plan(
