@@ -163,6 +163,8 @@ class KeyValueCache:
             kept_values[self._read],
             batch._offsets,
             self._key_offsets,
+            self._places[1],
+            attention.slopes,
             True,
             attention.scale,
             attended,

@@ -1,16 +1,19 @@
 """Scaled dot-product attention over packed sequences, all heads, forward and backward.
 
-    P = softmax(Q K^T * scale),   out = P V
+    P = softmax(Q K^T * scale - slope * distance),   out = P V
     dV = P^T dO,   dS = P * (dO V^T - rowsum(dO * out)),   dQ = dS K * scale,   dK = dS^T Q * scale
 
 A row of q, k, v holds the heads side by side. Sequence b's queries are the rows
 query_offsets[b] to query_offsets[b + 1] of q, its keys and values those of key_offsets in k and v.
 Where `causal`, the last query sees all keys, the one before it all but the last, and so on.
+Where there are slopes, one for each head, scores fall with the distance of query and key, the
+absolute difference of the query's position and the key's place among its sequence's keys.
 No matrix of T x T is kept: scores are computed in blocks of BLOCK_KEYS keys and one or two
 registers of queries, those that no query sees never; forward saves the log of each row's sum of
 exponentials, and backward computes P again from it.
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; for the blocks and the form of dS:
-Dao et al. 2022, arXiv:2205.14135, section 3.
+Dao et al. 2022, arXiv:2205.14135, section 3; for slopes (ALiBi): Press et al. 2022,
+arXiv:2108.12409, section 3.
 """
 
 import math
@@ -58,20 +61,26 @@ def _sequence_heads(q, query_offsets, key_offsets, num_heads):
             yield queries, keys, slice(head * D, (head + 1) * D), head
 
 
-def _scores(q, k, causal, scale):
-    """Return Q K^T * scale, with -inf where a query does not see a key."""
+def _scores(q, k, positions, slope, causal, scale):
+    """Return Q K^T * scale - slope * distance, with -inf where a query does not see a key."""
     scores = q @ k.T * q.dtype.type(scale)
+    if slope.size:
+        distance = np.abs(positions[:, None] - np.arange(len(k)))
+        scores -= slope * distance.astype(q.dtype)
     if causal:
         seen = np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
         scores[~seen] = -np.inf
     return scores
 
 
-def attention_forward_reference(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+def attention_forward_reference(
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, logsumexp
+):
     """Compute `attention_forward` in NumPy."""
     heads = logsumexp.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        bend = positions[rows], slopes[head : head + 1]
+        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
         largest = scores.max(axis=1, keepdims=True)
         weights = np.exp(scores - largest)
         total = weights.sum(axis=1, keepdims=True)
@@ -80,12 +89,14 @@ def attention_forward_reference(q, k, v, query_offsets, key_offsets, causal, sca
 
 
 def attention_backward_reference(
-    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
-):
+    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, positions, slopes, causal, scale,
+    dq, dk, dv,
+):  # fmt: skip
     """Compute `attention_backward` in NumPy."""
     heads = logsumexp.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        bend = positions[rows], slopes[head : head + 1]
+        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
         weights = np.exp(scores - logsumexp[rows, head][:, None])
         delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
         dscores = weights * (dout[rows, part] @ v[keys, part].T - delta) * q.dtype.type(scale)
@@ -95,7 +106,7 @@ def attention_backward_reference(
 
 
 def attention_weights_reference(
-    q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights
+    q, k, logsumexp, query_offsets, key_offsets, positions, slopes, causal, scale, weights
 ):
     """Compute `attention_weights` in NumPy."""
     weights[...] = 0
@@ -103,7 +114,8 @@ def attention_weights_reference(
     sequence = -1
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
         sequence += head == 0
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
+        bend = positions[rows], slopes[head : head + 1]
+        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
         found = np.exp(scores - logsumexp[rows, head][:, None])
         weights[sequence, head, : found.shape[0], : found.shape[1]] = found
 
@@ -153,6 +165,38 @@ def _block_scores(k, key, count, C, D, panel, width, out):
     multiply_rows(
         0, count, width, D, k, key, C, 1, panel, 0, False, out, 0, False, out, out, 0, width
     )
+
+
+@kernel
+def _bend_columns(scores, count, width, key, rows, i, positions, slopes, head, scale, places):
+    """Replace scores (count, width) by score * scale - slope * distance.
+
+    Args:
+        key: the first key's place.    rows: of them, the queries from i on; later lanes repeat
+            the last.
+        places: (width,), overwritten.
+    """
+    for r in range(width):
+        places[r] = positions[i + min(r, rows - 1)]
+    slope = slopes[head]
+    for c in range(0, width, lanes(scores)):
+        place = load(places, c)
+        for j in range(count):
+            away = place - (key + j)
+            row = load(scores, j * width + c) * scale
+            store(scores, fma(maximum(away, -away), -slope, row), j * width + c)
+
+
+@kernel
+def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
+    """Do what `_bend_columns` does for one query, whose scores are lanes: with the same bits."""
+    for lane in range(lanes(scores)):
+        steps[lane] = lane
+    slope, place = slopes[head], positions[i] - key
+    for c in range(0, count, lanes(scores)):
+        away = load(steps, 0) + (c - place)
+        row = load_first(scores, count - c, c) * scale
+        store_first(scores, count - c, fma(maximum(away, -away), -slope, row), c)
 
 
 @kernel(inline=True)
@@ -237,8 +281,8 @@ def _softmax_row(scores, count, scale, largest, total, factor):
 
 @kernel(inline=True)
 def _attention_forward_row(
-    q, k, i, first_key, head, T, scale, out, logsumexp, panel, values, scores, largest, total,
-    factor,
+    q, k, i, first_key, positions, slopes, head, T, scale, out, logsumexp, panel, values, scores,
+    largest, total, factor,
 ):  # fmt: skip
     """Attend from one query, which sees all T keys, in one head; `values` are packed."""
     C = q.size // logsumexp.shape[0]
@@ -249,7 +293,11 @@ def _attention_forward_row(
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
         _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
-        _softmax_row(scores, count, scale, largest, total, factor)
+        left = scale
+        if slopes.size > 0:
+            _bend_row(scores, count, key, i, positions, slopes, head, scale, factor)
+            left = 1.0
+        _softmax_row(scores, count, left, largest, total, factor)
         if key > 0:
             _scale_row(out, start, D, factor[0])
         multiply_panels(1, 0, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C, 0)
@@ -258,8 +306,8 @@ def _attention_forward_row(
 
 @kernel(inline=True)
 def _attention_forward_pair(
-    q, k, v, first, last, first_key, last_key, head, causal, scale, out, logsumexp,
-    queries, values, scores, largest, total, factor,
+    q, k, v, first, last, first_key, last_key, positions, slopes, head, causal, scale, out,
+    logsumexp, queries, values, scores, largest, total, factor,
 ):  # fmt: skip
     """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
     C = q.size // logsumexp.shape[0]
@@ -269,8 +317,8 @@ def _attention_forward_pair(
     i = first
     if last - first == 1:
         _attention_forward_row(
-            q, k, i, first_key, head, T, scale, out, logsumexp, queries, values, scores, largest,
-            total, factor,
+            q, k, i, first_key, positions, slopes, head, T, scale, out, logsumexp, queries, values,
+            scores, largest, total, factor,
         )  # fmt: skip
         return
     while i < last:
@@ -284,8 +332,14 @@ def _attention_forward_pair(
             count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
             place = (first_key + key) * C + column
             _block_scores(k, place, count, C, D, queries, width, scores)
+            left = scale
+            if slopes.size > 0:
+                _bend_columns(
+                    scores, count, width, key, rows, i, positions, slopes, head, scale, factor
+                )
+                left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _softmax_columns(scores, count, width, hidden, scale, largest, total, factor)
+            _softmax_columns(scores, count, width, hidden, left, largest, total, factor)
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])
@@ -297,12 +351,16 @@ def _attention_forward_pair(
 
 
 @kernel(parallel=True)
-def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+def attention_forward(
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, logsumexp
+):
     """Attend from every query, in every head.
 
     Args:
         q: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
         query_offsets, key_offsets: (B + 1,) int64, from 0 to Nq and to Nk, strictly rising.
+        positions: (Nq,) int64, of each query in its sequence; (0,) where there are no slopes.
+        slopes: (H,) of q's dtype, or (0,) for none.
         causal: bool; then no sequence has more queries than keys.    scale: 1 / sqrt(C / H).
         out: (Nq, C) overwritten.    logsumexp: (Nq, H) overwritten, for backward.
     Threads: pairs of sequence and head; bit-identical for any thread count.
@@ -324,23 +382,24 @@ def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, l
             b = pair // heads
             _attention_forward_pair(
                 flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-                key_offsets[b + 1], pair % heads, causal, scale, flat_out, logsumexp,
-                queries, values, scores, largest, total, factor,
+                key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, flat_out,
+                logsumexp, queries, values, scores, largest, total, factor,
             )  # fmt: skip
 
 
 @kernel(inline=True)
-def _score_gradients(scores, dscores, count, width, hidden, scale, logsumexp, delta):
-    """Turn a block's Q K^T into P, and its dO V^T into dS * scale; both (count, width).
+def _score_gradients(scores, dscores, count, width, hidden, left, scale, logsumexp, delta):
+    """Turn a block's scores into P, and its dO V^T into dS * scale; both (count, width).
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
+        left: what scores are still to be multiplied by.
         logsumexp, delta: (width,), of each query: from forward, and the sum of dO * out.
     """
     for c in range(0, width, lanes(scores)):
         lse, shift = load(logsumexp, c), load(delta, c)
         for j in range(count):
-            weight = exp(load(scores, j * width + c) * scale - lse)
+            weight = exp(load(scores, j * width + c) * left - lse)
             if j >= hidden:
                 weight = drop_first(weight, j - hidden + 1 - c, 0.0)
             gradient = weight * (load(dscores, j * width + c) - shift) * scale
@@ -371,7 +430,8 @@ def _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, de
 
 @kernel(inline=True)
 def _attention_backward_row(
-    dout, q, k, v, out, logsumexp, i, first_key, head, T, scale, dq, dk, dv, panel, scores, dscores,
+    dout, q, k, v, out, logsumexp, i, first_key, positions, slopes, head, T, scale, dq, dk, dv,
+    panel, scores, dscores,
 ):  # fmt: skip
     """Differentiate one query, which sees all T keys, in one head."""
     C = q.size // logsumexp.shape[0]
@@ -381,9 +441,13 @@ def _attention_backward_row(
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
         _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        left = scale
+        if slopes.size > 0:
+            _bend_row(scores, count, key, i, positions, slopes, head, scale, dscores)
+            left = 1.0
         _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
         for c in range(0, count, size):
-            weight = exp(load_first(scores, count - c, c) * scale - lse)
+            weight = exp(load_first(scores, count - c, c) * left - lse)
             gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
             store_first(scores, count - c, weight, c)
             store_first(dscores, count - c, gradient, c)
@@ -402,9 +466,9 @@ def _attention_backward_row(
 
 @kernel(inline=True)
 def _attention_backward_pair(
-    dout, q, k, v, out, logsumexp, first, last, first_key, last_key, head, causal, scale,
-    dq, dk, dv, keys, queries_transposed, douts_transposed, queries, douts, scores, dscores,
-    lse, delta,
+    dout, q, k, v, out, logsumexp, first, last, first_key, last_key, positions, slopes, head,
+    causal, scale, dq, dk, dv, keys, queries_transposed, douts_transposed, queries, douts, scores,
+    dscores, lse, delta,
 ):  # fmt: skip
     """Differentiate one sequence in one head; all matrices but logsumexp are flat."""
     C = q.size // logsumexp.shape[0]
@@ -412,8 +476,8 @@ def _attention_backward_pair(
     column = head * D
     if last - first == 1:
         _attention_backward_row(
-            dout, q, k, v, out, logsumexp, first, first_key, head, T, scale, dq, dk, dv,
-            queries_transposed, scores, dscores,
+            dout, q, k, v, out, logsumexp, first, first_key, positions, slopes, head, T, scale, dq,
+            dk, dv, queries_transposed, scores, dscores,
         )  # fmt: skip
         return
     pack_panels(k, first_key * C + column, C, T, D, keys)
@@ -432,9 +496,15 @@ def _attention_backward_pair(
         for key in range(0, end, BLOCK_KEYS):
             count, place = min(BLOCK_KEYS, end - key), (first_key + key) * C + column
             _block_scores(k, place, count, C, D, queries_transposed, width, scores)
+            left = scale
+            if slopes.size > 0:
+                _bend_columns(
+                    scores, count, width, key, rows, i, positions, slopes, head, scale, dscores
+                )
+                left = 1.0
             _block_scores(v, place, count, C, D, douts_transposed, width, dscores)
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _score_gradients(scores, dscores, count, width, hidden, scale, lse, delta)
+            _score_gradients(scores, dscores, count, width, hidden, left, scale, lse, delta)
             multiply_panels(
                 rows, 0, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C, 0
             )
@@ -453,13 +523,15 @@ def _attention_backward_pair(
 
 @kernel(parallel=True)
 def attention_backward(
-    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
-):
+    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, positions, slopes, causal, scale,
+    dq, dk, dv,
+):  # fmt: skip
     """Differentiate `attention_forward`.
 
     Args:
         dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
-        logsumexp: (Nq, H) from forward.    query_offsets, key_offsets, causal, scale: as there.
+        logsumexp: (Nq, H) from forward.
+        query_offsets, key_offsets, positions, slopes, causal, scale: as there.
         dq: (Nq, C), dk, dv: (Nk, C), overwritten.
     Threads: pairs of sequence and head, each with its own rows and columns of every output;
     bit-identical for any thread count.
@@ -485,16 +557,17 @@ def attention_backward(
             b = pair // heads
             _attention_backward_pair(
                 flat_dout, flat_q, flat_k, flat_v, flat_out, logsumexp, query_offsets[b],
-                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], pair % heads, causal,
-                scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed, douts_transposed,
-                queries, douts, scores, dscores, lse, delta,
+                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
+                pair % heads, causal, scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed,
+                douts_transposed, queries, douts, scores, dscores, lse, delta,
             )  # fmt: skip
 
 
 @kernel
 def _attention_weights_pair(
-    q, k, logsumexp, first, last, first_key, last_key, head, causal, scale, weights, b
-):
+    q, k, logsumexp, first, last, first_key, last_key, positions, slopes, head, causal, scale,
+    weights, b,
+):  # fmt: skip
     """Write the weights of one sequence in one head."""
     D = q.shape[1] // logsumexp.shape[1]
     T, column = last_key - first_key, head * D
@@ -506,7 +579,10 @@ def _attention_weights_pair(
             score = 0.0
             for d in range(column, column + D):
                 score += q[i, d] * k[first_key + j, d]
-            weights[b, head, t, j] = score * scale
+            score *= scale
+            if slopes.size > 0:
+                score -= slopes[head] * abs(positions[i] - j)
+            weights[b, head, t, j] = score
             largest = max(largest, weights[b, head, t, j])
         # Not by logsumexp: its rounding is an error of all, and of huge scores larger than one.
         for j in range(seen):
@@ -517,12 +593,14 @@ def _attention_weights_pair(
 
 
 @kernel(parallel=True)
-def attention_weights(q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights):
+def attention_weights(
+    q, k, logsumexp, query_offsets, key_offsets, positions, slopes, causal, scale, weights
+):
     """Compute P again, for pictures.
 
     Args:
         q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, C).    logsumexp: (Nq, H) from forward.
-        query_offsets, key_offsets, causal, scale: as in `attention_forward`.
+        query_offsets, key_offsets, positions, slopes, causal, scale: as in `attention_forward`.
         weights: (B, H, Tq, Tk) overwritten, with room for the longest sequence; 0 beyond the
             others and where a key is not seen.
     Threads: pairs of sequence and head; bit-identical for any thread count.
@@ -532,5 +610,5 @@ def attention_weights(q, k, logsumexp, query_offsets, key_offsets, causal, scale
         b = pair // heads
         _attention_weights_pair(
             q, k, logsumexp, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-            key_offsets[b + 1], pair % heads, causal, scale, weights, b,
+            key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, weights, b,
         )  # fmt: skip

@@ -30,9 +30,15 @@ BATCHES, SEQUENCES = 8, 6
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm": ("post", "pre"),
     "activation": ("relu", "gelu"),
-    "positions": ("sinusoidal", "learned", "rotary"),
+    "positions": ("sinusoidal", "learned"),
     "attention_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
+}
+# What the attention is told of positions, with fewer values of what it does not meet.
+RELATIVE: dict[str, tuple[Any, ...]] = {
+    "activation": ("gelu",),
+    "positions": ("rotary", "alibi"),
+    "layernorm_epsilon": (1e-5,),
 }
 KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "encoder": (ff.TransformerConfig, {"pooling": ("first", "mean", "last")}),
@@ -62,7 +68,7 @@ TRAINED = {
     ),
     "decoder, biases, epsilon": (
         "decoder",
-        {"attention_bias": True, "layernorm_epsilon": 1e-2},
+        {"attention_bias": True, "layernorm_epsilon": 1e-2, "positions": "alibi"},
     ),
 }
 
@@ -107,12 +113,12 @@ def config_of(kind: str, **options: Any) -> Any:
 
 
 def every_config() -> list[tuple[str, dict[str, Any]]]:
-    """Return (kind, options) for each combination of all options' values."""
+    """Return (kind, options) for each combination of values, of OPTIONS and with RELATIVE."""
     found = []
     for kind, (_, own) in KINDS.items():
-        values = OPTIONS | own
-        found += [(kind, dict(zip(values, chosen, strict=True))) for chosen in
-                  product(*values.values())]  # fmt: skip
+        for values in (OPTIONS | own, OPTIONS | RELATIVE | own):
+            found += [(kind, dict(zip(values, chosen, strict=True))) for chosen in
+                      product(*values.values())]  # fmt: skip
     return found
 
 

@@ -19,6 +19,7 @@ OPTIONS = [
     {},
     {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False},
     {"positions": "rotary"},
+    {"positions": "alibi"},
 ]
 
 

@@ -14,6 +14,7 @@ OPTIONS = [
     {},
     {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False, "dropout": 0.5},
     {"positions": "rotary"},
+    {"positions": "alibi"},
 ]
 END = 4
 
@@ -44,7 +45,7 @@ def test_the_cache_has_the_bits_of_the_full_forward(options, dtype, chunking):
     assert not same_bits(logits, model.forward(ff.pack(sequences)))
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
 def test_a_wide_model_and_long_sequences_keep_the_bits(positions):
     sizes = {
         "positions": positions,
@@ -60,7 +61,7 @@ def test_a_wide_model_and_long_sequences_keep_the_bits(positions):
     assert same_bits(logits, expected)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_reference_agrees_up_to_rounding(dtype, positions):
     model = make_model("decoder", backend="reference", dtype=dtype, positions=positions)
@@ -70,7 +71,7 @@ def test_the_reference_agrees_up_to_rounding(dtype, positions):
     np.testing.assert_allclose(logits, model.forward(ff.pack(sequences)), tolerance, tolerance)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
 def test_a_selected_sequence_goes_on_as_it_would_alone(positions):
     model = make_model("decoder", positions=positions)
     sequences = make_sequences((4, 2, 3))
@@ -180,7 +181,9 @@ def all_ways(model, prompt, length, end):
     return sorted(ways, key=lambda way: -way[0])
 
 
-@pytest.mark.parametrize(("end", "positions"), [(END, "learned"), (1, "learned"), (END, "rotary")])
+@pytest.mark.parametrize(
+    ("end", "positions"), [(END, "learned"), (1, "learned"), (END, "rotary"), (END, "alibi")]
+)
 def test_many_beams_find_the_best_of_all_ways(end, positions):
     model = make_model("decoder", vocab_size=5, positions=positions)
     ways = all_ways(model, [2, 3], 3, end)

@@ -15,7 +15,8 @@ from tests.scorecard.accuracy import (
     ratios,
     with_ops,
 )
-from tests.scorecard.accuracy_ops import FAMILIES, REGIMES
+from tests.scorecard.accuracy_ops import REGIMES
+from tests.scorecard.accuracy_positions import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ WIDTH = 6
 BATCH = make_batch((3, 1, 4))
 ROWS = {"first": BATCH.offsets[:-1].copy(), "last": BATCH.offsets[1:] - 1}
 SIZES = {"embed_dim": WIDTH, "num_heads": 2, "ffn_dim": 10}
-ROTARY = {"positions": "rotary", "num_heads": 3}
+ROTARY, ALIBI = {"positions": "rotary", "num_heads": 3}, {"positions": "alibi"}
 NORMS = ("post", "pre")
 
 
@@ -72,7 +72,7 @@ def test_formula(rng, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "activation": "gelu"}, ROTARY])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "activation": "gelu"}, ROTARY, ALIBI])
 def test_gradients(rng, backend, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
     block = make_block(backend, norm=norm, **options)
@@ -100,7 +100,7 @@ def test_gradients_of_a_causal_block(rng, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("options", [{}, ROTARY])
+@pytest.mark.parametrize("options", [{}, ROTARY, ALIBI])
 def test_chosen_rows_are_those_of_all(rng, backend, norm, rows, options):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
     block = make_block(backend, norm=norm, attention_bias=True, **options)
@@ -120,7 +120,7 @@ def test_chosen_rows_are_those_of_all(rng, backend, norm, rows, options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pooling", ROWS)
-@pytest.mark.parametrize("options", [{}, {"positions": "rotary"}])
+@pytest.mark.parametrize("options", [{}, {"positions": "rotary"}, ALIBI])
 def test_the_last_block_of_a_model_saves_rows_and_changes_nothing(backend, norm, pooling, options):
     """The model's logits and gradients against all rows of all blocks, of which some are read."""
     model = make_model("encoder", backend=backend, norm=norm, pooling=pooling, **options)

@@ -15,12 +15,15 @@ from fastformer.layers.linear import Linear, xavier_uniform
 from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
 
+# Where nothing depends on them, no positions are looked up.
+NO_POSITIONS = np.zeros(0, np.int64)
+
 
 class MultiHeadAttention(Layer):
     """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
 
-    Formulas and sources are in kernels/attention.py; with rotary positions, Q and K are turned as
-    in kernels/rotary.py.
+    Formulas and sources are in kernels/attention.py, with those of ALiBi; with rotary positions, Q
+    and K are turned as in kernels/rotary.py.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class MultiHeadAttention(Layer):
         if positions is not None:
             check_positions(positions, embed_dim, num_heads, self.dtype)
         self.positions = positions
+        self.slopes = self.no_vector if positions is None else positions.slopes
         self.causal = checks.boolean("causal", causal)
         checks.boolean("bias", bias)
         self.scale = (embed_dim // num_heads) ** -0.5
@@ -103,7 +107,7 @@ class MultiHeadAttention(Layer):
             _, self.q, self.k, self.v = self._project("qkv", x, slice(0, 3))
         else:
             self.query_offsets = batch._one_row_offsets
-            self.query_positions = batch._positions[rows]
+            self.query_positions = batch._positions[rows] if self.positions else NO_POSITIONS
             self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
             self.ops.gather_rows(x, rows, self.x_rows)
             self.q = self._project("q", self.x_rows, slice(0, 1))[0]
@@ -118,6 +122,8 @@ class MultiHeadAttention(Layer):
             self.v,
             self.query_offsets,
             batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             self.attended,
@@ -157,6 +163,8 @@ class MultiHeadAttention(Layer):
             self.logsumexp,
             self.query_offsets,
             self.batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             dq,
@@ -188,6 +196,8 @@ class MultiHeadAttention(Layer):
             self.logsumexp,
             self.query_offsets,
             self.batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             weights,
@@ -198,7 +208,7 @@ class MultiHeadAttention(Layer):
         self, op: Callable[..., Any], q: Array, k: Array, query_positions: Ids, key_positions: Ids
     ) -> None:
         """Turn queries and keys, or their gradients, where positions are rotary."""
-        if self.positions is not None:
+        if self.positions is not None and self.positions.cosines.size:
             tables = self.positions.cosines, self.positions.sines
             op(q, k, query_positions, key_positions, *tables)
 

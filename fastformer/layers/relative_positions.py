@@ -1,4 +1,4 @@
-"""Where tokens stand, told to the attention and not to the embedding: rotary positions."""
+"""Where tokens stand, told to the attention and not to the embedding: rotary positions, ALiBi."""
 
 from typing import Any
 
@@ -24,11 +24,25 @@ def rotary_tables(max_seq_len: int, head_size: int) -> tuple[Array, Array]:
     return np.cos(angles), np.sin(angles)
 
 
+def alibi_slopes(num_heads: int) -> Array:
+    """Return the slopes of ALiBi, (num_heads,) float64.
+
+    Head i, from 1 on, of a power of two has 2^(-8 i / H); of another number, those of the next
+    lower power of two, and then every second one of the next higher. Source: Press et al. 2022,
+    arXiv:2108.12409, section 3, and for other numbers the authors' program that it refers to.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-4 * np.arange(1, 2 * power, 2) / power)
+    return np.concatenate([slopes, between[: num_heads - power]])
+
+
 class RelativePositions:
     """What attention is told of positions. The layers of a model share one.
 
     Attributes:
-        cosines, sines: (max_seq_len, D / 2), of rotary positions.
+        cosines, sines: (max_seq_len, D / 2), of rotary positions; else (0, 0).
+        slopes: (H,), of ALiBi; else (0,).
     """
 
     def __init__(
@@ -43,7 +57,7 @@ class RelativePositions:
         """Make the tables.
 
         Args:
-            kind: "rotary".    embed_dim, num_heads: of the attention.
+            kind: "rotary" or "alibi".    embed_dim, num_heads: of the attention.
             max_seq_len: the longest sequence.    dtype: "float32" or "float64".
         """
         self.kind = checks.choice("kind", kind, RELATIVE_POSITIONS)
@@ -52,10 +66,14 @@ class RelativePositions:
         self.max_seq_len = checks.integer("max_seq_len", max_seq_len, 1)
         checks.table_size("RelativePositions", max_seq_len=max_seq_len, embed_dim=embed_dim)
         self.dtype = np.dtype(checks.choice("dtype", dtype, DTYPES))
-        size = checks.even_head_size(embed_dim, num_heads)
-        self.cosines, self.sines = (
-            table.astype(dtype) for table in rotary_tables(max_seq_len, size)
-        )
+        self.cosines, self.sines = np.zeros((2, 0, 0), dtype)
+        self.slopes = np.zeros(0, dtype)
+        if kind == "alibi":
+            self.slopes = alibi_slopes(num_heads).astype(dtype)
+        else:
+            size = checks.even_head_size(embed_dim, num_heads)
+            tables = rotary_tables(max_seq_len, size)
+            self.cosines, self.sines = (table.astype(dtype) for table in tables)
 
     def check(self, batch: PackedBatch) -> None:
         """Raise where a sequence is longer than max_seq_len."""

@@ -6,9 +6,9 @@ from fastformer import checks
 
 ACTIVATIONS = ("relu", "gelu")
 NORMS = ("post", "pre")
-POSITIONS = ("sinusoidal", "learned", "rotary")
+POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
 # Those that attention is told of; the others are added to the embedding.
-RELATIVE_POSITIONS = ("rotary",)
+RELATIVE_POSITIONS = ("rotary", "alibi")
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
 
@@ -38,8 +38,9 @@ class ModelConfig:
     positions: str = field(
         default="sinusoidal",
         metadata={
-            "help": "sinusoidal or learned: added to the embedding; "
-            "rotary: queries and keys are turned by their place (Su et al. 2021)"
+            "help": "sinusoidal or learned: added to the embedding; rotary: queries and keys are "
+            "turned by their place (Su et al. 2021); alibi: scores fall with the distance "
+            "(Press et al. 2022)"
         },
     )
     dropout: float = field(

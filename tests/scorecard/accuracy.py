@@ -26,7 +26,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastformer.backend import get_backend
-from tests.scorecard.accuracy_ops import FAMILIES, REGIMES, Array, Family, Inputs
+from tests.scorecard.accuracy_ops import REGIMES, Array, Family, Inputs
+from tests.scorecard.accuracy_positions import FAMILIES
 
 SEED = 20240229
 MOST_LUCK, MOST_DRAWS, MOST_ELEMENTS = 8192, 64, 1 << 19

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
-from fastformer.layers.relative_positions import rotary_tables
 
 Array = np.ndarray
 Inputs = dict[str, Any]
@@ -163,16 +162,16 @@ def _attention(causal: bool) -> Callable[[SimpleNamespace, Inputs], dict[str, Ar
     def compute(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
         q, k, v, H = a["q"], a["k"], a["v"], a["heads"]
         offsets = (a["query_offsets"], a["key_offsets"])
+        places = (a.get("positions", np.zeros(0, np.int64)), a.get("slopes", _empty(q, 0)))
         scale = (q.shape[1] // H) ** -0.5
         out, logsumexp = _empty(q, *q.shape), _empty(q, len(q), H)
         dq, dk, dv = (_empty(q, *x.shape) for x in (q, k, v))
         longest = [int(np.diff(o).max()) for o in offsets]
         weights = _empty(q, offsets[0].size - 1, H, *longest)
-        ops.attention_forward(q, k, v, *offsets, causal, scale, out, logsumexp)
-        ops.attention_backward(
-            a["dout"], q, k, v, out, logsumexp, *offsets, causal, scale, dq, dk, dv
-        )
-        ops.attention_weights(q, k, logsumexp, *offsets, causal, scale, weights)
+        shared = (*offsets, *places, causal, scale)
+        ops.attention_forward(q, k, v, *shared, out, logsumexp)
+        ops.attention_backward(a["dout"], q, k, v, out, logsumexp, *shared, dq, dk, dv)
+        ops.attention_weights(q, k, logsumexp, *shared, weights)
         return {"out": out, "dq": dq, "dk": dk, "dv": dv, "weights": weights}
 
     return compute
@@ -283,27 +282,6 @@ def _pooling(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     return {"mean": mean, "dmean": dmean, "gathered": gathered, "scattered": scattered}
 
 
-def _rotary_shape(random: Random) -> tuple[int, ...]:
-    return _size(random, 1000), _size(random, 1000), _size(random, 8), _size(random, 64)
-
-
-def _rotary_inputs(draw: Draw, random: Random, N: int, T: int, H: int, half: int) -> Inputs:
-    cosines, sines = (table.astype(np.float32) for table in rotary_tables(T, 2 * half))
-    shape = (N, 2 * half * H)
-    return {
-        **{name: draw(*shape) for name in ("q", "k", "dq", "dk")},
-        "positions": random.integers(0, T, N), "cosines": cosines, "sines": sines,
-    }  # fmt: skip
-
-
-def _rotary(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    found = {name: a[name].copy() for name in ("q", "k", "dq", "dk")}
-    shared = (a["positions"], a["positions"], a["cosines"], a["sines"])
-    ops.rotary_forward(found["q"], found["k"], *shared)
-    ops.rotary_backward(found["dq"], found["dk"], *shared)
-    return found
-
-
 # ---- flat arrays ----
 
 
@@ -365,5 +343,4 @@ FAMILIES = (
     Family("pooling", _sequences_shape, _pooling_inputs, _pooling),
     Family("optimizers", _flat_shape, _optimizer_inputs, _optimizers),
     Family("dropout", _rows_shape, _dropout_inputs, _dropout),
-    Family("rotary", _rotary_shape, _rotary_inputs, _rotary),
 )

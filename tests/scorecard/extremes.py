@@ -26,7 +26,8 @@ from models import use_one_thread
 
 from fastformer.backend import get_backend
 from tests.scorecard.accuracy import in_double
-from tests.scorecard.accuracy_ops import FAMILIES, Array, Family, Inputs
+from tests.scorecard.accuracy_ops import Array, Family, Inputs
+from tests.scorecard.accuracy_positions import FAMILIES
 from tests.scorecard.rows import Finding, Row, Tier
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
@@ -78,7 +79,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
 ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("softmax", "out"),
           ("cross entropy", "losses"), ("cross entropy", "dlogits")}  # fmt: skip
 UNDEFINED = ("linear, activated", "attention", "attention, causal", "attention, one row",
-             "optimizers")  # fmt: skip
+             "attention, alibi", "optimizers")  # fmt: skip
 
 
 @dataclass(frozen=True)

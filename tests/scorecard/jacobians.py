@@ -165,8 +165,13 @@ def _tables(ops: Any, rng: Any) -> Iterator[Op]:
 def _attention(ops: Any, rng: Any) -> Iterator[Op]:
     """Yield attention, causal or not, with as many queries as keys or fewer."""
     for causal in (False, True):
-        for queries, keys in (([3, 1, 2], [3, 1, 2]), ([1, 2], [3, 4])):
-            offsets = offsets_of(queries), offsets_of(keys), causal, 3**-0.5
+        for queries, keys, slopes in (
+            ([3, 1, 2], [3, 1, 2], EMPTY),
+            ([1, 2], [3, 4], EMPTY),
+            ([1, 3], [4, 3], np.array([0.5, 0.0625])),
+        ):
+            places = np.arange(sum(queries)) % 4, slopes
+            offsets = offsets_of(queries), offsets_of(keys), *places, causal, 3**-0.5
 
             def forward(q: Array, k: Array, v: Array, shared: Any = offsets) -> list[Array]:
                 outs = Out(q.shape), Out((len(q), 2))
@@ -180,7 +185,12 @@ def _attention(ops: Any, rng: Any) -> Iterator[Op]:
 
             q = rng.standard_normal((sum(queries), 6))
             inputs = q, *rng.standard_normal((2, sum(keys), 6))
-            yield f"attention {causal} {keys}", lambda *a, f=forward: f(*a)[0], backward, inputs
+            yield (
+                f"attention {causal} {keys} {slopes}",
+                lambda *a, f=forward: f(*a)[0],
+                backward,
+                inputs,
+            )
 
 
 def _turns(ops: Any, rng: Any) -> Iterator[Op]:
@@ -232,6 +242,8 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),
     ("encoder", {"positions": "rotary"}),
     ("decoder", {"positions": "rotary", "tied_embeddings": False}),
+    ("encoder", {"positions": "alibi", "pooling": "last"}),
+    ("decoder", {"positions": "alibi"}),
 )
 
 
@@ -286,7 +298,7 @@ def _planted() -> list[bool]:
     def scaled(factor: float) -> Callable[..., None]:
         def attention_backward(*given: Any) -> None:
             true.attention_backward(*given)
-            given[11][...] *= factor
+            given[13][...] *= factor
 
         return attention_backward
 

@@ -71,7 +71,8 @@ def _attention(rng: Random) -> dict[str, Any]:
     queries = rng.integers(1, keys + 1) if len(keys) else keys
     q = _real(rng, int(queries.sum()), heads * width)
     k, v = _real(rng, 2, int(keys.sum()), heads * width)
-    shared = (offsets_of(queries), offsets_of(keys), causal, width**-0.5)
+    places = rng.integers(0, 12, len(q)), np.abs(_real(rng, heads)) if rng.integers(2) else EMPTY
+    shared = (offsets_of(queries), offsets_of(keys), *places, causal, width**-0.5)
     lse = np.empty((len(q), heads))
     attention_forward_reference(q, k, v, *shared, np.empty_like(q), lse)
     shape = (len(keys), heads, int(max(queries, default=0)), int(max(keys, default=0)))

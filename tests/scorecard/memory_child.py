@@ -24,7 +24,7 @@ from tests.scorecard import planted_kernels
 from tests.scorecard.kernel_calls import DRAWS
 
 NAMES = tuple(DRAWS)
-ARGUMENTS, BODY = 14, 1 << 20
+ARGUMENTS, BODY = 16, 1 << 20
 CANARY = 64
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -89,7 +89,7 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 # Arguments that a kernel takes the size of from another one: a row, or an element, is missing.
 SHORT = {
     "adam_step": (1, 2, 3),
-    "attention_forward": (2, 7), "attention_backward": (0, 4, 10, 11, 12),
+    "attention_forward": (2, 9), "attention_backward": (0, 4, 12, 13, 14),
     "cross_entropy_forward": (1, 2, 3, 4), "cross_entropy_backward": (1, 2, 3, 5),
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (1, 2, 4, 5, 6),

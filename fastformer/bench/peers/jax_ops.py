@@ -57,12 +57,21 @@ def _sgd(a: Mapping[str, Any]) -> Call:
     return _update(step, (a["parameters"], a["velocity"]), a["gradients"])
 
 
+def _bend(a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """Return what ALiBi adds to scores (H, T, T)."""
+    if not len(a["slopes"]):
+        return jnp.zeros((1, 1, 1))
+    place = jnp.arange(shape[1])
+    return -a["slopes"][:, None, None] * jnp.abs(place[:, None] - place)
+
+
 def _attend(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor]:
     B, T, C, H = shape
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = (x.reshape(B, T, H, C // H) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(*heads, is_causal=bool(a["causal"]))
+        bend = _bend(a, shape)[None] if len(a["slopes"]) else None
+        out = jax.nn.dot_product_attention(*heads, bend, is_causal=bool(a["causal"]))
         return out.reshape(B * T, C)
 
     return attend
@@ -73,7 +82,7 @@ def _weigh(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor
 
     def weigh(q: Tensor, k: Tensor) -> Tensor:
         heads = (x.reshape(B, T, H, C // H) for x in (q, k))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * a["scale"]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * a["scale"] + _bend(a, shape)
         if a["causal"]:
             scores = jnp.where(jnp.tri(T, dtype=bool), scores, -jnp.inf)
         return jax.nn.softmax(scores)

@@ -43,10 +43,20 @@ def _heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.view(B, T, H, C // H).transpose(1, 2)
 
 
+def _bend(a: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Return what causal attention with ALiBi adds to scores (H, T, T)."""
+    place = torch.arange(shape[1])
+    distance = (place[:, None] - place).to(a["slopes"].dtype)
+    return (-a["slopes"][:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
+
+
 def _attention(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) -> Plan:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = (_heads(x, shape) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads, is_causal=bool(a["causal"]))
+        if len(a["slopes"]):
+            out = F.scaled_dot_product_attention(*heads, attn_mask=_bend(a, shape))
+        else:
+            out = F.scaled_dot_product_attention(*heads, is_causal=bool(a["causal"]))
         return out.transpose(1, 2).reshape(q.shape)
 
     return Plan(attend, (a["q"], a["k"], a["v"]), a["dout"] if backward else None)
@@ -55,7 +65,9 @@ def _attention(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) 
 def _attention_weights(a: Mapping[str, Tensor], shape: tuple[int, ...]) -> Plan:
     def weigh(q: Tensor, k: Tensor) -> Tensor:
         scores = _heads(q, shape) @ _heads(k, shape).transpose(2, 3) * a["scale"]
-        if a["causal"]:
+        if len(a["slopes"]):
+            scores = scores + _bend(a, shape)
+        elif a["causal"]:
             seen = torch.ones(scores.shape[2:], dtype=torch.bool).tril()
             scores = scores.masked_fill(~seen, -torch.inf)
         return torch.softmax(scores, dim=3)
