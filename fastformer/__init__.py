@@ -21,6 +21,7 @@ _HOMES = {
     "fastformer.layers.layernorm": ("LayerNorm",),
     "fastformer.layers.linear": ("Linear",),
     "fastformer.layers.positional_encoding": ("PositionalEncoding",),
+    "fastformer.layers.relative_positions": ("RelativePositions",),
     "fastformer.layers.softmax": ("Softmax",),
     "fastformer.layers.transformer_block": ("TransformerBlock",),
     "fastformer.models.config": ("DecoderConfig", "TransformerConfig"),
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from fastformer.layers.layernorm import LayerNorm as LayerNorm
     from fastformer.layers.linear import Linear as Linear
     from fastformer.layers.positional_encoding import PositionalEncoding as PositionalEncoding
+    from fastformer.layers.relative_positions import RelativePositions as RelativePositions
     from fastformer.layers.softmax import Softmax as Softmax
     from fastformer.layers.transformer_block import TransformerBlock as TransformerBlock
     from fastformer.models.config import DecoderConfig as DecoderConfig

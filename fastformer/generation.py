@@ -168,7 +168,7 @@ class KeyValueCache:
             True,
             attention.scale,
             attended,
-            np.empty((len(queries), attention.num_heads), attention.dtype),
+            *np.empty((2, len(queries), attention.num_heads), attention.dtype),
         )
         return attention.output.forward(attended, residual=residual)
 

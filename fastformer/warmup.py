@@ -21,8 +21,8 @@ from fastformer import threads
 # i integer, b bool. Those that take longest come first.
 KERNELS = {
     "matmul._product": "i i m t m r m i m m t",
-    "attention.attention_backward": "m m m m m m k k k r b f m m m",
-    "attention.attention_forward": "m m m k k k r b f m m",
+    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
+    "attention.attention_forward": "m m m k k k r b f m m m",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",

@@ -110,31 +110,32 @@ def _attention_inputs(random: Random, variant: str, B: int, T: int, C: int, H: i
 def _attention(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     return _attention_inputs(random, variant, B, T, C, H) | {
         "out": Output((B * T, C)),
-        "logsumexp": Output((B * T, H)),
+        "largest": Output((B * T, H)),
+        "total": Output((B * T, H)),
     }
 
 
 def _attended(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     """Return the inputs, and what forward made of them."""
     inputs = _attention_inputs(random, variant, B, T, C, H)
-    made = {"out": np.empty((B * T, C)), "logsumexp": np.empty((B * T, H))}
+    made = {"out": np.empty((B * T, C))}
+    made |= {name: np.empty((B * T, H)) for name in ("largest", "total")}
     attention_forward_reference(**inputs, **made)
     return inputs | made
 
 
 def _attention_gradient(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     made = {"dout": normal(random, B * T, C)} | _attended(random, variant, B, T, C, H)
-    order = ("dout", "q", "k", "v", "out", "logsumexp", "query_offsets", "key_offsets",
+    order = ("dout", "q", "k", "v", "out", "largest", "total", "query_offsets", "key_offsets",
              "positions", "slopes", "causal", "scale")  # fmt: skip
     gradients = {name: Output((B * T, C)) for name in ("dq", "dk", "dv")}
     return {name: made[name] for name in order} | gradients
 
 
 def _attention_weights(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
-    made = _attended(random, variant, B, T, C, H)
-    order = ("q", "k", "logsumexp", "query_offsets", "key_offsets", "positions", "slopes",
-             "causal", "scale")  # fmt: skip
-    return {name: made[name] for name in order} | {"weights": Output((B, H, T, T))}
+    made = _attention_inputs(random, variant, B, T, C, H)
+    del made["v"]
+    return made | {"weights": Output((B, H, T, T))}
 
 
 def _attention_specs(variant: str) -> list[Spec]:

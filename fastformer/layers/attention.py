@@ -115,7 +115,8 @@ class MultiHeadAttention(Layer):
         places = (self.query_positions, batch._positions)
         self._turn(self.ops.rotary_forward, self.q, self.k, *places)
         self.attended = self.buffers.get("attended", *self.q.shape)
-        self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+        self.largest = self.buffers.get("largest", self.q.shape[0], self.num_heads)
+        self.total = self.buffers.get("total", self.q.shape[0], self.num_heads)
         self.ops.attention_forward(
             self.q,
             self.k,
@@ -127,7 +128,8 @@ class MultiHeadAttention(Layer):
             self.causal,
             self.scale,
             self.attended,
-            self.logsumexp,
+            self.largest,
+            self.total,
         )
         if self.dropout.active:
             return self.dropout.forward(self.output.forward(self.attended), residual)
@@ -160,7 +162,8 @@ class MultiHeadAttention(Layer):
             self.k,
             self.v,
             self.attended,
-            self.logsumexp,
+            self.largest,
+            self.total,
             self.query_offsets,
             self.batch._offsets,
             self.query_positions,
@@ -193,7 +196,6 @@ class MultiHeadAttention(Layer):
         self.ops.attention_weights(
             self.q,
             self.k,
-            self.logsumexp,
             self.query_offsets,
             self.batch._offsets,
             self.query_positions,

@@ -64,14 +64,16 @@ class RelativePositions:
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
         self.num_heads = checks.integer("num_heads", num_heads, 1)
         self.max_seq_len = checks.integer("max_seq_len", max_seq_len, 1)
-        checks.table_size("RelativePositions", max_seq_len=max_seq_len, embed_dim=embed_dim)
         self.dtype = np.dtype(checks.choice("dtype", dtype, DTYPES))
+        if embed_dim % num_heads:
+            checks.fail(f"num_heads must divide {embed_dim=}, got {num_heads}")
         self.cosines, self.sines = np.zeros((2, 0, 0), dtype)
         self.slopes = np.zeros(0, dtype)
         if kind == "alibi":
             self.slopes = alibi_slopes(num_heads).astype(dtype)
         else:
             size = checks.even_head_size(embed_dim, num_heads)
+            checks.table_size("RelativePositions", max_seq_len=max_seq_len, head_size=size)
             tables = rotary_tables(max_seq_len, size)
             self.cosines, self.sines = (table.astype(dtype) for table in tables)
 

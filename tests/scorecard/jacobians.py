@@ -174,7 +174,7 @@ def _attention(ops: Any, rng: Any) -> Iterator[Op]:
             offsets = offsets_of(queries), offsets_of(keys), *places, causal, 3**-0.5
 
             def forward(q: Array, k: Array, v: Array, shared: Any = offsets) -> list[Array]:
-                outs = Out(q.shape), Out((len(q), 2))
+                outs = Out(q.shape), Out((len(q), 2)), Out((len(q), 2))
                 return _call(TWINS.attention_forward, q, k, v, *shared, *outs)
 
             def backward(d: Array, q: Array, k: Array, v: Array, shared: Any = offsets,
@@ -298,7 +298,7 @@ def _planted() -> list[bool]:
     def scaled(factor: float) -> Callable[..., None]:
         def attention_backward(*given: Any) -> None:
             true.attention_backward(*given)
-            given[13][...] *= factor
+            given[14][...] *= factor
 
         return attention_backward
 

@@ -73,27 +73,28 @@ def _attention(rng: Random) -> dict[str, Any]:
     k, v = _real(rng, 2, int(keys.sum()), heads * width)
     places = rng.integers(0, 12, len(q)), np.abs(_real(rng, heads)) if rng.integers(2) else EMPTY
     shared = (offsets_of(queries), offsets_of(keys), *places, causal, width**-0.5)
-    lse = np.empty((len(q), heads))
-    attention_forward_reference(q, k, v, *shared, np.empty_like(q), lse)
+    saved = np.empty((2, len(q), heads))
+    attention_forward_reference(q, k, v, *shared, np.empty_like(q), *saved)
     shape = (len(keys), heads, int(max(queries, default=0)), int(max(keys, default=0)))
-    return {"q": q, "k": k, "v": v, "shared": shared, "lse": lse, "weights": shape}
+    return {"q": q, "k": k, "v": v, "shared": shared, "saved": saved, "weights": shape}
 
 
 def _attention_forward(rng: Random) -> Arguments:
     a = _attention(rng)
-    return a["q"], a["k"], a["v"], *a["shared"], Out(a["q"].shape), Out(a["lse"].shape)
+    outs = Out(a["q"].shape), *(Out(x.shape) for x in a["saved"])
+    return a["q"], a["k"], a["v"], *a["shared"], *outs
 
 
 def _attention_backward(rng: Random) -> Arguments:
     a = _attention(rng)
     q, k, v = a["q"], a["k"], a["v"]
-    saved = _real(rng, *q.shape), q, k, v, _real(rng, *q.shape), a["lse"]
+    saved = _real(rng, *q.shape), q, k, v, _real(rng, *q.shape), *a["saved"]
     return *saved, *a["shared"], Out(q.shape), Out(k.shape), Out(v.shape)
 
 
 def _attention_weights(rng: Random) -> Arguments:
     a = _attention(rng)
-    return a["q"], a["k"], a["lse"], *a["shared"], Out(a["weights"])
+    return a["q"], a["k"], *a["shared"], Out(a["weights"])
 
 
 def _logits(rng: Random) -> Any:

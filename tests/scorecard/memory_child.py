@@ -89,7 +89,7 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 # Arguments that a kernel takes the size of from another one: a row, or an element, is missing.
 SHORT = {
     "adam_step": (1, 2, 3),
-    "attention_forward": (2, 9), "attention_backward": (0, 4, 12, 13, 14),
+    "attention_forward": (2, 9), "attention_backward": (0, 4, 13, 14, 15),
     "cross_entropy_forward": (1, 2, 3, 4), "cross_entropy_backward": (1, 2, 3, 5),
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (1, 2, 4, 5, 6),
