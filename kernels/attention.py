@@ -445,10 +445,11 @@ def _query_sums(
     rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse, delta
 ):
     """Write each query's largest score, one over its sum of exponentials, its sum of dO * out."""
-    for r in range(width):
-        used = min(r, rows - 1)
-        largest[r], inverse[r] = row_largest[i + used, head], row_total[i + used, head]
-        delta[r] = _row_product(dout, out, start + r * C, D) if r < rows else delta[used]
+    for r in range(rows):
+        delta[r] = _row_product(dout, out, start + r * C, D)
+        largest[r], inverse[r] = row_largest[i + r, head], row_total[i + r, head]
+    for r in range(rows, width):
+        delta[r], largest[r], inverse[r] = delta[rows - 1], largest[rows - 1], inverse[rows - 1]
     for c in range(0, width, lanes(out)):
         store(inverse, splat(out, 1.0) / load(inverse, c), c)
 
