@@ -66,15 +66,18 @@ def _sequence_heads(q, query_offsets, key_offsets, num_heads):
 
 
 def _scores(q, k, positions, slope, causal, scale):
-    """Return Q K^T * scale - slope * distance, with -inf where a query does not see a key."""
-    scores = q @ k.T * q.dtype.type(scale)
+    """Return scores, -inf where a query does not see a key, and what is left to multiply them by.
+
+    Without a slope that is the scale: a difference of scores is rounded less than they are.
+    """
+    scores, left = q @ k.T, q.dtype.type(scale)
     if slope.size:
         distance = np.abs(positions[:, None] - np.arange(len(k)))
-        scores -= slope * distance.astype(q.dtype)
+        scores, left = scores * left - slope * distance.astype(q.dtype), q.dtype.type(1)
     if causal:
         seen = np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
         scores[~seen] = -np.inf
-    return scores
+    return scores, left
 
 
 def attention_forward_reference(
@@ -84,9 +87,9 @@ def attention_forward_reference(
     heads = largest.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
         bend = positions[rows], slopes[head : head + 1]
-        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
         largest[rows, head] = scores.max(axis=1)
-        weights = np.exp(scores - largest[rows, head, None])
+        weights = np.exp((scores - largest[rows, head, None]) * left)
         total[rows, head] = weights.sum(axis=1)
         out[rows, part] = weights @ v[keys, part] / total[rows, head, None]
 
@@ -99,8 +102,8 @@ def attention_backward_reference(
     heads = largest.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
         bend = positions[rows], slopes[head : head + 1]
-        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
-        weights = np.exp(scores - largest[rows, head, None]) / total[rows, head, None]
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        weights = np.exp((scores - largest[rows, head, None]) * left) / total[rows, head, None]
         delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
         dscores = weights * (dout[rows, part] @ v[keys, part].T - delta) * q.dtype.type(scale)
         dq[rows, part] = dscores @ k[keys, part]
@@ -118,8 +121,8 @@ def attention_weights_reference(
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
         sequence += head == 0
         bend = positions[rows], slopes[head : head + 1]
-        scores = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
-        found = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        found = np.exp((scores - scores.max(axis=1, keepdims=True)) * left)
         found /= found.sum(axis=1, keepdims=True)
         weights[sequence, head, : found.shape[0], : found.shape[1]] = found
 
@@ -217,7 +220,7 @@ def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
 
 @kernel(inline=True)
 def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor):
-    """Replace scores (count, width) by exp(scale * score - m), going on from earlier keys.
+    """Replace scores (count, width) by exp(scale * (score - m)), going on from earlier keys.
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
@@ -226,20 +229,19 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
     """
     for c in range(0, width, lanes(scores)):
         before = load(largest, c)
-        m = splat(scores, -math.inf)
+        m = before
         for j in range(count):
             row = load(scores, j * width + c)
             if j >= hidden:
                 row = drop_first(row, j - hidden + 1 - c, -math.inf)
                 store(scores, row, j * width + c)
             m = maximum(row, m)
-        m = maximum(m * scale, before)
-        shrink = exp(before - m)
+        shrink = exp((before - m) * scale)
         sums = load(total, c) * shrink
         for start in range(0, count, SUM_BLOCK):
             part = splat(scores, 0.0)
             for j in range(start, min(count, start + SUM_BLOCK)):
-                row = exp(fma(load(scores, j * width + c), scale, -m))
+                row = exp((load(scores, j * width + c) - m) * scale)
                 store(scores, row, j * width + c)
                 part = part + row
             sums = sums + part
@@ -280,11 +282,11 @@ def _softmax_row(scores, count, scale, largest, total, factor):
     m = splat(scores, -math.inf)
     for c in range(0, count, lanes(scores)):
         m = maximum(keep_first(load_first(scores, count - c, c), count - c, -math.inf), m)
-    m = maximum(splat(scores, max_lanes(m)) * scale, before)
+    m = maximum(splat(scores, max_lanes(m)), before)
     for c in range(0, count, lanes(scores)):
-        row = exp(fma(load_first(scores, count - c, c), scale, -m))
+        row = exp((load_first(scores, count - c, c) - m) * scale)
         store_first(scores, count - c, row, c)
-    shrink = exp(before - m)
+    shrink = exp((before - m) * scale)
     sums = load(total, 0) * shrink
     for start in range(0, count, SUM_BLOCK):
         part = splat(scores, 0.0)
@@ -382,8 +384,8 @@ def attention_forward(
         slopes: (H,) of q's dtype, or (0,) for none.
         causal: bool; then no sequence has more queries than keys.    scale: 1 / sqrt(C / H).
         out: (Nq, C) overwritten.
-        largest, total: (Nq, H) overwritten, for backward: the largest score, and the sum of the
-            exponentials of how far all are above it.
+        largest, total: (Nq, H) overwritten, for backward: the largest score, without slopes not
+            multiplied by the scale, and the sum of the exponentials of how far all are above it.
     Threads: pairs of sequence and head; bit-identical for any thread count.
     """
     heads = largest.shape[1]
@@ -421,7 +423,7 @@ def _score_gradients(scores, dscores, count, width, hidden, left, scale, largest
     for c in range(0, width, lanes(scores)):
         m, part, shift = load(largest, c), load(inverse, c), load(delta, c)
         for j in range(count):
-            weight = exp(fma(load(scores, j * width + c), left, -m)) * part
+            weight = exp((load(scores, j * width + c) - m) * left) * part
             if j >= hidden:
                 weight = drop_first(weight, j - hidden + 1 - c, 0.0)
             gradient = weight * (load(dscores, j * width + c) - shift) * scale
@@ -474,7 +476,7 @@ def _attention_backward_row(
             left = 1.0
         _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
         for c in range(0, count, size):
-            weight = exp(fma(load_first(scores, count - c, c), left, -m)) / total
+            weight = exp((load_first(scores, count - c, c) - m) * left) / total
             gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
             store_first(scores, count - c, weight, c)
             store_first(dscores, count - c, gradient, c)
