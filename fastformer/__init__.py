@@ -21,6 +21,7 @@ _HOMES = {
     "fastformer.layers.layernorm": ("LayerNorm",),
     "fastformer.layers.linear": ("Linear",),
     "fastformer.layers.positional_encoding": ("PositionalEncoding",),
+    "fastformer.layers.relative_positions": ("RelativePositions",),
     "fastformer.layers.rmsnorm": ("RMSNorm",),
     "fastformer.layers.softmax": ("Softmax",),
     "fastformer.layers.transformer_block": ("TransformerBlock",),
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from fastformer.layers.layernorm import LayerNorm as LayerNorm
     from fastformer.layers.linear import Linear as Linear
     from fastformer.layers.positional_encoding import PositionalEncoding as PositionalEncoding
+    from fastformer.layers.relative_positions import RelativePositions as RelativePositions
     from fastformer.layers.rmsnorm import RMSNorm as RMSNorm
     from fastformer.layers.softmax import Softmax as Softmax
     from fastformer.layers.transformer_block import TransformerBlock as TransformerBlock

@@ -25,6 +25,7 @@ OPS = {
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward", "weight_gradients"),
     "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
+    "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),
     "transformer_block": ("transformer_block_forward", "transformer_block_backward"),
     "softmax": ("softmax_forward", "softmax_backward"),

@@ -80,6 +80,25 @@ def table_size(owner: str, **sizes: int) -> None:
         )
 
 
+def even_head_size(embed_dim: int, num_heads: int) -> int:
+    """Return the head size, which rotary positions need to be even.
+
+    Args:
+        embed_dim, num_heads: of which the second divides the first.
+    """
+    size = embed_dim // num_heads
+    if size % 2:
+        even = [h for h in range(1, embed_dim + 1) if embed_dim % (2 * h) == 0]
+        near = min(even, key=lambda h: abs(h - num_heads), default=0)
+        advice = f"num_heads={near}, or " if near else ""
+        fail(
+            f"positions='rotary' turns pairs of columns, so embed_dim / num_heads must be even, "
+            f"got embed_dim={embed_dim} and num_heads={num_heads}; take {advice}an embed_dim that "
+            f"is a multiple of {2 * num_heads}"
+        )
+    return size
+
+
 def choice(name: str, value: object, allowed: Collection[str]) -> str:
     """Return `value` if it is one of the allowed words; name the nearest one if it is not."""
     if isinstance(value, str) and value in allowed:

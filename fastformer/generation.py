@@ -90,7 +90,7 @@ class KeyValueCache:
                 batch._tokens,
                 positions,
                 model.embedding.weight.value,
-                model.positions.table,
+                model.nothing if model.positions is None else model.positions.table,
                 x,
             )
             for layer, block in enumerate(model.blocks):
@@ -153,6 +153,8 @@ class KeyValueCache:
         """Do what `MultiHeadAttention.forward` does, and keep the new keys and values."""
         projected, queries, keys, values = attention.buffers.stacked("qkv", 3, *x.shape)
         attention._project(x, slice(0, 3), projected)
+        positions = self._places[1]
+        attention._turn(attention.ops.rotary_forward, queries, keys, positions, positions)
         kept_keys, kept_values = self._kept[layer]
         kept_keys[self._places], kept_values[self._places] = keys, values
         attended = np.empty_like(queries)
@@ -162,10 +164,12 @@ class KeyValueCache:
             kept_values[self._read],
             batch._offsets,
             self._key_offsets,
+            self._places[1],
+            attention.slopes,
             True,
             attention.scale,
             attended,
-            np.empty((len(queries), attention.num_heads), attention.dtype),
+            *np.empty((2, len(queries), attention.num_heads), attention.dtype),
         )
         return attention.output.forward(attended, residual=residual)
 

@@ -21,14 +21,14 @@ from fastformer import threads
 # i integer, b bool. Those that take longest come first.
 KERNELS = {
     "transformer_block.transformer_block_backward": (
-        "m m k k k b b f i r t t t r t t r r m m m m m r r m m m m m m m m m m m r r r r"
+        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
     ),
     "matmul._product": "i i m t m r m i m m t",
     "transformer_block.transformer_block_forward": (
-        "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m r r m m m"
+        "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
-    "attention.attention_backward": "m m m m m m k k b f m m m",
-    "attention.attention_forward": "m m m k k b f m m",
+    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
+    "attention.attention_forward": "m m m k k k r b f m m m",
     "matmul.weight_gradients": "m m r t m m r t m m r t m m r t m m r t",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "layernorm.layernorm_forward": "m r r f m r r",

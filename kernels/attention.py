@@ -1,16 +1,20 @@
 """Scaled dot-product attention over packed sequences, all heads, forward and backward.
 
-    P = softmax(Q K^T * scale),   out = P V
+    P = softmax(Q K^T * scale - slope * distance),   out = P V
     dV = P^T dO,   dS = P * (dO V^T - rowsum(dO * out)),   dQ = dS K * scale,   dK = dS^T Q * scale
 
 A row of q, k, v holds the heads side by side. Sequence b's queries are the rows
 query_offsets[b] to query_offsets[b + 1] of q, its keys and values those of key_offsets in k and v.
 Where `causal`, the last query sees all keys, the one before it all but the last, and so on.
+Where there are slopes, one for each head, scores fall with the distance of query and key, the
+absolute difference of the query's position and the key's place among its sequence's keys.
 No matrix of T x T is kept: scores are computed in blocks of BLOCK_KEYS keys and one or two
-registers of queries, those that no query sees never; forward saves the log of each row's sum of
-exponentials, and backward computes P again from it.
+registers of queries, those that no query sees never; forward saves each row's largest score and
+its sum of exponentials, and backward computes P again from them. (Not from the logarithm of the
+sum: its rounding would be an error of all weights of the row.)
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; for the blocks and the form of dS:
-Dao et al. 2022, arXiv:2205.14135, section 3.
+Dao et al. 2022, arXiv:2205.14135, section 3; for slopes (ALiBi): Press et al. 2022,
+arXiv:2108.12409, section 3.
 """
 
 import math
@@ -28,7 +32,6 @@ from ._simd import (
     lanes,
     load,
     load_first,
-    log,
     max_lanes,
     maximum,
     splat,
@@ -46,6 +49,10 @@ BLOCK_KEYS = 128
 MOST_TASKS = 64
 TASK_SIZE = 1 << 15
 KEY_COST = 16
+# Sums over the columns of a head, and over keys, are made of sums of so many terms: the error of a
+# chain grows with its length, and that of a score is one of its weight.
+SCORE_DEPTH = 16
+KEY_DEPTH = 32
 
 
 def _sequence_heads(q, query_offsets, key_offsets, num_heads):
@@ -58,35 +65,45 @@ def _sequence_heads(q, query_offsets, key_offsets, num_heads):
             yield queries, keys, slice(head * D, (head + 1) * D), head
 
 
-def _scores(q, k, causal, scale):
-    """Return Q K^T * scale, with -inf where a query does not see a key."""
-    scores = q @ k.T * q.dtype.type(scale)
+def _scores(q, k, positions, slope, causal, scale):
+    """Return scores, -inf where a query does not see a key, and what is left to multiply them by.
+
+    Without a slope that is the scale: a difference of scores is rounded less than they are.
+    """
+    scores, left = q @ k.T, q.dtype.type(scale)
+    if slope.size:
+        distance = np.abs(positions[:, None] - np.arange(len(k)))
+        scores, left = scores * left - slope * distance.astype(q.dtype), q.dtype.type(1)
     if causal:
         seen = np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
         scores[~seen] = -np.inf
-    return scores
+    return scores, left
 
 
-def attention_forward_reference(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+def attention_forward_reference(
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, largest, total
+):
     """Compute `attention_forward` in NumPy."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
-        largest = scores.max(axis=1, keepdims=True)
-        weights = np.exp(scores - largest)
-        total = weights.sum(axis=1, keepdims=True)
-        out[rows, part] = weights @ v[keys, part] / total
-        logsumexp[rows, head] = (largest + np.log(total))[:, 0]
+        bend = positions[rows], slopes[head : head + 1]
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        largest[rows, head] = scores.max(axis=1)
+        weights = np.exp((scores - largest[rows, head, None]) * left)
+        total[rows, head] = weights.sum(axis=1)
+        out[rows, part] = weights @ v[keys, part] / total[rows, head, None]
 
 
 def attention_backward_reference(
-    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
-):
+    dout, q, k, v, out, largest, total, query_offsets, key_offsets, positions, slopes, causal,
+    scale, dq, dk, dv,
+):  # fmt: skip
     """Compute `attention_backward` in NumPy."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
-        weights = np.exp(scores - logsumexp[rows, head][:, None])
+        bend = positions[rows], slopes[head : head + 1]
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        weights = np.exp((scores - largest[rows, head, None]) * left) / total[rows, head, None]
         delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
         dscores = weights * (dout[rows, part] @ v[keys, part].T - delta) * q.dtype.type(scale)
         dq[rows, part] = dscores @ k[keys, part]
@@ -95,16 +112,18 @@ def attention_backward_reference(
 
 
 def attention_weights_reference(
-    q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights
+    q, k, query_offsets, key_offsets, positions, slopes, causal, scale, weights
 ):
     """Compute `attention_weights` in NumPy."""
     weights[...] = 0
-    heads = logsumexp.shape[1]
+    heads = weights.shape[1]
     sequence = -1
     for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
         sequence += head == 0
-        scores = _scores(q[rows, part], k[keys, part], causal, scale)
-        found = np.exp(scores - logsumexp[rows, head][:, None])
+        bend = positions[rows], slopes[head : head + 1]
+        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        found = np.exp((scores - scores.max(axis=1, keepdims=True)) * left)
+        found /= found.sum(axis=1, keepdims=True)
         weights[sequence, head, : found.shape[0], : found.shape[1]] = found
 
 
@@ -150,14 +169,58 @@ def _scale_row(x, start, columns, factor):
 @kernel(inline=True)
 def _block_scores(k, key, count, C, D, panel, width, out):
     """Write rows key to key + count of k times a packed panel of queries to out (count, width)."""
-    multiply_rows(
-        0, count, width, D, k, key, C, 1, panel, 0, False, out, 0, False, out, out, 0, width
-    )
+    for d in range(0, D, SCORE_DEPTH):
+        multiply_rows(
+            0, count, width, min(SCORE_DEPTH, D - d), k, key + d, C, 1, panel, d * width, False,
+            out, 0, d > 0, out, out, 0, width,
+        )  # fmt: skip
+
+
+@kernel(inline=True)
+def _multiply_keys(rows, D, count, a, a_row_step, a_key_step, panels, T, key, adds, out, start, C):
+    """Write to out, or add, rows of a (rows, count) times keys key to key + count of panels."""
+    for first in range(0, count, KEY_DEPTH):
+        multiply_panels(
+            rows, 0, D, min(KEY_DEPTH, count - first), a, a_row_step, a_key_step, panels, T,
+            key + first, adds or first > 0, out, start, C, first * a_key_step,
+        )  # fmt: skip
+
+
+@kernel
+def _bend_columns(scores, count, width, key, rows, i, positions, slopes, head, scale, places):
+    """Replace scores (count, width) by score * scale - slope * distance.
+
+    Args:
+        key: the first key's place.    rows: of them, the queries from i on; later lanes repeat
+            the last.
+        places: (width,), overwritten.
+    """
+    for r in range(width):
+        places[r] = positions[i + min(r, rows - 1)]
+    slope = slopes[head]
+    for c in range(0, width, lanes(scores)):
+        place = load(places, c)
+        for j in range(count):
+            away = place - (key + j)
+            row = load(scores, j * width + c) * scale
+            store(scores, fma(maximum(away, -away), -slope, row), j * width + c)
+
+
+@kernel
+def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
+    """Do what `_bend_columns` does for one query, whose scores are lanes: with the same bits."""
+    for lane in range(lanes(scores)):
+        steps[lane] = lane
+    slope, place = slopes[head], positions[i] - key
+    for c in range(0, count, lanes(scores)):
+        away = load(steps, 0) + (c - place)
+        row = load_first(scores, count - c, c) * scale
+        store_first(scores, count - c, fma(maximum(away, -away), -slope, row), c)
 
 
 @kernel(inline=True)
 def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor):
-    """Replace scores (count, width) by exp(scale * score - m), going on from earlier keys.
+    """Replace scores (count, width) by exp(scale * (score - m)), going on from earlier keys.
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
@@ -168,17 +231,17 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
         before = load(largest, c)
         m = before
         for j in range(count):
-            row = load(scores, j * width + c) * scale
+            row = load(scores, j * width + c)
             if j >= hidden:
                 row = drop_first(row, j - hidden + 1 - c, -math.inf)
-            store(scores, row, j * width + c)
+                store(scores, row, j * width + c)
             m = maximum(row, m)
-        shrink = exp(before - m)
+        shrink = exp((before - m) * scale)
         sums = load(total, c) * shrink
         for start in range(0, count, SUM_BLOCK):
             part = splat(scores, 0.0)
             for j in range(start, min(count, start + SUM_BLOCK)):
-                row = exp(load(scores, j * width + c) - m)
+                row = exp((load(scores, j * width + c) - m) * scale)
                 store(scores, row, j * width + c)
                 part = part + row
             sums = sums + part
@@ -188,15 +251,15 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
 
 
 @kernel(inline=True)
-def _finish_queries(rows, width, head, largest, total, factor, out, start, C, D, logsumexp, i):
-    """Divide the sums in out by the sums of exponentials, and write the latter's logs."""
+def _finish_queries(
+    rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+):
+    """Divide the sums in out by the sums of exponentials, and save these."""
     for c in range(0, width, lanes(out)):
-        sums = load(total, c)
-        store(factor, splat(out, 1.0) / sums, c)
-        store(largest, load(largest, c) + log(sums), c)
+        store(factor, splat(out, 1.0) / load(total, c), c)
     for r in range(rows):
         _scale_row(out, start + r * C, D, factor[r])
-        logsumexp[i + r, head] = largest[r]
+        row_largest[i + r, head], row_total[i + r, head] = largest[r], total[r]
 
 
 @kernel
@@ -205,10 +268,11 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
     for j in range(0, count, WIDE * lanes(x)):
         used = min(WIDE * lanes(x), count - j)
         pack_panel_transposed(x, place + j * C, C, D, used, panel, 0)
-        multiply_rows(
-            0, 1, used, D, row, start, C, 1, panel, 0, False, out, 0, False, out, out,
-            out_start + j, used,
-        )  # fmt: skip
+        for d in range(0, D, SCORE_DEPTH):
+            multiply_rows(
+                0, 1, used, min(SCORE_DEPTH, D - d), row, start + d, C, 1, panel,
+                d * panel_width(used, x), False, out, 0, d > 0, out, out, out_start + j, used,
+            )  # fmt: skip
 
 
 @kernel(inline=True)
@@ -217,13 +281,12 @@ def _softmax_row(scores, count, scale, largest, total, factor):
     before = load(largest, 0)
     m = splat(scores, -math.inf)
     for c in range(0, count, lanes(scores)):
-        row = load_first(scores, count - c, c) * scale
-        store_first(scores, count - c, row, c)
-        m = maximum(keep_first(row, count - c, -math.inf), m)
+        m = maximum(keep_first(load_first(scores, count - c, c), count - c, -math.inf), m)
     m = maximum(splat(scores, max_lanes(m)), before)
     for c in range(0, count, lanes(scores)):
-        store_first(scores, count - c, exp(load_first(scores, count - c, c) - m), c)
-    shrink = exp(before - m)
+        row = exp((load_first(scores, count - c, c) - m) * scale)
+        store_first(scores, count - c, row, c)
+    shrink = exp((before - m) * scale)
     sums = load(total, 0) * shrink
     for start in range(0, count, SUM_BLOCK):
         part = splat(scores, 0.0)
@@ -237,40 +300,46 @@ def _softmax_row(scores, count, scale, largest, total, factor):
 
 @kernel(inline=True)
 def _attention_forward_row(
-    q, k, i, first_key, head, T, scale, out, logsumexp, panel, values, scores, largest, total,
-    factor,
+    q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total, panel,
+    values, scores, largest, total, factor,
 ):  # fmt: skip
     """Attend from one query, which sees all T keys, in one head; `values` are packed."""
-    C = q.size // logsumexp.shape[0]
-    D = C // logsumexp.shape[1]
+    C = q.size // row_largest.shape[0]
+    D = C // row_largest.shape[1]
     start = i * C + head * D
     store(largest, splat(q, -math.inf), 0)
     store(total, splat(q, 0.0), 0)
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
         _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
-        _softmax_row(scores, count, scale, largest, total, factor)
+        left = scale
+        if slopes.size > 0:
+            _bend_row(scores, count, key, i, positions, slopes, head, scale, factor)
+            left = 1.0
+        _softmax_row(scores, count, left, largest, total, factor)
         if key > 0:
             _scale_row(out, start, D, factor[0])
-        multiply_panels(1, 0, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C, 0)
-    _finish_queries(1, lanes(q), head, largest, total, factor, out, start, C, D, logsumexp, i)
+        _multiply_keys(1, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C)
+    _finish_queries(
+        1, lanes(q), head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+    )
 
 
 @kernel(inline=True)
 def _attention_forward_pair(
-    q, k, v, first, last, first_key, last_key, head, causal, scale, out, logsumexp,
-    queries, values, scores, largest, total, factor,
+    q, k, v, first, last, first_key, last_key, positions, slopes, head, causal, scale, out,
+    row_largest, row_total, queries, values, scores, largest, total, factor,
 ):  # fmt: skip
     """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
-    C = q.size // logsumexp.shape[0]
-    D, T = C // logsumexp.shape[1], last_key - first_key
+    C = q.size // row_largest.shape[0]
+    D, T = C // row_largest.shape[1], last_key - first_key
     column = head * D
     pack_panels(v, first_key * C + column, C, T, D, values)
     i = first
     if last - first == 1:
         _attention_forward_row(
-            q, k, i, first_key, head, T, scale, out, logsumexp, queries, values, scores, largest,
-            total, factor,
+            q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total,
+            queries, values, scores, largest, total, factor,
         )  # fmt: skip
         return
     while i < last:
@@ -284,77 +353,91 @@ def _attention_forward_pair(
             count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
             place = (first_key + key) * C + column
             _block_scores(k, place, count, C, D, queries, width, scores)
+            left = scale
+            if slopes.size > 0:
+                _bend_columns(
+                    scores, count, width, key, rows, i, positions, slopes, head, scale, factor
+                )
+                left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _softmax_columns(scores, count, width, hidden, scale, largest, total, factor)
+            _softmax_columns(scores, count, width, hidden, left, largest, total, factor)
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])
-            multiply_panels(
-                rows, 0, D, count, scores, 1, width, values, T, key, key > 0, out, start, C, 0
-            )
-        _finish_queries(rows, width, head, largest, total, factor, out, start, C, D, logsumexp, i)
+            _multiply_keys(rows, D, count, scores, 1, width, values, T, key, key > 0, out, start, C)
+        _finish_queries(
+            rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+        )
         i += rows
 
 
 @kernel(once=True)
 def attention_forward_pairs(
-    first_pair, last_pair, longest, q, k, v, query_offsets, key_offsets, causal, scale, out,
-    logsumexp,
+    first_pair, last_pair, longest, q, k, v, query_offsets, key_offsets, positions, slopes, causal,
+    scale, out, largest, total,
 ):  # fmt: skip
     """Attend in some pairs of sequence and head, in one thread; see `attention_forward`."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
     flat_out = out.reshape(out.size)
     queries = np.empty(width * D, q.dtype)
     values = np.empty(longest * _padded(D, q), q.dtype)
     scores = np.empty(BLOCK_KEYS * width, q.dtype)
-    largest = np.empty(width, q.dtype)
-    total = np.empty(width, q.dtype)
+    tile_largest = np.empty(width, q.dtype)
+    tile_total = np.empty(width, q.dtype)
     factor = np.empty(width, q.dtype)
     for pair in range(first_pair, last_pair):
         b = pair // heads
         _attention_forward_pair(
             flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-            key_offsets[b + 1], pair % heads, causal, scale, flat_out, logsumexp,
-            queries, values, scores, largest, total, factor,
+            key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, flat_out,
+            largest, total, queries, values, scores, tile_largest, tile_total, factor,
         )  # fmt: skip
 
 
 @kernel(parallel=True)
-def attention_forward(q, k, v, query_offsets, key_offsets, causal, scale, out, logsumexp):
+def attention_forward(
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, largest, total
+):
     """Attend from every query, in every head.
 
     Args:
         q: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
         query_offsets, key_offsets: (B + 1,) int64, from 0 to Nq and to Nk, strictly rising.
+        positions: (Nq,) int64, of each query in its sequence; (0,) where there are no slopes.
+        slopes: (H,) of q's dtype, or (0,) for none.
         causal: bool; then no sequence has more queries than keys.    scale: 1 / sqrt(C / H).
-        out: (Nq, C) overwritten.    logsumexp: (Nq, H) overwritten, for backward.
+        out: (Nq, C) overwritten.
+        largest, total: (Nq, H) overwritten, for backward: the largest score, without slopes not
+            multiplied by the scale, and the sum of the exponentials of how far all are above it.
     Threads: pairs of sequence and head; bit-identical for any thread count.
     """
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     pairs = (query_offsets.size - 1) * heads
     longest = longest_sequence(key_offsets)
     tasks = _tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_forward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
-            key_offsets, causal, scale, out, logsumexp,
+            key_offsets, positions, slopes, causal, scale, out, largest, total,
         )  # fmt: skip
 
 
 @kernel(inline=True)
-def _score_gradients(scores, dscores, count, width, hidden, scale, logsumexp, delta):
-    """Turn a block's Q K^T into P, and its dO V^T into dS * scale; both (count, width).
+def _score_gradients(scores, dscores, count, width, hidden, left, scale, largest, inverse, delta):
+    """Turn a block's scores into P, and its dO V^T into dS * scale; both (count, width).
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
-        logsumexp, delta: (width,), of each query: from forward, and the sum of dO * out.
+        left: what scores are still to be multiplied by.
+        largest, inverse, delta: (width,), of each query: its largest score, one over its sum of
+            exponentials, and its sum of dO * out.
     """
     for c in range(0, width, lanes(scores)):
-        lse, shift = load(logsumexp, c), load(delta, c)
+        m, part, shift = load(largest, c), load(inverse, c), load(delta, c)
         for j in range(count):
-            weight = exp(load(scores, j * width + c) * scale - lse)
+            weight = exp((load(scores, j * width + c) - m) * left) * part
             if j >= hidden:
                 weight = drop_first(weight, j - hidden + 1 - c, 0.0)
             gradient = weight * (load(dscores, j * width + c) - shift) * scale
@@ -374,60 +457,73 @@ def _row_product(a, b, start, columns):
 
 
 @kernel(inline=True)
-def _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, delta):
-    """Write each query's logsumexp, and its sum of dO * out."""
+def _query_sums(
+    rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse, delta
+):
+    """Write each query's largest score, one over its sum of exponentials, its sum of dO * out."""
     for r in range(rows):
         delta[r] = _row_product(dout, out, start + r * C, D)
-        lse[r] = logsumexp[i + r, head]
+        largest[r], inverse[r] = row_largest[i + r, head], row_total[i + r, head]
     for r in range(rows, width):
-        delta[r], lse[r] = delta[rows - 1], lse[rows - 1]
+        delta[r], largest[r], inverse[r] = delta[rows - 1], largest[rows - 1], inverse[rows - 1]
+    for c in range(0, width, lanes(out)):
+        store(inverse, splat(out, 1.0) / load(inverse, c), c)
 
 
 @kernel(inline=True)
 def _attention_backward_row(
-    dout, q, k, v, out, logsumexp, i, first_key, head, T, scale, dq, dk, dv, panel, scores, dscores,
+    dout, q, k, v, out, row_largest, row_total, i, first_key, positions, slopes, head, T, scale,
+    dq, dk, dv, panel, scores, dscores,
 ):  # fmt: skip
     """Differentiate one query, which sees all T keys, in one head."""
-    C = q.size // logsumexp.shape[0]
-    D, size = C // logsumexp.shape[1], lanes(q)
+    C = q.size // row_largest.shape[0]
+    D, size = C // row_largest.shape[1], lanes(q)
     start = i * C + head * D
-    delta, lse = _row_product(dout, out, start, D), logsumexp[i, head]
+    delta = _row_product(dout, out, start, D)
+    m, total = splat(q, row_largest[i, head]), splat(q, row_total[i, head])
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
         _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        left = scale
+        if slopes.size > 0:
+            _bend_row(scores, count, key, i, positions, slopes, head, scale, dscores)
+            left = 1.0
         _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
         for c in range(0, count, size):
-            weight = exp(load_first(scores, count - c, c) * scale - lse)
+            weight = exp((load_first(scores, count - c, c) - m) * left) / total
             gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
             store_first(scores, count - c, weight, c)
             store_first(dscores, count - c, gradient, c)
         for d in range(0, D, size):
             query, dquery = load_first(q, D - d, start + d), load_first(dout, D - d, start + d)
-            total = splat(q, 0.0)
-            for j in range(count):
-                to = place + j * C + d
-                total = fma(load_first(k, D - d, to), dscores[j], total)
-                store_first(dk, D - d, query * dscores[j], to)
-                store_first(dv, D - d, dquery * scores[j], to)
+            sums = splat(q, 0.0)
+            for begin in range(0, count, SUM_BLOCK):
+                part = splat(q, 0.0)
+                for j in range(begin, min(count, begin + SUM_BLOCK)):
+                    to = place + j * C + d
+                    part = fma(load_first(k, D - d, to), dscores[j], part)
+                    store_first(dk, D - d, query * dscores[j], to)
+                    store_first(dv, D - d, dquery * scores[j], to)
+                sums = sums + part
             if key > 0:
-                total = total + load_first(dq, D - d, start + d)
-            store_first(dq, D - d, total, start + d)
+                sums = sums + load_first(dq, D - d, start + d)
+            store_first(dq, D - d, sums, start + d)
 
 
 @kernel(inline=True)
 def _attention_backward_pair(
-    dout, q, k, v, out, logsumexp, first, last, first_key, last_key, head, causal, scale,
-    dq, dk, dv, keys, queries_transposed, douts_transposed, queries, douts, scores, dscores,
-    lse, delta,
+    dout, q, k, v, out, row_largest, row_total, first, last, first_key, last_key, positions,
+    slopes, head, causal, scale, dq, dk, dv, keys, queries_transposed, douts_transposed, queries,
+    douts, scores, dscores, largest, inverse, delta,
 ):  # fmt: skip
-    """Differentiate one sequence in one head; all matrices but logsumexp are flat."""
-    C = q.size // logsumexp.shape[0]
-    D, T = C // logsumexp.shape[1], last_key - first_key
+    """Differentiate one sequence in one head; all matrices but row_* are flat."""
+    C = q.size // row_largest.shape[0]
+    D, T = C // row_largest.shape[1], last_key - first_key
     column = head * D
     if last - first == 1:
         _attention_backward_row(
-            dout, q, k, v, out, logsumexp, first, first_key, head, T, scale, dq, dk, dv,
-            queries_transposed, scores, dscores,
+            dout, q, k, v, out, row_largest, row_total, first, first_key, positions, slopes, head,
+            T, scale, dq, dk, dv, queries_transposed, scores, dscores,
         )  # fmt: skip
         return
     pack_panels(k, first_key * C + column, C, T, D, keys)
@@ -441,17 +537,26 @@ def _attention_backward_pair(
         pack_panel_transposed(dout, start, C, D, rows, douts_transposed, 0)
         pack_panels(q, start, C, rows, D, queries)
         pack_panels(dout, start, C, rows, D, douts)
-        _query_sums(rows, width, dout, out, start, C, D, head, logsumexp, i, lse, delta)
+        _query_sums(
+            rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse,
+            delta,
+        )  # fmt: skip
         end = _visible(i + rows - 1, last, T, causal)
         for key in range(0, end, BLOCK_KEYS):
             count, place = min(BLOCK_KEYS, end - key), (first_key + key) * C + column
             _block_scores(k, place, count, C, D, queries_transposed, width, scores)
+            left = scale
+            if slopes.size > 0:
+                _bend_columns(
+                    scores, count, width, key, rows, i, positions, slopes, head, scale, dscores
+                )
+                left = 1.0
             _block_scores(v, place, count, C, D, douts_transposed, width, dscores)
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _score_gradients(scores, dscores, count, width, hidden, scale, lse, delta)
-            multiply_panels(
-                rows, 0, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C, 0
+            _score_gradients(
+                scores, dscores, count, width, hidden, left, scale, largest, inverse, delta
             )
+            _multiply_keys(rows, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C)
             old = min(max(begun - key, 0), count)
             for skip, size, adds in ((0, old, True), (old, count - old, False)):
                 row, to = skip * width, place + skip * C
@@ -467,11 +572,11 @@ def _attention_backward_pair(
 
 @kernel(once=True)
 def attention_backward_pairs(
-    first_pair, last_pair, longest, dout, q, k, v, out, logsumexp, query_offsets, key_offsets,
-    causal, scale, dq, dk, dv,
+    first_pair, last_pair, longest, dout, q, k, v, out, largest, total, query_offsets, key_offsets,
+    positions, slopes, causal, scale, dq, dk, dv,
 ):  # fmt: skip
     """Differentiate some pairs of sequence and head, in one thread; see `attention_backward`."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
@@ -483,48 +588,52 @@ def attention_backward_pairs(
     douts = np.empty(width * _padded(D, q), q.dtype)
     scores = np.empty(BLOCK_KEYS * width, q.dtype)
     dscores = np.empty(BLOCK_KEYS * width, q.dtype)
-    lse = np.empty(width, q.dtype)
+    tile_largest = np.empty(width, q.dtype)
+    inverse = np.empty(width, q.dtype)
     delta = np.empty(width, q.dtype)
     for pair in range(first_pair, last_pair):
         b = pair // heads
         _attention_backward_pair(
-            flat_dout, flat_q, flat_k, flat_v, flat_out, logsumexp, query_offsets[b],
-            query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], pair % heads, causal,
-            scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed, douts_transposed,
-            queries, douts, scores, dscores, lse, delta,
+            flat_dout, flat_q, flat_k, flat_v, flat_out, largest, total, query_offsets[b],
+            query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
+            pair % heads, causal, scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed,
+            douts_transposed, queries, douts, scores, dscores, tile_largest, inverse, delta,
         )  # fmt: skip
 
 
 @kernel(parallel=True)
 def attention_backward(
-    dout, q, k, v, out, logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv
-):
+    dout, q, k, v, out, largest, total, query_offsets, key_offsets, positions, slopes, causal,
+    scale, dq, dk, dv,
+):  # fmt: skip
     """Differentiate `attention_forward`.
 
     Args:
         dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
-        logsumexp: (Nq, H) from forward.    query_offsets, key_offsets, causal, scale: as there.
+        largest, total: (Nq, H) from forward.
+        query_offsets, key_offsets, positions, slopes, causal, scale: as there.
         dq: (Nq, C), dk, dv: (Nk, C), overwritten.
     Threads: pairs of sequence and head, each with its own rows and columns of every output;
     bit-identical for any thread count.
     """
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     pairs = (query_offsets.size - 1) * heads
     longest = longest_sequence(key_offsets)
     tasks = _tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_backward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, dout, q, k, v, out,
-            logsumexp, query_offsets, key_offsets, causal, scale, dq, dk, dv,
+            largest, total, query_offsets, key_offsets, positions, slopes, causal, scale, dq, dk,
+            dv,
         )  # fmt: skip
 
 
 @kernel
 def _attention_weights_pair(
-    q, k, logsumexp, first, last, first_key, last_key, head, causal, scale, weights, b
+    q, k, first, last, first_key, last_key, positions, slopes, head, causal, scale, weights, b
 ):
     """Write the weights of one sequence in one head."""
-    D = q.shape[1] // logsumexp.shape[1]
+    D = q.shape[1] // weights.shape[1]
     T, column = last_key - first_key, head * D
     for t in range(weights.shape[2]):
         i = first + t
@@ -534,9 +643,12 @@ def _attention_weights_pair(
             score = 0.0
             for d in range(column, column + D):
                 score += q[i, d] * k[first_key + j, d]
-            weights[b, head, t, j] = score * scale
+            score *= scale
+            if slopes.size > 0:
+                score -= slopes[head] * abs(positions[i] - j)
+            weights[b, head, t, j] = score
             largest = max(largest, weights[b, head, t, j])
-        # Not by logsumexp: its rounding is an error of all, and of huge scores larger than one.
+        # Not from what forward saved: huge scores that are rounded otherwise are far from these.
         for j in range(seen):
             weights[b, head, t, j] = math.exp(weights[b, head, t, j] - largest)
             total += weights[b, head, t, j]
@@ -545,20 +657,20 @@ def _attention_weights_pair(
 
 
 @kernel(parallel=True)
-def attention_weights(q, k, logsumexp, query_offsets, key_offsets, causal, scale, weights):
+def attention_weights(q, k, query_offsets, key_offsets, positions, slopes, causal, scale, weights):
     """Compute P again, for pictures.
 
     Args:
-        q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, C).    logsumexp: (Nq, H) from forward.
-        query_offsets, key_offsets, causal, scale: as in `attention_forward`.
+        q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, C).
+        query_offsets, key_offsets, positions, slopes, causal, scale: as in `attention_forward`.
         weights: (B, H, Tq, Tk) overwritten, with room for the longest sequence; 0 beyond the
             others and where a key is not seen.
     Threads: pairs of sequence and head; bit-identical for any thread count.
     """
-    heads = logsumexp.shape[1]
+    heads = weights.shape[1]
     for pair in prange((query_offsets.size - 1) * heads):
         b = pair // heads
         _attention_weights_pair(
-            q, k, logsumexp, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-            key_offsets[b + 1], pair % heads, causal, scale, weights, b,
+            q, k, query_offsets[b], query_offsets[b + 1], key_offsets[b],
+            key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, weights, b,
         )  # fmt: skip

@@ -56,7 +56,7 @@ def transformer_block_forward_reference(
     norm1_weight, norm1_bias, query_weight, query_bias, projection_weight, projection_bias,
     output_weight, output_bias, norm2_weight, norm2_bias, expand_weight, expand_bias,
     contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, attended,
-    logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    largest, total, attention_out, normed2, mean2, rstd2, slope, hidden, out,
 ):  # fmt: skip
     """Compute `transformer_block_forward` in NumPy."""
     nothing = x[:0]
@@ -74,8 +74,9 @@ def transformer_block_forward_reference(
     )
     q, k, v = _query_key_value(q, projected, x.shape[0])
     attention_forward_reference(
-        q, k, v, query_offsets, key_offsets, causal, scale, attended, logsumexp
-    )
+        q, k, v, query_offsets, key_offsets, query_offsets[:0], mean1[:0], causal, scale, attended,
+        largest, total,
+    )  # fmt: skip
     matmul_reference(
         attended, output_weight, output_bias, stream, NO_ACTIVATION, nothing, attention_out
     )
@@ -91,9 +92,9 @@ def transformer_block_forward_reference(
 def transformer_block_backward_reference(
     dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, activation, norm1_weight,
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
-    mean1, rstd1, q, projected, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
-    dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight, dnorm1_bias,
-    dnorm2_weight, dnorm2_bias,
+    mean1, rstd1, q, projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
+    dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight,
+    dnorm1_bias, dnorm2_weight, dnorm2_bias,
 ):  # fmt: skip
     """Compute `transformer_block_backward` in NumPy."""
     nothing = x[:0]
@@ -112,8 +113,8 @@ def transformer_block_backward_reference(
     q, k, v = _query_key_value(q, projected, x.shape[0])
     dqueries, dk, dv = _query_key_value(dq, dprojected, x.shape[0])
     attention_backward_reference(
-        dattended, q, k, v, attended, logsumexp, query_offsets, key_offsets, causal, scale,
-        dqueries, dk, dv,
+        dattended, q, k, v, attended, largest, total, query_offsets, key_offsets,
+        query_offsets[:0], mean1[:0], causal, scale, dqueries, dk, dv,
     )  # fmt: skip
     residual = nothing if rows.size or pre_norm else dsum1
     matmul_nt_reference(dprojected, projection_weight, nothing, residual, NO_ACTIVATION, dx)
@@ -152,11 +153,11 @@ def _forward_shard(
     activation, norm1_weight, norm1_bias, query_weight, query_bias, projection_weight,
     projection_bias, output_weight, output_bias, norm2_weight, norm2_bias, expand_weight,
     expand_bias, contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q,
-    projected, attended, logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    projected, attended, largest, total, attention_out, normed2, mean2, rstd2, slope, hidden, out,
     nothing,
 ):  # fmt: skip
     """Take sequences begin to end through the block."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     first, last = key_offsets[begin], key_offsets[end]
     first_query, last_query = query_offsets[begin], query_offsets[end]
     if pre_norm:
@@ -178,7 +179,7 @@ def _forward_shard(
     queries, keys, values = query_key_value(q, projected, x.shape[0])
     attention_forward_pairs(
         begin * heads, end * heads, longest, queries, keys, values, query_offsets, key_offsets,
-        causal, scale, attended, logsumexp,
+        query_offsets[:0], mean1[:0], causal, scale, attended, largest, total,
     )  # fmt: skip
     product_rows(
         FORWARD, first_query, last_query, attended, output_weight, attention_out, output_bias,
@@ -214,7 +215,7 @@ def transformer_block_forward(
     norm1_weight, norm1_bias, query_weight, query_bias, projection_weight, projection_bias,
     output_weight, output_bias, norm2_weight, norm2_bias, expand_weight, expand_bias,
     contract_weight, contract_bias, normed1, mean1, rstd1, stream, chosen, q, projected, attended,
-    logsumexp, attention_out, normed2, mean2, rstd2, slope, hidden, out,
+    largest, total, attention_out, normed2, mean2, rstd2, slope, hidden, out,
 ):  # fmt: skip
     """Compute the block, or the rows that are read out of it.
 
@@ -238,7 +239,7 @@ def transformer_block_forward(
             that input without rows.
         q: (B, C), the queries with rows, else (0, 0).    projected: (3 N, C), queries, keys and
             values stacked; with rows (2 N, C), keys and values.
-        attended, attention_out: (M, C).    logsumexp: (M, H).    hidden: (M, F).
+        attended, attention_out: (M, C).    largest, total: (M, H).    hidden: (M, F).
         slope: (M, F), (0, 0) for ReLU.    out: (M, C), of the feed-forward layer and residual
             sum: the result for pre-norm, where it is normed2 for post-norm.
     Threads: sequences; bit-identical for any thread count.
@@ -254,8 +255,8 @@ def transformer_block_forward(
             epsilon, activation, norm1_weight, norm1_bias, query_weight, query_bias,
             projection_weight, projection_bias, output_weight, output_bias, norm2_weight,
             norm2_bias, expand_weight, expand_bias, contract_weight, contract_bias, normed1, mean1,
-            rstd1, stream, chosen, q, projected, attended, logsumexp, attention_out, normed2, mean2,
-            rstd2, slope, hidden, out, nothing,
+            rstd1, stream, chosen, q, projected, attended, largest, total, attention_out, normed2,
+            mean2, rstd2, slope, hidden, out, nothing,
         )  # fmt: skip
 
 
@@ -263,12 +264,12 @@ def transformer_block_forward(
 def _backward_shard(
     begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
     activation, norm1_weight, query_weight, projection_weight, output_weight, norm2_weight,
-    expand_weight, contract_weight, mean1, rstd1, q, projected, attended, logsumexp, attention_out,
-    mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx,
-    sums1, sums2, nothing, no_bias,
+    expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest, total,
+    attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq,
+    dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
 ):  # fmt: skip
     """Take the gradients of sequences begin to end back through the block, line by line."""
-    heads = logsumexp.shape[1]
+    heads = largest.shape[1]
     first, last = key_offsets[begin], key_offsets[end]
     first_query, last_query = query_offsets[begin], query_offsets[end]
     if not pre_norm:
@@ -301,8 +302,9 @@ def _backward_shard(
     queries, keys, values = query_key_value(q, projected, x.shape[0])
     dqueries, dkeys, dvalues = query_key_value(dq, dprojected, x.shape[0])
     attention_backward_pairs(
-        begin * heads, end * heads, longest, dattended, queries, keys, values, attended, logsumexp,
-        query_offsets, key_offsets, causal, scale, dqueries, dkeys, dvalues,
+        begin * heads, end * heads, longest, dattended, queries, keys, values, attended, largest,
+        total, query_offsets, key_offsets, query_offsets[:0], mean1[:0], causal, scale, dqueries,
+        dkeys, dvalues,
     )  # fmt: skip
     straight = rows.size == 0 and not pre_norm
     product_rows(
@@ -327,9 +329,9 @@ def _backward_shard(
 def transformer_block_backward(
     dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, activation, norm1_weight,
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
-    mean1, rstd1, q, projected, attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2,
-    dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight, dnorm1_bias,
-    dnorm2_weight, dnorm2_bias,
+    mean1, rstd1, q, projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
+    dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight,
+    dnorm1_bias, dnorm2_weight, dnorm2_bias,
 ):  # fmt: skip
     """Differentiate the block by x, by what each linear layer gave, and by the norms' parameters.
 
@@ -357,11 +359,11 @@ def transformer_block_backward(
         begin = _first_sequence(shard, shards, key_offsets)
         end = _first_sequence(shard + 1, shards, key_offsets)
         _backward_shard(
-            begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm,
-            causal, scale, activation, norm1_weight, query_weight, projection_weight,
-            output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected,
-            attended, logsumexp, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner,
-            dsum1, dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
+            begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal,
+            scale, activation, norm1_weight, query_weight, projection_weight, output_weight,
+            norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected, attended,
+            largest, total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1,
+            dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)

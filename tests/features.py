@@ -30,6 +30,13 @@ FEATURES: dict[int, tuple[str, ...]] = {
     17: ("tests/test_batch.py::test_sequences_lie_end_to_end",),
     18: ("fastformer.layers.embedding:Embedding",),
     19: ("fastformer.layers.positional_encoding:PositionalEncoding",),
+    20: (
+        "$ train --positions",
+        "fastformer.kernels.rotary:rotary_forward",
+        "fastformer.layers.relative_positions:alibi_slopes",
+        "tests/test_relative_positions.py::test_formula",
+        "tests/test_relative_positions.py::test_every_command_takes_a_run",
+    ),
     21: ("fastformer.layers.linear:Linear", "fastformer.layers.linear:xavier_uniform"),
     22: ("fastformer.layers.layernorm:LayerNorm",),
     23: ("fastformer.layers.transformer_block:TransformerBlock", "$ train --norm"),
@@ -168,6 +175,5 @@ OUT_OF_SCOPE: dict[int, str] = {
 }
 
 MISSING: dict[int, str] = {
-    20: "learned positions are there (--positions learned); rotary ones and ALiBi are not",
     94: "float32 and float64 only",
 }

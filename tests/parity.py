@@ -37,6 +37,12 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 # Of options that choose a layer's formula, the usual ones.
 FORMS = {"norm_type": ("layernorm",), "activation": ("relu", "gelu")}
+# What the attention is told of positions, with fewer values of what it does not meet.
+RELATIVE: dict[str, tuple[Any, ...]] = {
+    "activation": ("gelu",),
+    "positions": ("rotary", "alibi"),
+    "layernorm_epsilon": (1e-5,),
+}
 KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "encoder": (ff.TransformerConfig, {"pooling": ("first", "mean", "last")}),
     "decoder": (ff.DecoderConfig, {"tied_embeddings": (True, False)}),
@@ -51,7 +57,7 @@ TRAINED = {
     ),
     "encoder, biases, last": (
         "encoder",
-        {"activation": "gelu", "attention_bias": True, "pooling": "last"},
+        {"activation": "gelu", "attention_bias": True, "positions": "rotary", "pooling": "last"},
     ),
     "decoder": ("decoder", {}),
     "decoder, post-norm, untied": (
@@ -70,7 +76,7 @@ TRAINED = {
     "decoder, RMSNorm, Mish": ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
     "decoder, biases, epsilon": (
         "decoder",
-        {"attention_bias": True, "layernorm_epsilon": 1e-2},
+        {"attention_bias": True, "layernorm_epsilon": 1e-2, "positions": "alibi"},
     ),
 }
 
@@ -122,6 +128,11 @@ def every_config() -> list[tuple[str, dict[str, Any]]]:
     """
     found = []
     for kind, (_, own) in KINDS.items():
+        relative = OPTIONS | RELATIVE | own
+        found += [
+            (kind, dict(zip(relative, chosen, strict=True)))
+            for chosen in product(*relative.values())
+        ]
         values = OPTIONS | own
         others = [name for name in values if name not in ("norm", *FORMS)]
         for chosen in product(*values.values()):

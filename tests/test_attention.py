@@ -18,6 +18,7 @@ from fastformer.kernels.attention import (
     attention_weights,
     attention_weights_reference,
 )
+from fastformer.layers.relative_positions import alibi_slopes
 
 HEAD_SIZES = sorted({1, 3, 8, LANES64 + 1, LANES32 - 1, LANES32, LANES32 + 1, 2 * LANES32 + 3})
 
@@ -32,6 +33,7 @@ class Case:
     head_size: int
     causal: bool
     seed: int = 0
+    bent: bool = False
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
@@ -42,15 +44,22 @@ class Case:
         )
         self.q, self.dout = rng.standard_normal((2, sum(self.queries), width))
         self.k, self.v = rng.standard_normal((2, sum(self.keys), width))
+        # Where a query stands is not always where it is among the queries.
+        last = zip(self.queries, self.keys, strict=True)
+        places = [np.arange(max(0, keys - queries), max(0, keys - queries) + queries)
+                  for queries, keys in last]  # fmt: skip
+        self.positions = np.concatenate([np.zeros(0, np.int64), *places])
+        self.slopes = alibi_slopes(self.heads) if self.bent else np.zeros(0)
 
     @property
     def shared(self):
         scale = 1 / math.sqrt(self.head_size)
-        return self.query_offsets, self.key_offsets, self.causal, scale
+        places = self.positions, self.slopes
+        return self.query_offsets, self.key_offsets, *places, self.causal, scale
 
     def forward(self):
-        logsumexp = Out((len(self.q), self.heads))
-        return self.q, self.k, self.v, *self.shared, Out(self.q.shape), logsumexp
+        saved = Out((len(self.q), self.heads))
+        return self.q, self.k, self.v, *self.shared, Out(self.q.shape), saved, saved
 
     def saved(self):
         return run(attention_forward_reference, *self.forward(), dtype=np.float64)
@@ -62,8 +71,7 @@ class Case:
 
     def weights(self):
         shape = (len(self.queries), self.heads, max(self.queries), max(self.keys))
-        _, logsumexp = self.saved()
-        return self.q, self.k, logsumexp, *self.shared, Out(shape)
+        return self.q, self.k, *self.shared, Out(shape)
 
 
 def check(case):
@@ -85,14 +93,16 @@ LENGTHS = {
     ),
     "no sequence": ([], []),
 }
+BENT = pytest.mark.parametrize("bent", [False, True], ids=["level", "alibi"])
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 
 
 @pytest.mark.smoke
 @CAUSAL
+@BENT
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_lengths_equal_twin(lengths, causal):
-    check(Case(*lengths, heads=2, head_size=8, causal=causal))
+def test_lengths_equal_twin(lengths, causal, bent):
+    check(Case(*lengths, heads=2, head_size=8, causal=causal, bent=bent))
 
 
 def test_more_queries_than_keys_equal_twin():
@@ -111,18 +121,20 @@ def test_head_sizes_equal_twin(head_size, causal):
     heads=st.integers(1, 4),
     head_size=st.integers(1, 40),
     causal=st.booleans(),
+    bent=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_any_case_equals_twin(lengths, heads, head_size, causal, seed):
+def test_any_case_equals_twin(lengths, heads, head_size, causal, bent, seed):
     queries = [queries for queries, _ in lengths]
     keys = [queries + more for queries, more in lengths]
-    check(Case(queries, keys, heads, head_size, causal, seed))
+    check(Case(queries, keys, heads, head_size, causal, seed, bent))
 
 
 @CAUSAL
+@BENT
 @pytest.mark.parametrize("lengths", [([3, 1, 2], [3, 1, 2]), ([1, 2], [3, 4])], ids=str)
-def test_gradient(lengths, causal):
-    case = Case(*lengths, heads=2, head_size=3, causal=causal)
+def test_gradient(lengths, causal, bent):
+    case = Case(*lengths, heads=2, head_size=3, causal=causal, bent=bent)
 
     def forward(q, k, v):
         case.q, case.k, case.v = q, k, v
@@ -157,13 +169,14 @@ def test_constant_values_come_out_as_they_are(causal):
     """The weights of the forward pass sum to one: an average of ones is one."""
     case = Case([7, 20], [7, 20], heads=2, head_size=5, causal=causal)
     case.v = np.ones_like(case.v)
-    out, _ = run(attention_forward, *case.forward())
+    out, *_ = run(attention_forward, *case.forward())
     np.testing.assert_allclose(out, 1, rtol=1e-6)
 
 
 def slices(case, b):
     """Return what sequence b alone is."""
-    alone = Case([case.queries[b]], [case.keys[b]], case.heads, case.head_size, case.causal)
+    sizes = case.heads, case.head_size, case.causal
+    alone = Case([case.queries[b]], [case.keys[b]], *sizes, bent=case.bent)
     rows = slice(*case.query_offsets[b : b + 2])
     keys = slice(*case.key_offsets[b : b + 2])
     alone.q, alone.dout = case.q[rows], case.dout[rows]
@@ -172,16 +185,18 @@ def slices(case, b):
 
 
 @CAUSAL
+@BENT
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sequence_does_not_depend_on_the_others(causal, dtype):
-    case = Case([3, 1, 17, 8], [3, 6, 17, 30], heads=2, head_size=9, causal=causal)
-    out, logsumexp = run(attention_forward, *case.forward(), dtype=dtype)
+def test_a_sequence_does_not_depend_on_the_others(causal, bent, dtype):
+    case = Case([3, 1, 17, 8], [3, 6, 17, 30], heads=2, head_size=9, causal=causal, bent=bent)
+    out, *saved = run(attention_forward, *case.forward(), dtype=dtype)
     gradients = run(attention_backward, *case.backward(), dtype=dtype)
     for b in range(4):
         alone, rows, keys = slices(case, b)
-        out_alone, logsumexp_alone = run(attention_forward, *alone.forward(), dtype=dtype)
+        out_alone, *saved_alone = run(attention_forward, *alone.forward(), dtype=dtype)
         np.testing.assert_array_equal(out[rows], out_alone)
-        np.testing.assert_array_equal(logsumexp[rows], logsumexp_alone)
+        for whole, part in zip(saved, saved_alone, strict=True):
+            np.testing.assert_array_equal(whole[rows], part)
         found = run(attention_backward, *alone.backward(), dtype=dtype)
         for whole, part, where in zip(gradients, found, (rows, keys, keys), strict=True):
             np.testing.assert_array_equal(whole[where], part)
@@ -190,23 +205,52 @@ def test_a_sequence_does_not_depend_on_the_others(causal, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_causal_output_does_not_depend_on_later_tokens(rng, dtype):
     case = Case([20], [20], heads=2, head_size=9, causal=True)
-    out, _ = run(attention_forward, *case.forward(), dtype=dtype)
+    out, *_ = run(attention_forward, *case.forward(), dtype=dtype)
     for later in (rng.standard_normal((7, 18)), np.full((7, 18), 1e6)):
         for x in (case.q, case.k, case.v):
             x[13:] = later
-        changed, _ = run(attention_forward, *case.forward(), dtype=dtype)
+        changed, *_ = run(attention_forward, *case.forward(), dtype=dtype)
         np.testing.assert_array_equal(changed[:13], out[:13])
 
 
+@BENT
+@pytest.mark.parametrize("which", ["first", "last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_last_query_alone_gives_the_same_bits(dtype):
+def test_one_query_alone_gives_the_same_bits(dtype, which, bent):
     """The last block computes one query for each sequence: exactly what all would give."""
-    case = Case([4, 1, 18], [4, 1, 18], heads=2, head_size=9, causal=False)
-    out, _ = run(attention_forward, *case.forward(), dtype=dtype)
-    last = case.query_offsets[1:] - 1
-    case.q, case.query_offsets = case.q[last], np.arange(4)
-    alone, _ = run(attention_forward, *case.forward(), dtype=dtype)
-    np.testing.assert_array_equal(alone, out[last])
+    case = Case([4, 1, 178], [4, 1, 178], heads=2, head_size=9, causal=False, bent=bent)
+    out, *_ = run(attention_forward, *case.forward(), dtype=dtype)
+    rows = case.query_offsets[:-1] if which == "first" else case.query_offsets[1:] - 1
+    case.q, case.query_offsets, case.positions = case.q[rows], np.arange(4), case.positions[rows]
+    alone, *_ = run(attention_forward, *case.forward(), dtype=dtype)
+    np.testing.assert_array_equal(alone, out[rows])
+
+
+def test_the_formula_of_alibi_score_by_score():
+    """With queries and keys of 0, only distances count: those of arXiv:2108.12409, figure 3."""
+    for causal in (False, True):
+        case = Case([5], [5], heads=4, head_size=8, causal=causal, bent=True)
+        case.q[...] = 0
+        (weights,) = run(attention_weights, *case.weights(), dtype=np.float64)
+        for head, slope in enumerate([1 / 4, 1 / 16, 1 / 64, 1 / 256]):
+            for query in range(5):
+                seen = np.arange(query + 1 if causal else 5)
+                expected = np.exp(-slope * np.abs(query - seen))
+                np.testing.assert_allclose(
+                    weights[0, head, query, seen], expected / expected.sum(), 1e-12
+                )
+
+
+def test_another_slope_or_position_is_noticed():
+    case = Case([3, 17], [3, 17], heads=2, head_size=8, causal=True, bent=True)
+    truth = case.saved()[0]
+    for change in ("slopes", "positions"):
+        other = Case([3, 17], [3, 17], heads=2, head_size=8, causal=True, bent=True)
+        values = getattr(other, change)
+        # A causal query that stood further on would have all distances larger: the same weights.
+        values[-1] -= 5 if change == "positions" else 1e-3
+        found = run(attention_forward, *other.forward(), dtype=np.float64)[0]
+        assert np.abs(found - truth).max() > 1e-5, change
 
 
 @CAUSAL
@@ -214,8 +258,8 @@ def test_extreme_scores(causal):
     case = Case([5, 19], [5, 19], heads=2, head_size=8, causal=causal)
     case.q *= 3e3
     case.k *= 3
-    out, logsumexp = run(attention_forward, *case.forward())
-    assert np.abs(logsumexp).max() > 1e4
+    out, largest, _ = run(attention_forward, *case.forward())
+    assert np.abs(largest).max() > 1e4
     assert np.isfinite(out).all()
     assert np.abs(out).max() <= np.abs(case.v).max()
     assert_equals_twin(attention_forward, attention_forward_reference, *case.forward())
@@ -228,7 +272,7 @@ def test_extreme_scores(causal):
 def test_nan_stays_in_its_sequence_and_head(dtype, name):
     case = Case([3, 4], [3, 4], heads=2, head_size=5, causal=False)
     getattr(case, name)[4, 7] = np.nan
-    out, _ = run(attention_forward, *case.forward(), dtype=dtype)
+    out, *_ = run(attention_forward, *case.forward(), dtype=dtype)
     expected = np.zeros(out.shape, bool)
     if name == "v":
         expected[3:, 7] = True
@@ -237,9 +281,10 @@ def test_nan_stays_in_its_sequence_and_head(dtype, name):
     np.testing.assert_array_equal(np.isnan(out), expected)
 
 
-def test_same_bits_for_any_threads():
+@BENT
+def test_same_bits_for_any_threads(bent):
     lengths = [5, 1, 40, 17, 9, 3]
-    case = Case(lengths, lengths, heads=3, head_size=9, causal=True)
+    case = Case(lengths, lengths, heads=3, head_size=9, causal=True, bent=bent)
     assert len(lengths) * case.heads > 4  # a task is a pair of sequence and head
     assert_same_bits(attention_forward, *case.forward())
     assert_same_bits(attention_backward, *case.backward())

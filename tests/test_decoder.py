@@ -15,7 +15,12 @@ from models import (
 
 import fastformer as ff
 
-OPTIONS = [{}, {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False}]
+OPTIONS = [
+    {},
+    {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False},
+    {"positions": "rotary"},
+    {"positions": "alibi"},
+]
 
 
 @pytest.mark.smoke

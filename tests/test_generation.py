@@ -13,6 +13,8 @@ CHUNKINGS = [(1, 1, 1, 1, 1, 1), (6,), (3, 2, 1), (1, 5)]
 OPTIONS = [
     {},
     {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False, "dropout": 0.5},
+    {"positions": "rotary"},
+    {"positions": "alibi"},
 ]
 END = 4
 
@@ -43,8 +45,15 @@ def test_the_cache_has_the_bits_of_the_full_forward(options, dtype, chunking):
     assert not same_bits(logits, model.forward(ff.pack(sequences)))
 
 
-def test_a_wide_model_and_long_sequences_keep_the_bits():
-    sizes = {"embed_dim": 64, "num_heads": 4, "ffn_dim": 256, "max_seq_len": 300}
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
+def test_a_wide_model_and_long_sequences_keep_the_bits(positions):
+    sizes = {
+        "positions": positions,
+        "embed_dim": 64,
+        "num_heads": 4,
+        "ffn_dim": 256,
+        "max_seq_len": 300,
+    }
     model = make_model("decoder", dtype="float32", **sizes)
     sequences = make_sequences((290, 290))
     expected = model.forward(ff.pack(sequences))
@@ -52,17 +61,19 @@ def test_a_wide_model_and_long_sequences_keep_the_bits():
     assert same_bits(logits, expected)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_reference_agrees_up_to_rounding(dtype):
-    model = make_model("decoder", backend="reference", dtype=dtype)
+def test_the_reference_agrees_up_to_rounding(dtype, positions):
+    model = make_model("decoder", backend="reference", dtype=dtype, positions=positions)
     sequences = make_sequences((6, 6))
     logits, _ = read_in_chunks(model, sequences, (2, 3, 1))
     tolerance = 1e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(logits, model.forward(ff.pack(sequences)), tolerance, tolerance)
 
 
-def test_a_selected_sequence_goes_on_as_it_would_alone():
-    model = make_model("decoder")
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
+def test_a_selected_sequence_goes_on_as_it_would_alone(positions):
+    model = make_model("decoder", positions=positions)
     sequences = make_sequences((4, 2, 3))
     cache = KeyValueCache(model, 3)
     cache.extend(ff.pack(sequences))
@@ -170,9 +181,11 @@ def all_ways(model, prompt, length, end):
     return sorted(ways, key=lambda way: -way[0])
 
 
-@pytest.mark.parametrize("end", [END, 1])
-def test_many_beams_find_the_best_of_all_ways(end):
-    model = make_model("decoder", vocab_size=5)
+@pytest.mark.parametrize(
+    ("end", "positions"), [(END, "learned"), (1, "learned"), (END, "rotary"), (END, "alibi")]
+)
+def test_many_beams_find_the_best_of_all_ways(end, positions):
+    model = make_model("decoder", vocab_size=5, positions=positions)
     ways = all_ways(model, [2, 3], 3, end)
     assert np.exp([way[0] for way in ways]).sum() == pytest.approx(1)
     found = beam_search(model, [2, 3], beams=125, max_new_tokens=3, end=end)

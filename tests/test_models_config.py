@@ -48,7 +48,17 @@ REFUSED = [
     ({"norm_type": "rms"}, VALUE, r"norm_type must be one of .*'layernorm', 'rmsnorm', got 'rms'"),
     ({"norm_type": "RMSNorm"}, VALUE, r"got 'RMSNorm'; did you mean 'rmsnorm'\?"),
     ({"norm_type": None}, TYPE, r"norm_type must be one of 'layernorm', 'rmsnorm', got None"),
-    ({"positions": "rotary"}, VALUE, r"positions must be one of 'sinusoidal', 'learned'"),
+    ({"positions": "none"}, VALUE, r"positions must be one of 'sinusoidal', 'learned', 'rotary'"),
+    (
+        {"positions": "rotary", "embed_dim": 12, "num_heads": 4},
+        VALUE,
+        r"must be even, got embed_dim=12 and num_heads=4; take num_heads=3, or .* multiple of 8$",
+    ),
+    (
+        {"positions": "rotary", "embed_dim": 9, "num_heads": 3},
+        VALUE,
+        r"must be even, got embed_dim=9 and num_heads=3; take an embed_dim that is a multiple of 6",
+    ),
     ({"positions": "sinus"}, VALUE, r"got 'sinus'; did you mean 'sinusoidal'\?"),
     ({"dropout": -0.1}, VALUE, r"dropout must be a finite number >= 0 and < 1, got -0.1"),
     ({"dropout": 1.0}, VALUE, r"dropout must be a finite number >= 0 and < 1, got 1.0"),

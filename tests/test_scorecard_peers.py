@@ -16,7 +16,7 @@ from tests.scorecard.accuracy import (
     with_ops,
 )
 from tests.scorecard.accuracy_inputs import REGIMES
-from tests.scorecard.accuracy_ops import FAMILIES
+from tests.scorecard.accuracy_positions import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ WIDTH = 6
 BATCH = make_batch((3, 1, 4))
 ROWS = {"first": BATCH.offsets[:-1].copy(), "last": BATCH.offsets[1:] - 1}
 SIZES = {"embed_dim": WIDTH, "num_heads": 2, "ffn_dim": 10}
+ROTARY, ALIBI = {"positions": "rotary", "num_heads": 3}, {"positions": "alibi"}
 NORMS = ("post", "pre")
 KINDS = [
     {"pre_norm": pre_norm, "activation": activation, "some_rows": rows, "bias": bias, "causal": c}
@@ -210,7 +211,7 @@ def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout": 0.5}, {"norm_type": "rmsnorm"}, {"activation": "swiglu"}]
+    "options", [{"dropout": 0.5}, {"norm_type": "rmsnorm"}, {"activation": "swiglu"}, ROTARY, ALIBI]
 )
 def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, monkeypatch, options):
     monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
@@ -269,6 +270,8 @@ def test_formula(rng, parts, backend, norm, norm_type):
         {},
         {"dropout": 0.3, "activation": "gelu"},
         {"norm_type": "rmsnorm", "activation": "swiglu"},
+        ROTARY,
+        ALIBI,
     ],
 )
 def test_gradients(rng, parts, backend, norm, rows, options):
@@ -298,9 +301,10 @@ def test_gradients_of_a_causal_block(rng, parts, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_chosen_rows_are_those_of_all(rng, parts, backend, norm, rows):
+@pytest.mark.parametrize("options", [{}, ROTARY, ALIBI])
+def test_chosen_rows_are_those_of_all(rng, parts, backend, norm, rows, options):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
-    block = make_block(backend, norm=norm, attention_bias=True)
+    block = make_block(backend, norm=norm, attention_bias=True, **options)
     x, chosen = rng.standard_normal((8, WIDTH)), ROWS[rows]
     dout = rng.standard_normal((3, WIDTH))
     expected = block.forward(x, BATCH)[chosen].copy()
@@ -317,9 +321,10 @@ def test_chosen_rows_are_those_of_all(rng, parts, backend, norm, rows):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pooling", ROWS)
-def test_the_last_block_of_a_model_saves_rows_and_changes_nothing(backend, norm, pooling):
+@pytest.mark.parametrize("options", [{}, {"positions": "rotary"}, ALIBI])
+def test_the_last_block_of_a_model_saves_rows_and_changes_nothing(backend, norm, pooling, options):
     """The model's logits and gradients against all rows of all blocks, of which some are read."""
-    model = make_model("encoder", backend=backend, norm=norm, pooling=pooling)
+    model = make_model("encoder", backend=backend, norm=norm, pooling=pooling, **options)
     logits, gradients = forward_and_backward(model, BATCH)
     assert model.blocks[-1].feed_forward.expand.x.shape[0] == 3, "nothing was saved"
 

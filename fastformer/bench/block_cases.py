@@ -91,7 +91,8 @@ def block_forward(
         "q": written(M, C) if some_rows else NOTHING,
         "projected": written(groups * N, C),
         "attended": written(M, C),
-        "logsumexp": written(M, heads),
+        "largest": written(M, heads),
+        "total": written(M, heads),
         "attention_out": written(M, C),
         "normed2": written(M, C),
         "mean2": written(

@@ -5,6 +5,7 @@ import numpy as np
 from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
 from fastformer.kernels.activation import GELU, NO_ACTIVATION
 from fastformer.kernels.attention import attention_forward_reference
+from fastformer.layers.relative_positions import alibi_slopes
 
 Random = np.random.Generator
 NOTHING = np.zeros((0, 0))
@@ -93,47 +94,53 @@ def pairs(B: int, T: int, causal: bool) -> int:
     return B * (T * (T + 1) // 2 if causal else T * T)
 
 
-def _attention_inputs(random: Random, B: int, T: int, C: int, H: int) -> Arguments:
+def _attention_inputs(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     offsets = np.arange(B + 1, dtype=np.int64) * T
     return {
         **{name: normal(random, B * T, C) for name in ("q", "k", "v")},
         "query_offsets": offsets,
         "key_offsets": offsets,
-    }
-
-
-def _attention(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
-    return _attention_inputs(random, B, T, C, H) | {
-        "causal": causal,
+        "positions": np.tile(np.arange(T), B),
+        "slopes": alibi_slopes(H) if variant == "alibi" else NO_VECTOR,
+        "causal": variant != "full",
         "scale": (C // H) ** -0.5,
-        "out": Output((B * T, C)),
-        "logsumexp": Output((B * T, H)),
     }
 
 
-def _attended(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
+def _attention(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
+    return _attention_inputs(random, variant, B, T, C, H) | {
+        "out": Output((B * T, C)),
+        "largest": Output((B * T, H)),
+        "total": Output((B * T, H)),
+    }
+
+
+def _attended(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     """Return the inputs, and what forward made of them."""
-    inputs = _attention_inputs(random, B, T, C, H)
-    scale, out, logsumexp = (C // H) ** -0.5, np.empty((B * T, C)), np.empty((B * T, H))
-    attention_forward_reference(**inputs, causal=causal, scale=scale, out=out, logsumexp=logsumexp)
-    return inputs | {"causal": causal, "scale": scale, "out": out, "logsumexp": logsumexp}
+    inputs = _attention_inputs(random, variant, B, T, C, H)
+    made = {"out": np.empty((B * T, C))}
+    made |= {name: np.empty((B * T, H)) for name in ("largest", "total")}
+    attention_forward_reference(**inputs, **made)
+    return inputs | made
 
 
-def _attention_gradient(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
-    made = {"dout": normal(random, B * T, C)} | _attended(random, causal, B, T, C, H)
-    order = ("dout", "q", "k", "v", "out", "logsumexp", "query_offsets", "key_offsets", "causal",
-             "scale")  # fmt: skip
+def _attention_gradient(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
+    made = {"dout": normal(random, B * T, C)} | _attended(random, variant, B, T, C, H)
+    order = ("dout", "q", "k", "v", "out", "largest", "total", "query_offsets", "key_offsets",
+             "positions", "slopes", "causal", "scale")  # fmt: skip
     gradients = {name: Output((B * T, C)) for name in ("dq", "dk", "dv")}
     return {name: made[name] for name in order} | gradients
 
 
-def _attention_weights(random: Random, causal: bool, B: int, T: int, C: int, H: int) -> Arguments:
-    made = _attended(random, causal, B, T, C, H)
-    order = ("q", "k", "logsumexp", "query_offsets", "key_offsets", "causal", "scale")
-    return {name: made[name] for name in order} | {"weights": Output((B, H, T, T))}
+def _attention_weights(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
+    made = _attention_inputs(random, variant, B, T, C, H)
+    del made["v"]
+    return made | {"weights": Output((B, H, T, T))}
 
 
-def _attention_specs(causal: bool) -> list[Spec]:
+def _attention_specs(variant: str) -> list[Spec]:
+    causal = variant != "full"
+
     def shapes(s: Sizes) -> list[Shape]:
         # The encoder's task sees all, language models see the past.
         return [(s.B, s.T, s.C, s.H)] if causal == (s.name != "digits") else []
@@ -142,9 +149,9 @@ def _attention_specs(causal: bool) -> list[Spec]:
         # Two operations for each element of a head in each product, for each pair.
         return Spec(
             op, "BTCH", shapes,
-            lambda random, *shape: make(random, causal, *shape),  # type: ignore[operator]
+            lambda random, *shape: make(random, variant, *shape),  # type: ignore[operator]
             lambda B, T, C, H: 2 * products * pairs(B, T, causal) * C,
-            variant="causal" if causal else "full",
+            variant=variant,
         )  # fmt: skip
 
     return [
@@ -156,8 +163,9 @@ def _attention_specs(causal: bool) -> list[Spec]:
 
 
 PRODUCTS = (
-    *_attention_specs(causal=False),
-    *_attention_specs(causal=True),
+    *_attention_specs("full"),
+    *_attention_specs("causal"),
+    *_attention_specs("alibi"),
     Spec("matmul", "MKN", _linear_layers, _matmul, _product_flops),
     Spec("matmul", "MKN", _hidden_layer, _matmul_gelu, _product_flops, variant="bias+gelu"),
     Spec("matmul", "MKN", _hidden_layer, _matmul_residual, _product_flops, variant="bias+residual"),

@@ -10,6 +10,7 @@ from fastformer.kernels.cross_entropy import cross_entropy_forward_reference
 from fastformer.kernels.layernorm import layernorm_forward_reference
 from fastformer.kernels.rmsnorm import rmsnorm_forward_reference
 from fastformer.kernels.softmax import softmax_forward_reference
+from fastformer.layers.relative_positions import rotary_tables
 
 Random = np.random.Generator
 
@@ -213,6 +214,21 @@ def _mean_gradient(random: Random, B: int, T: int, C: int) -> Arguments:
     return {"dout": normal(random, B, C), "offsets": _offsets(B, T), "dx": Output((B * T, C))}
 
 
+def _turned(random: Random, names: str, B: int, T: int, C: int, H: int) -> Arguments:
+    positions = np.tile(np.arange(T), B)
+    cosines, sines = rotary_tables(T, C // H)
+    marks = {name: Output((B * T, C), normal(random, B * T, C)) for name in names.split()}
+    return marks | {
+        "query_positions": positions, "key_positions": positions, "cosines": cosines,
+        "sines": sines,
+    }  # fmt: skip
+
+
+def _turned_shapes(s: Sizes) -> list[Shape]:
+    # A head of the sizes with tails has an odd number of columns: it has some more here.
+    return [(s.B, s.T, s.C + (s.H if s.C // s.H % 2 else 0), s.H)]
+
+
 def _sgd(random: Random, P: int) -> Arguments:
     return {
         "parameters": Output((P,), normal(random, P)),
@@ -296,6 +312,13 @@ ROWS = (
     Spec("mean_backward", "BTC", _sequences, _mean_gradient, lambda B, T, C: B * C),
     Spec("rmsnorm_forward", "NC", _rows, _rmsnorm, lambda N, C: 4 * N * C),
     Spec("rmsnorm_backward", "NC", _rows, _rmsnorm_gradient, lambda N, C: 13 * N * C),
+    # Two products and two sums for each pair of columns, of queries and of keys.
+    Spec("rotary_forward", "BTCH", _turned_shapes,
+         lambda random, *shape: _turned(random, "q k", *shape),
+         lambda B, T, C, H: 6 * B * T * C),
+    Spec("rotary_backward", "BTCH", _turned_shapes,
+         lambda random, *shape: _turned(random, "dq dk", *shape),
+         lambda B, T, C, H: 6 * B * T * C),
     Spec("sgd_step", "P", _block_parameters, _sgd, lambda P: 4 * P),
     Spec("softmax_forward", "NV", _logits, _softmax, lambda N, V: 16 * N * V),
     Spec("softmax_backward", "NV", _logits, _softmax_gradient, lambda N, V: 4 * N * V),

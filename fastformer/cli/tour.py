@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastformer.cli import console
+from fastformer.models.config import RELATIVE_POSITIONS
 from fastformer.training.observer import TrainingObserver
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ STEPS: Final[tuple[str, ...]] = (
     "One answer for each operation",
     "Where it looks, and what it thinks of the tokens",
 )
+# Positions that nothing is learned of: how they come in.
+POSITION_NOTES: Final[dict[str, str]] = {
+    "sinusoidal": "sines",
+    "rotary": "queries and keys are turned",
+    "alibi": "scores fall with the distance",
+}
 GUESS_EVERY: Final[int] = 2
 _NEAREST = 3
 
@@ -158,8 +165,8 @@ class Tour:
             counts[" ".join(pieces[:3] if pieces[0] == "blocks" else pieces[:1])] += value.size
         for name, count in counts.items():
             self.write(f"  {name:<28} {count:>12,}")
-        if self.settings.model.positions == "sinusoidal":
-            self.write(f"  {'positions':<28} {'0':>12}   sines, nothing to learn")
+        if note := POSITION_NOTES.get(self.settings.model.positions):
+            self.write(f"  {'positions':<28} {'0':>12}   {note}, nothing to learn")
         self.write(f"  {'in all':<28} {counts.total():>12,}")
 
     def _untrained(self, model: "AnyModel", expression: "Asked") -> None:
@@ -168,9 +175,10 @@ class Tour:
 
         config, length = self.settings.model, len(expression.tokens())
         causal = model.blocks[0].attention.causal
+        added = config.positions not in RELATIVE_POSITIONS
         self.write(f"Input: {expression}, {length} tokens.")
         for name, shape in (
-            ("embedding and positions", (length, config.embed_dim)),
+            ("embedding" + " and positions" * added, (length, config.embed_dim)),
             ("attention weights, a block", (config.num_heads, length, length)),
             ("feed-forward, inside", (length, config.ffn_dim)),
             ("logits", (length if causal else 1, config.vocab_size)),

@@ -1,5 +1,8 @@
 """Multi-head self-attention over packed sequences."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from fastformer import checks
@@ -9,13 +12,18 @@ from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.linear import Linear, xavier_uniform
+from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
+
+# Where nothing depends on them, no positions are looked up.
+NO_POSITIONS = np.zeros(0, np.int64)
 
 
 class MultiHeadAttention(Layer):
     """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
 
-    Formulas and sources are in kernels/attention.py.
+    Formulas and sources are in kernels/attention.py, with those of ALiBi; with rotary positions, Q
+    and K are turned as in kernels/rotary.py.
     """
 
     def __init__(
@@ -27,6 +35,7 @@ class MultiHeadAttention(Layer):
         bias: bool = False,
         dropout: float = 0.0,
         counter: DropoutCounter | None = None,
+        positions: RelativePositions | None = None,
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -38,6 +47,7 @@ class MultiHeadAttention(Layer):
             causal: whether a token sees only itself and those before it.
             bias: whether the four projections have biases.
             dropout: of the result, in [0, 1).    counter: of the dropout.
+            positions: what it is told of them, for its embed_dim, num_heads and dtype; or None.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
@@ -47,6 +57,10 @@ class MultiHeadAttention(Layer):
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
         if embed_dim % num_heads:
             raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
+        if positions is not None:
+            check_positions(positions, embed_dim, num_heads, self.dtype)
+        self.positions = positions
+        self.slopes = self.no_vector if positions is None else positions.slopes
         self.causal = checks.boolean("causal", causal)
         checks.boolean("bias", bias)
         self.scale = (embed_dim // num_heads) ** -0.5
@@ -93,16 +107,21 @@ class MultiHeadAttention(Layer):
             self.ops.gather_rows(x, rows, self.x_rows)
             self._project(self.x_rows, slice(0, 1), self.q)
             self._project(x, slice(1, 3), self.projected)
+        places = (self.query_positions, batch._positions)
+        self._turn(self.ops.rotary_forward, self.q, self.k, *places)
         self.ops.attention_forward(
             self.q,
             self.k,
             self.v,
             self.query_offsets,
             batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             self.attended,
-            self.logsumexp,
+            self.largest,
+            self.total,
         )
         if self.dropout.active:
             return self.dropout.forward(self.output.forward(self.attended), residual)
@@ -121,7 +140,8 @@ class MultiHeadAttention(Layer):
             self.q = self.buffers.get("q", rows.size, self.embed_dim)
             self.projected, self.k, self.v = self.buffers.stacked("kv", 2, *x.shape)
         self.attended = self.buffers.get("attended", *self.q.shape)
-        self.logsumexp = self.buffers.get("logsumexp", self.q.shape[0], self.num_heads)
+        self.largest = self.buffers.get("largest", self.q.shape[0], self.num_heads)
+        self.total = self.buffers.get("total", self.q.shape[0], self.num_heads)
 
     def check(
         self, x: Array, batch: PackedBatch, rows: Ids | None, owner: str = "MultiHeadAttention"
@@ -132,6 +152,8 @@ class MultiHeadAttention(Layer):
                 f"{owner}: batch must be a PackedBatch, got {type(batch).__name__}"
             )
         checks.matrix(owner, "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+        if self.positions is not None:
+            self.positions.check(batch)
         # A batch's own first and last rows need no look.
         if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
             checks.chosen_rows(owner, rows, batch._offsets)
@@ -140,6 +162,11 @@ class MultiHeadAttention(Layer):
         """Keep where the sequences begin, and which rows ask."""
         self.batch, self.rows = batch, rows
         self.query_offsets = batch._offsets if rows is None else batch._one_row_offsets
+        self.query_positions = NO_POSITIONS
+        if rows is None:
+            self.query_positions = batch._positions
+        elif self.positions is not None:
+            self.query_positions = batch._positions[rows]
 
     def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
         """Add the gradients of the weights, and return that of x, (N, C), in a shared buffer.
@@ -167,15 +194,20 @@ class MultiHeadAttention(Layer):
             self.k,
             self.v,
             self.attended,
-            self.logsumexp,
+            self.largest,
+            self.total,
             self.query_offsets,
             self.batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             dq,
             dk,
             dv,
         )
+        places = (self.query_positions, self.batch._positions)
+        self._turn(self.ops.rotary_backward, dq, dk, *places)
         dx = self.scratch.get("attention.dx", rows, columns)
         if self.rows is None:
             return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
@@ -196,14 +228,23 @@ class MultiHeadAttention(Layer):
         self.ops.attention_weights(
             self.q,
             self.k,
-            self.logsumexp,
             self.query_offsets,
             self.batch._offsets,
+            self.query_positions,
+            self.slopes,
             self.causal,
             self.scale,
             weights,
         )
         return weights
+
+    def _turn(
+        self, op: Callable[..., Any], q: Array, k: Array, query_positions: Ids, key_positions: Ids
+    ) -> None:
+        """Turn queries and keys, or their gradients, where positions are rotary."""
+        if self.positions is not None and self.positions.cosines.size:
+            tables = self.positions.cosines, self.positions.sines
+            op(q, k, query_positions, key_positions, *tables)
 
     def _project(self, x: Array, part: slice, results: Array) -> None:
         """Multiply x by some of W_q, W_k, W_v; the results are stacked."""

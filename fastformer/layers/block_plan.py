@@ -54,7 +54,7 @@ class BlockPlan:
             expand.weight.value, expand.bias.value, contract.weight.value, contract.bias.value,
             attention_in if pre_norm else inner, norm1.mean, norm1.rstd,
             self.stream, attention.x_rows, self.q, attention.projected, attention.attended,
-            attention.logsumexp, attention_out,
+            attention.largest, attention.total, attention_out,
             inner if pre_norm else self.result, norm2.mean, norm2.rstd,
             nothing if expand.saved is hidden else expand.saved, hidden, out,
         )  # fmt: skip
@@ -131,7 +131,8 @@ class BlockPlan:
             norm1.weight.value, weight.value[:split], weight.value[split:],
             attention.output.weight.value, norm2.weight.value, expand.weight.value,
             contract.weight.value, norm1.mean, norm1.rstd, self.q, attention.projected,
-            attention.attended, attention.logsumexp, self.attention_out, norm2.mean, norm2.rstd,
+            attention.attended, attention.largest, attention.total, self.attention_out,
+            norm2.mean, norm2.rstd,
             expand.saved, self.out, dsum2, dhidden, get("block.dinner", rows, columns), dsum1,
             get("block.dattended", rows, columns), dq, dprojected, dchosen, self.dx,
             norm1.weight.gradient, norm1.bias.gradient, norm2.weight.gradient,

@@ -20,6 +20,16 @@ def sinusoidal_table(max_seq_len: int, embed_dim: int) -> Array:
     return np.where(column % 2 == 0, np.sin(angle), np.cos(angle))
 
 
+def check_length(batch: PackedBatch, max_seq_len: int) -> None:
+    """Raise where a sequence is longer than a model reads."""
+    if batch.longest > max_seq_len:
+        raise InvalidValueError(
+            f"a sequence of {batch.longest} tokens is {batch.longest - max_seq_len} "
+            f"longer than max_seq_len={max_seq_len}; shorten it, or make the model "
+            "with a larger max_seq_len"
+        )
+
+
 class PositionalEncoding(Layer):
     """x + table[position]."""
 
@@ -66,12 +76,7 @@ class PositionalEncoding(Layer):
             raise InvalidTypeError(
                 f"PositionalEncoding: batch must be a PackedBatch, got {type(batch).__name__}"
             )
-        if batch.longest > self.max_seq_len:
-            raise InvalidValueError(
-                f"a sequence of {batch.longest} tokens is {batch.longest - self.max_seq_len} "
-                f"longer than max_seq_len={self.max_seq_len}; shorten it, or make the model "
-                "with a larger max_seq_len"
-            )
+        check_length(batch, self.max_seq_len)
 
     def forward(self, x: Array, batch: PackedBatch) -> Array:
         """Return x plus each token's row of the table, (N, C), in a buffer."""

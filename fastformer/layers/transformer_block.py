@@ -8,6 +8,7 @@ from fastformer.layers.block_plan import BlockPlan
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.norm import new_norm
+from fastformer.layers.relative_positions import RelativePositions, relative_positions
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
@@ -30,6 +31,7 @@ class TransformerBlock(Layer):
         *,
         causal: bool = False,
         counter: DropoutCounter | None = None,
+        positions: RelativePositions | None = None,
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -38,7 +40,9 @@ class TransformerBlock(Layer):
 
         Args:
             config: the model's settings.    causal: see MultiHeadAttention.
-            counter: of the dropouts.    seed: of the weights, or a stream that they are drawn from.
+            counter: of the dropouts.    positions: those of the model; made here where the config
+                has relative ones and none are given.
+            seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
         super().__init__(backend, dtype)
@@ -56,6 +60,7 @@ class TransformerBlock(Layer):
             bias=config.attention_bias,
             dropout=config.dropout,
             counter=counter,
+            positions=positions or relative_positions(config, dtype),
             seed=stream,
             backend=backend,
             dtype=dtype,
@@ -72,8 +77,12 @@ class TransformerBlock(Layer):
             dtype=dtype,
         )
         self.norm2 = new_norm(config, backend=backend, dtype=dtype)
-        # The kernels of a whole block have layer norms and no gate.
-        self.usual = config.norm_type == "layernorm" and self.feed_forward.gate is None
+        # The kernels of a whole block have layer norms, no gate, and attention without positions.
+        self.usual = (
+            config.norm_type == "layernorm"
+            and self.feed_forward.gate is None
+            and self.attention.positions is None
+        )
         self.plan: BlockPlan | None = None
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:

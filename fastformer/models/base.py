@@ -12,6 +12,7 @@ from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
 from fastformer.layers.norm import new_norm
 from fastformer.layers.positional_encoding import PositionalEncoding
+from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
@@ -50,30 +51,23 @@ class Model(Layer):
         self.config = config
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
-        learned = config.positions == "learned"
+        self.relative = relative_positions(config, dtype)
         self.embedding = Embedding(
             config.vocab_size,
             config.embed_dim,
-            std=TABLE_STD if learned or tied else BESIDE_SINES_STD,
+            std=BESIDE_SINES_STD if config.positions == "sinusoidal" and not tied else TABLE_STD,
             seed=self.stream,
             backend=backend,
             dtype=dtype,
         )
-        self.positions = PositionalEncoding(
-            config.embed_dim,
-            config.max_seq_len,
-            learned=learned,
-            std=TABLE_STD,
-            seed=self.stream,
-            backend=backend,
-            dtype=dtype,
-        )
+        self.positions = None if self.relative else self._added_positions(backend, dtype)
         self.dropout = Dropout(config.dropout, self.dropout_counter, backend=backend, dtype=dtype)
         self.blocks = [
             TransformerBlock(
                 config,
                 causal=causal,
                 counter=self.dropout_counter,
+                positions=self.relative,
                 seed=self.stream,
                 backend=backend,
                 dtype=dtype,
@@ -82,6 +76,17 @@ class Model(Layer):
         ]
         self.final_norm = (
             new_norm(config, backend=backend, dtype=dtype) if config.norm == "pre" else None
+        )
+
+    def _added_positions(self, backend: str, dtype: str) -> PositionalEncoding:
+        return PositionalEncoding(
+            self.config.embed_dim,
+            self.config.max_seq_len,
+            learned=self.config.positions == "learned",
+            std=TABLE_STD,
+            seed=self.stream,
+            backend=backend,
+            dtype=dtype,
         )
 
     def train(self: ModelT) -> ModelT:

@@ -7,7 +7,9 @@ from fastformer import checks
 ACTIVATIONS = ("relu", "gelu", "mish", "swiglu")
 NORMS = ("post", "pre")
 NORM_TYPES = ("layernorm", "rmsnorm")
-POSITIONS = ("sinusoidal", "learned")
+POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
+# Those that attention is told of; the others are added to the embedding.
+RELATIVE_POSITIONS = ("rotary", "alibi")
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
 
@@ -44,7 +46,14 @@ class ModelConfig:
             "gate with a matrix of its own, so that the feed-forward layer is half as large again"
         },
     )
-    positions: str = field(default="sinusoidal", metadata={"help": "sinusoidal or learned"})
+    positions: str = field(
+        default="sinusoidal",
+        metadata={
+            "help": "sinusoidal or learned: added to the embedding; rotary: queries and keys are "
+            "turned by their place (Su et al. 2021); alibi: scores fall with the distance "
+            "(Press et al. 2022)"
+        },
+    )
     dropout: float = field(
         default=0.0,
         metadata={"help": "share of sub-layer outputs and embeddings that is zeroed in training"},
@@ -79,6 +88,8 @@ class ModelConfig:
         checks.choice("norm_type", self.norm_type, NORM_TYPES)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("positions", self.positions, POSITIONS)
+        if self.positions == "rotary":
+            checks.even_head_size(self.embed_dim, self.num_heads)
         checks.number("dropout", self.dropout, at_least=0, below=1)
         checks.boolean("attention_bias", self.attention_bias)
         checks.number("layernorm_epsilon", self.layernorm_epsilon, above=0)

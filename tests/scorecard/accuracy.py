@@ -27,7 +27,7 @@ import numpy as np
 
 from fastformer.backend import get_backend
 from tests.scorecard.accuracy_inputs import REGIMES, Array, Family, Inputs
-from tests.scorecard.accuracy_ops import FAMILIES
+from tests.scorecard.accuracy_positions import FAMILIES
 
 SEED = 20240229
 MOST_LUCK, MOST_DRAWS, MOST_ELEMENTS = 8192, 64, 1 << 19

@@ -132,16 +132,16 @@ def _attention(causal: bool) -> Callable[[SimpleNamespace, Inputs], dict[str, Ar
     def compute(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
         q, k, v, H = a["q"], a["k"], a["v"], a["heads"]
         offsets = (a["query_offsets"], a["key_offsets"])
+        places = (a.get("positions", np.zeros(0, np.int64)), a.get("slopes", _empty(q, 0)))
         scale = (q.shape[1] // H) ** -0.5
-        out, logsumexp = _empty(q, *q.shape), _empty(q, len(q), H)
+        out, largest, total = _empty(q, *q.shape), _empty(q, len(q), H), _empty(q, len(q), H)
         dq, dk, dv = (_empty(q, *x.shape) for x in (q, k, v))
         longest = [int(np.diff(o).max()) for o in offsets]
         weights = _empty(q, offsets[0].size - 1, H, *longest)
-        ops.attention_forward(q, k, v, *offsets, causal, scale, out, logsumexp)
-        ops.attention_backward(
-            a["dout"], q, k, v, out, logsumexp, *offsets, causal, scale, dq, dk, dv
-        )
-        ops.attention_weights(q, k, logsumexp, *offsets, causal, scale, weights)
+        shared = (*offsets, *places, causal, scale)
+        ops.attention_forward(q, k, v, *shared, out, largest, total)
+        ops.attention_backward(a["dout"], q, k, v, out, largest, total, *shared, dq, dk, dv)
+        ops.attention_weights(q, k, *shared, weights)
         return {"out": out, "dq": dq, "dk": dk, "dv": dv, "weights": weights}
 
     return compute

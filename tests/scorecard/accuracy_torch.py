@@ -56,6 +56,13 @@ def _hidden(a: Inputs) -> dict[str, Tensor]:
     return found
 
 
+def _distances(a: Inputs, rows: slice) -> Tensor:
+    """Return what ALiBi takes from the scores (H, T, T) of a sequence."""
+    places = a["positions"][rows]
+    distance = (places[:, None] - torch.arange(len(places))).abs()
+    return a["slopes"][:, None, None] * distance.to(a["slopes"].dtype)
+
+
 def _attention(causal: bool) -> Callable[[Inputs], dict[str, Tensor]]:
     def compute(a: Inputs) -> dict[str, Tensor]:
         q, H = a["q"], a["heads"]
@@ -69,9 +76,11 @@ def _attention(causal: bool) -> Callable[[Inputs], dict[str, Tensor]]:
             def heads(x: Tensor) -> Tensor:
                 return x.view(1, len(x), H, -1).transpose(1, 2)
 
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            bend = -_distances(a, rows) if "slopes" in a else None
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, bend: Any = bend) -> Tensor:
                 split = (x.view(1, len(x), H, -1).transpose(1, 2) for x in (q, k, v))
-                out = F.scaled_dot_product_attention(*split, is_causal=causal)
+                out = F.scaled_dot_product_attention(*split, bend, is_causal=causal)
                 return out.transpose(1, 2).reshape(q.shape)
 
             part = {"q": q[rows], "k": a["k"][keys], "v": a["v"][keys]}
@@ -79,6 +88,8 @@ def _attention(causal: bool) -> Callable[[Inputs], dict[str, Tensor]]:
                 found[name].append(tensor)
             one, other = heads(part["q"])[0], heads(part["k"])[0]
             scores = one @ other.transpose(1, 2) * one.shape[2] ** -0.5
+            if "slopes" in a:
+                scores = scores + bend
             if causal:
                 seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
                 scores = scores.masked_fill(~seen, -torch.inf)
@@ -177,6 +188,23 @@ def _dropout(a: Inputs) -> dict[str, Tensor]:
     return {"out": a["x"] * noise + a["residual"], "dx": a["dout"] * noise}
 
 
+def _rotary(a: Inputs) -> dict[str, Tensor]:
+    cosines, sines = (a[name][a["positions"]][:, None] for name in ("cosines", "sines"))
+    half = cosines.shape[2]
+
+    def turn(q: Tensor, k: Tensor) -> Tensor:
+        turned = []
+        for x in (q, k):
+            first, second = x.view(len(x), -1, 2 * half).chunk(2, dim=2)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(torch.cat(halves, dim=2).reshape(x.shape))
+        return torch.stack(turned)
+
+    found = _differentiated(turn, torch.stack((a["dq"], a["dk"])), q=a["q"], k=a["k"])
+    q, k = found.pop("out")
+    return found | {"q": q, "k": k}
+
+
 COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "linear": _linear,
     "linear, grouped": _grouped,
@@ -197,6 +225,8 @@ COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "pooling": _pooling,
     "optimizers": _optimizers,
     "dropout": _dropout,
+    "rotary": _rotary,
+    "attention, alibi": _attention(causal=False),
 }
 
 

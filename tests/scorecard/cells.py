@@ -18,6 +18,7 @@ import fastformer as ff
 from fastformer.backend import BACKENDS
 from fastformer.data.batches import batch_order, iterate_batches
 from fastformer.errors import FastformerError, InvalidValueError
+from fastformer.models.config import RELATIVE_POSITIONS
 from fastformer.training.config import TrainingConfig
 from fastformer.training.metrics import wilson_interval
 from fastformer.training.schedules import learning_rate_at
@@ -136,6 +137,13 @@ def fault(call: Call, name: str, way: Any) -> str | None:
     return "was taken, with another result"
 
 
+def attention_with(kind: str, backend: str) -> ff.MultiHeadAttention:
+    """Return a layer for 6 columns that is told of relative positions."""
+    return ff.MultiHeadAttention(
+        6, 3, positions=ff.RelativePositions(kind, 6, 3, 9), backend=backend
+    )
+
+
 def _layers(backend: str) -> Iterator[Call]:
     """Yield forward and backward of every layer."""
     options = {"backend": backend}
@@ -156,6 +164,10 @@ def _layers(backend: str) -> Iterator[Call]:
         ("FeedForward", ff.FeedForward(6, 8, **options), (), free),
         ("FeedForward", ff.FeedForward(6, 8, activation="swiglu", **options), (), free),
         ("MultiHeadAttention", ff.MultiHeadAttention(6, 2, **options), (batch,), frozenset()),
+        *(
+            (f"MultiHeadAttention, {kind}", attention_with(kind, backend), (batch,), frozenset())
+            for kind in RELATIVE_POSITIONS
+        ),
         ("PositionalEncoding", ff.PositionalEncoding(6, 9, **options), (batch,), frozenset()),
         ("TransformerBlock", ff.TransformerBlock(config, **options), (batch,), frozenset()),
     ]
@@ -259,8 +271,11 @@ def _settings(backend: str) -> Iterator[Call]:
         for name, value in (("backend", backend), ("dtype", "float32")):
             word = lambda v, make=make, name=name: type(make(**{name: v}))  # noqa: E731
             yield Call(make.__name__, name, value, word, WORDS)
-    words = {"norm": "pre", "norm_type": "rmsnorm", "activation": "relu", "pooling": "mean"}
-    for name, value in words.items():
+    words = (
+        ("norm", "pre"), ("norm_type", "rmsnorm"), ("activation", "relu"), ("pooling", "mean"),
+        ("positions", "rotary"), ("positions", "alibi"),
+    )  # fmt: skip
+    for name, value in words:
         config = lambda v, name=name: type(ff.TransformerConfig(vocab_size=4, **{name: v}))  # noqa: E731
         yield Call("TransformerConfig", name, value, config, WORDS)
     for name in ("attention_bias", "tied_embeddings"):

@@ -13,6 +13,7 @@ from fastformer.data import DigitTask, decode, encode, generate, split
 from fastformer.data.expressions import Expression, parse_expression
 from fastformer.generation import beam_search
 from fastformer.generation import generate as go_on
+from fastformer.models.config import RELATIVE_POSITIONS
 from tests.scorecard import cells
 
 Array = np.ndarray[Any, Any]
@@ -210,6 +211,8 @@ def _layers(backend: str) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     yield "FeedForward", ff.FeedForward(6, 8, **options), ()
     yield "FeedForward", ff.FeedForward(6, 8, activation="swiglu", **options), ()
     yield "MultiHeadAttention", ff.MultiHeadAttention(6, 2, **options), (batch,)
+    for kind in RELATIVE_POSITIONS:
+        yield f"MultiHeadAttention, {kind}", cells.attention_with(kind, backend), (batch,)
     yield "PositionalEncoding", ff.PositionalEncoding(6, 9, **options), (batch,)
     yield "TransformerBlock", ff.TransformerBlock(config, **options), (batch,)
 

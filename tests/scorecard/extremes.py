@@ -27,7 +27,7 @@ from models import use_one_thread
 from fastformer.backend import get_backend
 from tests.scorecard.accuracy import in_double
 from tests.scorecard.accuracy_inputs import Array, Family, Inputs
-from tests.scorecard.accuracy_ops import FAMILIES
+from tests.scorecard.accuracy_positions import FAMILIES
 from tests.scorecard.rows import Finding, Row, Tier
 
 LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
@@ -73,13 +73,14 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "rows": ((1, 1), (6, 9), (5, 67)),
     "embedding": ((1, 1, 1, 1), (7, 5, 6, 9), (33, 4, 5, 33)),
     "pooling": ((1, 1, 1), (3, 5, 7), (2, 40, 33)),
+    "rotary": ((1, 1, 1, 1), (5, 7, 2, 3), (3, 4, 1, 17)),
     "optimizers": ((1,), (33,), (1000,)),
 }
 ALWAYS = {("relu", "out"), ("relu", "dx"), ("gelu", "out"), ("gelu", "dx"), ("mish", "out"),
           ("mish", "dx"), ("softmax", "out"),
           ("cross entropy", "losses"), ("cross entropy", "dlogits")}  # fmt: skip
 UNDEFINED = ("linear, activated", "attention", "attention, causal", "attention, one row",
-             "optimizers")  # fmt: skip
+             "attention, alibi", "optimizers")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from twins import Out, run
 import fastformer as ff
 from fastformer.backend import BACKENDS, get_backend
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.layers.relative_positions import rotary_tables
 from tests.scorecard.kernel_calls import EMPTY, NONE, offsets_of
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -183,11 +184,16 @@ def _tables(ops: Any, rng: Any) -> Iterator[Op]:
 def _attention(ops: Any, rng: Any) -> Iterator[Op]:
     """Yield attention, causal or not, with as many queries as keys or fewer."""
     for causal in (False, True):
-        for queries, keys in (([3, 1, 2], [3, 1, 2]), ([1, 2], [3, 4])):
-            offsets = offsets_of(queries), offsets_of(keys), causal, 3**-0.5
+        for queries, keys, slopes in (
+            ([3, 1, 2], [3, 1, 2], EMPTY),
+            ([1, 2], [3, 4], EMPTY),
+            ([1, 3], [4, 3], np.array([0.5, 0.0625])),
+        ):
+            places = np.arange(sum(queries)) % 4, slopes
+            offsets = offsets_of(queries), offsets_of(keys), *places, causal, 3**-0.5
 
             def forward(q: Array, k: Array, v: Array, shared: Any = offsets) -> list[Array]:
-                outs = Out(q.shape), Out((len(q), 2))
+                outs = Out(q.shape), Out((len(q), 2)), Out((len(q), 2))
                 return _call(TWINS.attention_forward, q, k, v, *shared, *outs)
 
             def backward(d: Array, q: Array, k: Array, v: Array, shared: Any = offsets,
@@ -198,10 +204,36 @@ def _attention(ops: Any, rng: Any) -> Iterator[Op]:
 
             q = rng.standard_normal((sum(queries), 6))
             inputs = q, *rng.standard_normal((2, sum(keys), 6))
-            yield f"attention {causal} {keys}", lambda *a, f=forward: f(*a)[0], backward, inputs
+            yield (
+                f"attention {causal} {keys} {slopes}",
+                lambda *a, f=forward: f(*a)[0],
+                backward,
+                inputs,
+            )
 
 
-FAMILIES = (_elementwise, _losses, _norms, _products, _tables, _attention)
+def _turns(ops: Any, rng: Any) -> Iterator[Op]:
+    """Yield rotary positions of queries and of keys."""
+    positions, tables = (np.array([3, 0, 1]), np.array([2, 4])), rotary_tables(5, 4)
+
+    def turn(op: Any, q: Array, k: Array) -> list[Array]:
+        return _call(op, Out(q.shape, q), Out(k.shape, k), *positions, *tables)
+
+    q, k = rng.standard_normal((3, 8)), rng.standard_normal((2, 8))
+    for name, which in (("queries", 0), ("keys", 1)):
+
+        def forward(q: Array, k: Array, which: int = which) -> Array:
+            return turn(TWINS.rotary_forward, q, k)[which]
+
+        def backward(d: Array, q: Array, k: Array, which: int = which) -> list[Array]:
+            given = np.zeros_like(q), np.zeros_like(k)
+            given[which][...] = d
+            return turn(ops.rotary_backward, *given)
+
+        yield f"rotary {name}", forward, backward, (q, k)
+
+
+FAMILIES = (_elementwise, _losses, _norms, _products, _tables, _attention, _turns)
 
 
 def of_ops(ops: SimpleNamespace, seed: int) -> Iterator[Pair]:
@@ -229,6 +261,10 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("decoder", {"tied_embeddings": False, "attention_bias": True}),
     ("decoder", {"dropout": 0.3}),
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),
+    ("encoder", {"positions": "rotary"}),
+    ("decoder", {"positions": "rotary", "tied_embeddings": False}),
+    ("encoder", {"positions": "alibi", "pooling": "last"}),
+    ("decoder", {"positions": "alibi"}),
 )
 
 
@@ -283,7 +319,7 @@ def _planted() -> list[bool]:
     def scaled(factor: float) -> Callable[..., None]:
         def attention_backward(*given: Any) -> None:
             true.attention_backward(*given)
-            given[11][...] *= factor
+            given[14][...] *= factor
 
         return attention_backward
 

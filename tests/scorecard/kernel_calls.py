@@ -72,28 +72,30 @@ def _attention(rng: Random) -> dict[str, Any]:
     queries = rng.integers(1, keys + 1) if len(keys) else keys
     q = _real(rng, int(queries.sum()), heads * width)
     k, v = _real(rng, 2, int(keys.sum()), heads * width)
-    shared = (offsets_of(queries), offsets_of(keys), causal, width**-0.5)
-    lse = np.empty((len(q), heads))
-    attention_forward_reference(q, k, v, *shared, np.empty_like(q), lse)
+    places = rng.integers(0, 12, len(q)), np.abs(_real(rng, heads)) if rng.integers(2) else EMPTY
+    shared = (offsets_of(queries), offsets_of(keys), *places, causal, width**-0.5)
+    saved = np.empty((2, len(q), heads))
+    attention_forward_reference(q, k, v, *shared, np.empty_like(q), *saved)
     shape = (len(keys), heads, int(max(queries, default=0)), int(max(keys, default=0)))
-    return {"q": q, "k": k, "v": v, "shared": shared, "lse": lse, "weights": shape}
+    return {"q": q, "k": k, "v": v, "shared": shared, "saved": saved, "weights": shape}
 
 
 def _attention_forward(rng: Random) -> Arguments:
     a = _attention(rng)
-    return a["q"], a["k"], a["v"], *a["shared"], Out(a["q"].shape), Out(a["lse"].shape)
+    outs = Out(a["q"].shape), *(Out(x.shape) for x in a["saved"])
+    return a["q"], a["k"], a["v"], *a["shared"], *outs
 
 
 def _attention_backward(rng: Random) -> Arguments:
     a = _attention(rng)
     q, k, v = a["q"], a["k"], a["v"]
-    saved = _real(rng, *q.shape), q, k, v, _real(rng, *q.shape), a["lse"]
+    saved = _real(rng, *q.shape), q, k, v, _real(rng, *q.shape), *a["saved"]
     return *saved, *a["shared"], Out(q.shape), Out(k.shape), Out(v.shape)
 
 
 def _attention_weights(rng: Random) -> Arguments:
     a = _attention(rng)
-    return a["q"], a["k"], a["lse"], *a["shared"], Out(a["weights"])
+    return a["q"], a["k"], *a["shared"], Out(a["weights"])
 
 
 def _logits(rng: Random) -> Any:
@@ -262,6 +264,17 @@ def _mean_forward(rng: Random) -> Arguments:
 def _mean_backward(rng: Random) -> Arguments:
     offsets, C = offsets_of(_lengths(rng)), _size(rng)
     return _real(rng, offsets.size - 1, C), offsets, Out((int(offsets[-1]), C))
+
+
+def _rotary_forward(rng: Random) -> Arguments:
+    heads, half, longest = int(rng.integers(1, 4)), _size(rng), _size(rng)
+    q, k = (_real(rng, _rows(rng), heads * 2 * half) for _ in range(2))
+    positions = (rng.integers(0, longest, len(x)) for x in (q, k))
+    return (*(Out(x.shape, x) for x in (q, k)), *positions, *_real(rng, 2, longest, half))
+
+
+def _rotary_backward(rng: Random) -> Arguments:
+    return _rotary_forward(rng)
 
 
 def _softmax_forward(rng: Random) -> Arguments:

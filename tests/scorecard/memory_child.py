@@ -89,7 +89,7 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 # Arguments that a kernel takes the size of from another one: a row, or an element, is missing.
 SHORT = {
     "adam_step": (1, 2, 3),
-    "attention_forward": (2, 7), "attention_backward": (0, 4, 10, 11, 12),
+    "attention_forward": (2, 9), "attention_backward": (0, 4, 13, 14, 15),
     "cross_entropy_forward": (1, 3, 4, 5), "cross_entropy_backward": (1, 2, 3, 6),
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (2, 4, 5, 6),
@@ -98,6 +98,7 @@ SHORT = {
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
     "weight_gradients": (0,), "transformer_block_forward": (0, 30, 33, 37),
     "transformer_block_backward": (0, 20, 29),
+    "rotary_forward": (2, 3), "rotary_backward": (2, 3),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
 }  # fmt: skip
 

@@ -57,12 +57,21 @@ def _sgd(a: Mapping[str, Any]) -> Call:
     return _update(step, (a["parameters"], a["velocity"]), a["gradients"])
 
 
+def _bend(a: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    """Return what ALiBi adds to scores (H, T, T)."""
+    if not len(a["slopes"]):
+        return jnp.zeros((1, 1, 1))
+    place = jnp.arange(shape[1])
+    return -a["slopes"][:, None, None] * jnp.abs(place[:, None] - place)
+
+
 def _attend(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor]:
     B, T, C, H = shape
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = (x.reshape(B, T, H, C // H) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(*heads, is_causal=bool(a["causal"]))
+        bend = _bend(a, shape)[None] if len(a["slopes"]) else None
+        out = jax.nn.dot_product_attention(*heads, bend, is_causal=bool(a["causal"]))
         return out.reshape(B * T, C)
 
     return attend
@@ -73,12 +82,27 @@ def _weigh(a: Mapping[str, Any], shape: tuple[int, ...]) -> Callable[..., Tensor
 
     def weigh(q: Tensor, k: Tensor) -> Tensor:
         heads = (x.reshape(B, T, H, C // H) for x in (q, k))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * a["scale"]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", *heads) * a["scale"] + _bend(a, shape)
         if a["causal"]:
             scores = jnp.where(jnp.tri(T, dtype=bool), scores, -jnp.inf)
         return jax.nn.softmax(scores)
 
     return weigh
+
+
+def _turn(a: Mapping[str, Any], shape: tuple[int, ...], direction: int) -> Call:
+    B, T, C, H = shape
+    cosines, sines = a["cosines"][:, None], direction * a["sines"][:, None]
+
+    def turn(*given: Tensor) -> list[Tensor]:
+        turned = []
+        for x in given:
+            first, second = jnp.split(x.reshape(B, T, H, C // H), 2, axis=3)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(jnp.concatenate(halves, axis=3).reshape(B * T, C))
+        return turned
+
+    return _forward(turn, *list(a.values())[:2])
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -186,6 +210,8 @@ def build(
         ),
         "rmsnorm_forward": lambda: _forward(_rms_norm, a["x"], a["weight"]),
         "rmsnorm_backward": lambda: _backward(_rms_norm, a["dout"], a["x"], a["weight"]),
+        "rotary_forward": lambda: _turn(a, shape, 1),
+        "rotary_backward": lambda: _turn(a, shape, -1),
         "sgd_step": lambda: _sgd(a),
         "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
         "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),

@@ -4,6 +4,7 @@ The step benchmarks train them, and the tests hold fastformer's logits, gradient
 theirs.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,15 +40,30 @@ class Block(nn.Module):
         self.norm1, self.norm2 = (_norm(config) for _ in range(2))
         self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
         self.gate = nn.Linear(C, F_) if self.activation == "swiglu" else None
+        self.turns = config.positions == "rotary"
+        self.slopes: Any = _slopes(self.heads) if config.positions == "alibi" else None
 
     def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)
+        if self.turns:
+            q, k = _turned(q), _turned(k)
         heads = (part.transpose(1, 2) for part in (q, k, v))
         causal = self.causal and seen is None
+        if self.slopes is not None:
+            seen, causal = self.bend(x, seen, causal), False
         out = F.scaled_dot_product_attention(*heads, attn_mask=seen, is_causal=causal)
         return self.output(out.transpose(1, 2).reshape(B, T, C))
+
+    def bend(self, x: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        """Return what is added to scores: ALiBi, and -inf where a key is not seen."""
+        place = torch.arange(x.shape[1])
+        distance = (place[:, None] - place).to(x.dtype)
+        added = -self.slopes.to(x.dtype)[:, None, None] * distance.abs()
+        if causal:
+            return added.masked_fill(distance < 0, -torch.inf)
+        return added if seen is None else added.masked_fill(~seen, -torch.inf)
 
     def feed(self, x: Tensor) -> Tensor:
         """Return the feed-forward layer's result."""
@@ -87,6 +103,8 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(V, C)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.zeros(length, C))
+        elif config.positions in ("rotary", "alibi"):
+            self.positions = 0
         else:
             self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
         self.final_norm = _norm(config) if config.norm == "pre" else None
@@ -128,6 +146,29 @@ class Model(nn.Module):
             return x[torch.arange(len(x)), lengths - 1]
         used = torch.arange(x.shape[1]) < lengths[:, None]
         return (x * used[:, :, None]).sum(1) / lengths[:, None].to(x.dtype)
+
+
+def _slopes(heads: int) -> Tensor:
+    """Return the slopes of ALiBi, as its authors' program has them."""
+
+    def of_power(count: int) -> list[float]:
+        start = 2 ** (-(2 ** -(math.log2(count) - 3)))
+        return [start * start**i for i in range(count)]
+
+    nearest = 2 ** math.floor(math.log2(heads))
+    more = of_power(2 * nearest)[0::2][: heads - nearest]
+    return torch.tensor(of_power(nearest) + more, dtype=torch.float64)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Return queries or keys (B, T, H, D) with rotary positions."""
+    T, half = x.shape[1], x.shape[3] // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(T, dtype=torch.float64)[:, None, None] * frequencies
+    cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=3)
+    halves = first * cosines - second * sines, second * cosines + first * sines
+    return torch.cat(halves, dim=3)
 
 
 def _sines(T: int, C: int) -> Array:

@@ -43,10 +43,20 @@ def _heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.view(B, T, H, C // H).transpose(1, 2)
 
 
+def _bend(a: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Return what causal attention with ALiBi adds to scores (H, T, T)."""
+    place = torch.arange(shape[1])
+    distance = (place[:, None] - place).to(a["slopes"].dtype)
+    return (-a["slopes"][:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
+
+
 def _attention(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) -> Plan:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = (_heads(x, shape) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(*heads, is_causal=bool(a["causal"]))
+        if len(a["slopes"]):
+            out = F.scaled_dot_product_attention(*heads, attn_mask=_bend(a, shape))
+        else:
+            out = F.scaled_dot_product_attention(*heads, is_causal=bool(a["causal"]))
         return out.transpose(1, 2).reshape(q.shape)
 
     return Plan(attend, (a["q"], a["k"], a["v"]), a["dout"] if backward else None)
@@ -55,12 +65,29 @@ def _attention(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) 
 def _attention_weights(a: Mapping[str, Tensor], shape: tuple[int, ...]) -> Plan:
     def weigh(q: Tensor, k: Tensor) -> Tensor:
         scores = _heads(q, shape) @ _heads(k, shape).transpose(2, 3) * a["scale"]
-        if a["causal"]:
+        if len(a["slopes"]):
+            scores = scores + _bend(a, shape)
+        elif a["causal"]:
             seen = torch.ones(scores.shape[2:], dtype=torch.bool).tril()
             scores = scores.masked_fill(~seen, -torch.inf)
         return torch.softmax(scores, dim=3)
 
     return Plan(weigh, (a["q"], a["k"]))
+
+
+def _turn(a: Mapping[str, Tensor], shape: tuple[int, ...], backward: bool) -> Plan:
+    B, T, C, H = shape
+    cosines, sines = a["cosines"][:, None], a["sines"][:, None] * (-1 if backward else 1)
+
+    def turn(q: Tensor, k: Tensor) -> list[Tensor]:
+        turned = []
+        for x in (q, k):
+            first, second = x.view(B, T, H, C // H).chunk(2, dim=3)
+            halves = first * cosines - second * sines, second * cosines + first * sines
+            turned.append(torch.cat(halves, dim=3).view(B * T, C))
+        return turned
+
+    return Plan(turn, tuple(a.values())[:2])
 
 
 def _matmul(a: Mapping[str, Tensor], variant: str) -> Plan:
@@ -181,6 +208,8 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         ),
         "rmsnorm_forward": lambda: _rmsnorm(a),
         "rmsnorm_backward": lambda: _rmsnorm(a),
+        "rotary_forward": lambda: _turn(a, shape, backward=False),
+        "rotary_backward": lambda: _turn(a, shape, backward=True),
         "sgd_step": lambda: _optimizer(torch.optim.SGD, a, momentum=a["momentum"]),
         "softmax_forward": lambda: Plan(lambda x: torch.softmax(x, 1), (a["x"],)),
         "softmax_backward": lambda: Plan(
