@@ -635,6 +635,7 @@ def _attention_weights_pair(
     """Write the weights of one sequence in one head."""
     D = q.shape[1] // weights.shape[1]
     T, column = last_key - first_key, head * D
+    left = 1.0 if slopes.size > 0 else scale
     for t in range(weights.shape[2]):
         i = first + t
         seen = _visible(i, last, T, causal) if i < last else 0
@@ -643,14 +644,13 @@ def _attention_weights_pair(
             score = 0.0
             for d in range(column, column + D):
                 score += q[i, d] * k[first_key + j, d]
-            score *= scale
             if slopes.size > 0:
-                score -= slopes[head] * abs(positions[i] - j)
+                score = score * scale - slopes[head] * abs(positions[i] - j)
             weights[b, head, t, j] = score
             largest = max(largest, weights[b, head, t, j])
         # Not from what forward saved: huge scores that are rounded otherwise are far from these.
         for j in range(seen):
-            weights[b, head, t, j] = math.exp(weights[b, head, t, j] - largest)
+            weights[b, head, t, j] = math.exp((weights[b, head, t, j] - largest) * left)
             total += weights[b, head, t, j]
         for j in range(weights.shape[3]):
             weights[b, head, t, j] = weights[b, head, t, j] / total if j < seen else 0
