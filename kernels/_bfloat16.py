@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from llvmlite.ir import types as ir_types
+from numba.core import cgutils
 
 from ._compile import BUILD
 from ._llvm import EXACT, INT32, VECTOR_BITS
-from ._simd import _define
+from ._simd import define
 
 DOT = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512bf16"))
 STEP = 2 if DOT else 1
@@ -95,13 +96,9 @@ def _round_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> 
 def _halves_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
     """Emit a, rounded, in the lower half of a register, and b in the upper one."""
     pairs = ir.VectorType(BFLOAT, 2 * kind.count)
-    function = builder.module.globals.get("llvm.x86.avx512bf16.cvtne2ps2bf16.512")
-    if function is None:
-        function = ir.Function(
-            builder.module,
-            ir.FunctionType(pairs, [kind, kind]),
-            "llvm.x86.avx512bf16.cvtne2ps2bf16.512",
-        )
+    signature = ir.FunctionType(pairs, [kind, kind])
+    name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
     return builder.bitcast(builder.call(function, [v[1], v[0]]), kind)
 
 
@@ -118,14 +115,13 @@ def dot_ir(
 ) -> ir.Value:
     """Emit total + the products of both halves of packed lanes, rounded to float32 each."""
     pairs = ir.VectorType(BFLOAT, 2 * kind.count)
+    signature = ir.FunctionType(kind, [kind, pairs, pairs])
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    function = builder.module.globals.get(name)
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(kind, [kind, pairs, pairs]), name)
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
     return builder.call(function, [total, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
 
 
 if BUILD != "python":
-    _define(round_bfloat16, 1, _round_ir)
-    _define(pack, 2, _pairs_ir if DOT else _round_ir)
-    _define(pack_run, 2, _halves_ir if DOT else _round_ir)
+    define(round_bfloat16, 1, _round_ir)
+    define(pack, 2, _pairs_ir if DOT else _round_ir)
+    define(pack_run, 2, _halves_ir if DOT else _round_ir)

@@ -22,7 +22,7 @@ def steps_of(depth, x):
 
 @kernel(inline=True)
 def pack_across(x, x_start, x_step, depth, columns, width, out, start):
-    """Pack `columns` columns of `depth` rows; a step has `width` lanes, a row's columns side by side.
+    """Pack `depth` rows of `columns` elements; those of one step are `width` lanes side by side.
 
     Args:
         x: 1-D; row k begins at x_start + k * x_step.

@@ -89,6 +89,7 @@ def multiply_packed(
     )
 
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        load_tiles()  # its symbols are looked for as soon as this code is compiled
         name = "multiply_pairs" if DOT else "multiply"
         return call_multiply(context, builder, sig, args, name)
 

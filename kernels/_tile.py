@@ -117,10 +117,7 @@ def _sums_ir(
         address = builder.gep(builder.gep(bases[row // 4], [a_column]), [offsets[row % 4]])
         element = splat_ir(builder, builder.load(address), kind.count)
         updated.append(
-            [
-                multiply_add(builder, kind, element, columns[v], sums[row][v])
-                for v in range(vectors)
-            ]
+            [multiply_add(builder, kind, element, columns[v], sums[row][v]) for v in range(vectors)]
         )
     near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
     far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))

@@ -77,9 +77,7 @@ def matmul_tn_bfloat16_reference(a, b, column_sums, out):
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
 
 
-def matmul_backward_bfloat16_reference(
-    a, b, dout, saved, addend, activation, da, db, column_sums
-):
+def matmul_backward_bfloat16_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
     """Compute `matmul_backward_bfloat16` in NumPy."""
     matmul_tn_bfloat16_reference(a, dout, column_sums, db)
     matmul_nt_bfloat16_reference(dout, b, saved, addend, activation, da)

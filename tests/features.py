@@ -121,6 +121,10 @@ FEATURES: dict[int, tuple[str, ...]] = {
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
     92: ("README.md: ## Which settings matter", "$ bench --suite"),
     93: ("$ train --norm --activation --positions --pooling --attention-bias",),
+    94: (
+        "$ train --precision",
+        "tests/test_precision.py::test_both_backends_have_the_same_gradients_and_near",
+    ),
     95: ("$ bench --profile",),
     99: ("tests/test_layernorm.py::test_", "tests/test_softmax.py::test_"),
     100: ("tests/test_layers.py::test_whole_jacobian", "tests/test_transformer.py::test_gradients"),
@@ -160,5 +164,4 @@ MISSING: dict[int, str] = {
     24: "pre-norm is there (--norm pre); RMSNorm is not",
     26: "GELU is there (--activation gelu); SwiGLU and Mish are not",
     43: "no label smoothing",
-    94: "float32 and float64 only",
 }

@@ -51,7 +51,9 @@ def test_every_op_of_the_backend_is_measured() -> None:
         case.family.compute(Spy(), case.inputs(0))
     # A yes or no, and a 0, have no error.
     exact = {"may_step", "zero_gradient"}
-    assert called == {op for ops in OPS.values() for op in ops} - exact
+    # What is rounded on purpose is held to the twin that rounds, and has no place beside float32.
+    rounded = set(OPS["matmul_bfloat16"])
+    assert called == {op for ops in OPS.values() for op in ops} - exact - rounded
 
 
 def test_a_few_cases_and_a_fault(table: dict) -> None:

@@ -1,5 +1,7 @@
 """The feed-forward layer: two products with an activation between them."""
 
+from typing import Any
+
 from fastformer import checks
 from fastformer.layers.activation import ACTIVATION_CODES
 from fastformer.layers.base import Layer, Seed, initial_stream
@@ -25,6 +27,7 @@ class FeedForward(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the layer.
 
@@ -33,8 +36,9 @@ class FeedForward(Layer):
             activation: "relu" or "gelu".    dropout: of the result, in [0, 1).
             counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         checks.integer("embed_dim", embed_dim, 1)
         checks.integer("ffn_dim", ffn_dim, 1)
         checks.table_size("FeedForward", embed_dim=embed_dim, ffn_dim=ffn_dim)
@@ -42,8 +46,9 @@ class FeedForward(Layer):
             checks.choice("activation", activation, ACTIVATION_CODES)
         ]
         stream = initial_stream(seed)
-        self.expand = Linear(embed_dim, ffn_dim, seed=stream, backend=backend, dtype=dtype)
-        self.contract = Linear(ffn_dim, embed_dim, seed=stream, backend=backend, dtype=dtype)
+        own: dict[str, Any] = {"backend": backend, "dtype": dtype, "precision": precision}
+        self.expand = Linear(embed_dim, ffn_dim, seed=stream, **own)
+        self.contract = Linear(ffn_dim, embed_dim, seed=stream, **own)
         self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
 
     def forward(self, x: Array, *, residual: Array | None = None) -> Array:

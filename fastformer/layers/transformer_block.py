@@ -28,6 +28,7 @@ class TransformerBlock(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the block.
 
@@ -35,8 +36,9 @@ class TransformerBlock(Layer):
             config: the model's settings.    causal: see MultiHeadAttention.
             counter: of the dropouts.    seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         if not isinstance(config, ModelConfig):
             raise InvalidTypeError(
                 "TransformerBlock: config must be a TransformerConfig or DecoderConfig, "
@@ -54,6 +56,7 @@ class TransformerBlock(Layer):
             seed=stream,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         epsilon = config.layernorm_epsilon
         self.norm1 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
@@ -66,6 +69,7 @@ class TransformerBlock(Layer):
             seed=stream,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         self.norm2 = LayerNorm(config.embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
 
