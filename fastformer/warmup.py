@@ -17,13 +17,14 @@ from typing import Any
 
 from fastformer import threads
 
+PRODUCT = "matmul._product"
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
 # i integer, b bool. Those that take longest come first.
 KERNELS = {
     "transformer_block.transformer_block_backward": (
         "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
     ),
-    "matmul._product": "i i m t m r m i m m t",
+    PRODUCT: "i i m t m r m i m m t",
     "transformer_block.transformer_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
@@ -43,6 +44,9 @@ KERNELS = {
     "pooling.gather_rows": "m k m",
     "pooling.scatter_rows": "m k m",
 }
+# Where products have another precision, its kernel takes the place of theirs, in every layer.
+PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
+WHOLE_BLOCKS = ("transformer_block.", "matmul.weight_gradients")
 MOST_PROCESSES = 4
 
 
@@ -60,35 +64,47 @@ def signature(name: str) -> tuple[Any, ...]:
         "i": types.int64,
         "b": types.boolean,
     }
-    return tuple(kinds[code] for code in KERNELS[name].split())
+    codes = KERNELS[PRODUCT if name in PRODUCTS.values() else name]
+    return tuple(kinds[code] for code in codes.split())
+
+
+def kernels_of(precision: str) -> list[str]:
+    """Return the names of the kernels that training with a precision of products calls."""
+    if precision == "float32":
+        return list(KERNELS)
+    layers = [name for name in KERNELS if not name.startswith(WHOLE_BLOCKS)]
+    return [PRODUCTS[precision] if name == PRODUCT else name for name in layers]
 
 
 def dispatcher(name: str) -> Any:
-    """Return a kernel of `KERNELS`."""
+    """Return a kernel of `kernels_of`."""
     stem, _, function = name.partition(".")
     return getattr(importlib.import_module(f"fastformer.kernels.{stem}"), function)
 
 
-def _marker() -> Path | None:
+def _marker(precision: str) -> Path | None:
     """Return the file that says that all kernels were compiled, or None where nothing is kept."""
     from fastformer.kernels._compile import BUILD, CACHE_DIRECTORY
 
     if CACHE_DIRECTORY is None or BUILD != "production":
         return None
-    return CACHE_DIRECTORY / "compiled-float32"
+    return CACHE_DIRECTORY / f"compiled-{precision}"
 
 
-def ensure_compiled() -> None:
+def ensure_compiled(precision: str = "float32") -> None:
     """Compile what is not compiled yet; do nothing where there is no place to keep it.
+
+    Args:
+        precision: of products; no kernel of another one is compiled.
 
     Whatever goes wrong in the processes is left to the first call of the kernel, which compiles
     it again and raises what there is to raise.
     """
-    marker = _marker()
+    marker = _marker(precision)
     processes = min(MOST_PROCESSES, threads.available_threads())
     if marker is None or marker.exists() or processes < 2 or not sys.executable:
         return
-    started, names = time.monotonic(), list(KERNELS)
+    started, names = time.monotonic(), kernels_of(precision)
     waiting: Queue[str] = Queue()
     for name in names:
         waiting.put(name)

@@ -298,7 +298,7 @@ def _operands(context: Any, builder: Any, kind: Vector, sig: Signature, args: An
     ]
 
 
-def _define(
+def define(
     function: Callable[..., Any],
     operands: int,
     emit: Callable[[ir.IRBuilder, ir.VectorType, list[ir.Value]], ir.Value],
@@ -325,30 +325,30 @@ def _mask_of(kind: Vector) -> Mask:
     return Mask(kind.lanes)
 
 
-_define(operator.add, 2, lambda builder, kind, v: builder.fadd(*v, flags=EXACT))
-_define(operator.sub, 2, lambda builder, kind, v: builder.fsub(*v, flags=EXACT))
-_define(operator.mul, 2, lambda builder, kind, v: builder.fmul(*v, flags=EXACT))
-_define(operator.truediv, 2, lambda builder, kind, v: builder.fdiv(*v, flags=EXACT))
-_define(
+define(operator.add, 2, lambda builder, kind, v: builder.fadd(*v, flags=EXACT))
+define(operator.sub, 2, lambda builder, kind, v: builder.fsub(*v, flags=EXACT))
+define(operator.mul, 2, lambda builder, kind, v: builder.fmul(*v, flags=EXACT))
+define(operator.truediv, 2, lambda builder, kind, v: builder.fdiv(*v, flags=EXACT))
+define(
     operator.gt, 2, lambda builder, kind, v: builder.fcmp_ordered(">", *v, flags=EXACT), _mask_of
 )
-_define(
+define(
     operator.lt, 2, lambda builder, kind, v: builder.fcmp_ordered("<", *v, flags=EXACT), _mask_of
 )
-_define(operator.neg, 1, lambda builder, kind, v: builder.fneg(*v, flags=EXACT))
-_define(fma, 3, lambda builder, kind, v: call_ir(builder, "llvm.fma", kind, *v))
-_define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v))
-_define(maximum, 2, maximum_ir)
-_define(exp, 1, exp_ir)
-_define(exp_of_sum, 2, exp_ir)
-_define(log, 1, log_ir)
-_define(
+define(operator.neg, 1, lambda builder, kind, v: builder.fneg(*v, flags=EXACT))
+define(fma, 3, lambda builder, kind, v: call_ir(builder, "llvm.fma", kind, *v))
+define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v))
+define(maximum, 2, maximum_ir)
+define(exp, 1, exp_ir)
+define(exp_of_sum, 2, exp_ir)
+define(log, 1, log_ir)
+define(
     sum_lanes,
     1,
     tree_ir(lambda builder, kind, v: builder.fadd(*v, flags=EXACT)),
     lambda kind: kind.dtype,
 )
-_define(max_lanes, 1, tree_ir(maximum_ir), lambda kind: kind.dtype)
+define(max_lanes, 1, tree_ir(maximum_ir), lambda kind: kind.dtype)
 
 
 def _type_select(mask: Any, a: Any, b: Any) -> Signature | None:

@@ -10,6 +10,7 @@ multiply-adds in the order of k, whatever the tile is, so tiles do not change bi
 Source: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -47,6 +48,14 @@ TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
 
 
+# Emits a * b + c: (builder, vector type, a, b, c) -> value.
+MultiplyAdd = Callable[..., ir.Value]
+
+
+def _fma_ir(builder: ir.IRBuilder, kind: ir.VectorType, *operands: ir.Value) -> ir.Value:
+    return call_ir(builder, "llvm.fma", kind, *operands)
+
+
 class _Operand:
     """An array argument of the tile: its data pointer, its Numba struct for checks, its start."""
 
@@ -70,6 +79,7 @@ def _sums_ir(
     depth: ir.Value,
     a: tuple[ir.Value, ir.Value, ir.Value],
     panel: ir.Value,
+    multiply_add: MultiplyAdd,
 ) -> list[list[ir.Value]]:
     """Emit the loop over k for a fixed number of rows, and return the finished sums."""
     a_pointer, a_row_step, a_k_step = a
@@ -107,10 +117,7 @@ def _sums_ir(
         address = builder.gep(builder.gep(bases[row // 4], [a_column]), [offsets[row % 4]])
         element = splat_ir(builder, builder.load(address), kind.count)
         updated.append(
-            [
-                call_ir(builder, "llvm.fma", kind, element, columns[v], sums[row][v])
-                for v in range(vectors)
-            ]
+            [multiply_add(builder, kind, element, columns[v], sums[row][v]) for v in range(vectors)]
         )
     near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
     far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))
@@ -189,8 +196,8 @@ def _store_ir(
                         store_ir(builder, value, address)
 
 
-def _symbol(element: ir.Type, vectors: int) -> str:
-    return f"fastformer_multiply_{'wide' if vectors == WIDE else 'narrow'}_{element}"
+def _symbol(element: ir.Type, vectors: int, name: str) -> str:
+    return f"fastformer_{name}_{'wide' if vectors == WIDE else 'narrow'}_{element}"
 
 
 def _signature_ir(element: ir.Type) -> ir.FunctionType:
@@ -200,9 +207,11 @@ def _signature_ir(element: ir.Type) -> ir.FunctionType:
     return ir.FunctionType(ir.VoidType(), kinds)
 
 
-def _define_multiply(module: ir.Module, element: ir.Type, vectors: int) -> None:
+def define_multiply(
+    module: ir.Module, element: ir.Type, vectors: int, name: str, multiply_add: MultiplyAdd
+) -> None:
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
-    function = ir.Function(module, _signature_ir(element), _symbol(element, vectors))
+    function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
     rows, columns, depth, a, a_row_step, a_k_step, panel, bias, addend, out, step = function.args
     kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
@@ -232,7 +241,7 @@ def _define_multiply(module: ir.Module, element: ir.Type, vectors: int) -> None:
             builder.branch(tile)
         builder.position_at_end(tile)
         a_steps = (a_rows, a_row_step, a_k_step)
-        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel)
+        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel, multiply_add)
         _store_ir(builder, sums, columns, bias, added, out_rows, step)
         heights.append((builder.block, height))
         builder.branch(latch)
@@ -252,7 +261,7 @@ def _tile_module() -> str:
     module = ir.Module("fastformer_tiles")
     for element in (ir.FloatType(), ir.DoubleType()):
         for vectors in (WIDE, NARROW):
-            _define_multiply(module, element, vectors)
+            define_multiply(module, element, vectors, "multiply", _fma_ir)
     return str(module)
 
 
@@ -298,10 +307,12 @@ def multiply(
     sig = signature(
         types.void, i, i, i, a, i, i, i, panel, i, flag, bias, i, flag, addend, out, i, i
     )
-    return sig, _call_multiply
+    return sig, call_multiply
 
 
-def _call_multiply(context: Any, builder: ir.IRBuilder, sig: Signature, args: Any) -> ir.Value:
+def call_multiply(
+    context: Any, builder: ir.IRBuilder, sig: Signature, args: Any, name: str = "multiply"
+) -> ir.Value:
     """Emit the checks of the checked build, and the call."""
     kinds = sig.args
     rows, columns, depth = args[:3]
@@ -328,7 +339,7 @@ def _call_multiply(context: Any, builder: ir.IRBuilder, sig: Signature, args: An
     null = ir.Constant(element.as_pointer(), None)
     functions = [
         cgutils.get_or_insert_function(
-            builder.module, _signature_ir(element), _symbol(element, vectors)
+            builder.module, _signature_ir(element), _symbol(element, vectors, name)
         )
         for vectors in (NARROW, WIDE)
     ]

@@ -140,6 +140,10 @@ FEATURES: dict[int, tuple[str, ...]] = {
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
     92: ("README.md: ## Which settings matter", "$ bench --suite"),
     93: ("$ train --norm --norm-type --activation --positions --pooling --attention-bias",),
+    94: (
+        "$ train --precision",
+        "tests/test_precision.py::test_both_backends_have_the_same_gradients_and_near",
+    ),
     95: ("$ bench --profile",),
     99: ("tests/test_layernorm.py::test_", "tests/test_softmax.py::test_"),
     100: ("tests/test_layers.py::test_whole_jacobian", "tests/test_transformer.py::test_gradients"),
@@ -172,8 +176,4 @@ OUT_OF_SCOPE: dict[int, str] = {
     111: "part of that course",
     112: "part of that course",
     115: "training takes seconds, so weights are made, not kept: README.md, Limits",
-}
-
-MISSING: dict[int, str] = {
-    94: "float32 and float64 only",
 }

@@ -31,7 +31,11 @@ def one_thread() -> Iterator[None]:
 
 def small_settings(dropout: float = 0.0, examples: int = 400, **options: Any) -> RunSettings:
     """Return the settings of a run with 318 training examples, 10 batches, that takes a moment."""
-    own = {name: options.pop(name) for name in ("seed", "backend", "dtype") if name in options}
+    own = {
+        name: options.pop(name)
+        for name in ("seed", "backend", "dtype", "precision")
+        if name in options
+    }
     return RunSettings(
         task=DigitTask(examples=examples),
         model=TransformerConfig(vocab_size=20, dropout=dropout, **SIZES),

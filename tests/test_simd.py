@@ -270,7 +270,14 @@ def test_exp_of_sum_is_that_of_both_parts(rng, first, last):
 
 # What runs for each width: every operation, tiles and panels, a kernel on rows; and for the width
 # that most machines have, the matrix products.
-WIDTH_TESTS = ["test_simd.py", "test_tile.py", "test_softmax.py::test_equals_twin"]
+WIDTH_TESTS = [
+    *("test_simd.py", "test_tile.py", "test_bfloat16.py", "test_softmax.py::test_equals_twin"),
+]
+PRODUCT_TESTS = [
+    "test_matmul.py::test_integers_are_exact",
+    "test_matmul_bfloat16.py::test_groups_and_epilogues_equal_twin",
+    "test_matmul_bfloat16.py::test_integers_are_exact",
+]
 OTHER_WIDTHS = [bits for bits in (0, 128, 256) if bits != VECTOR_BITS]
 
 
@@ -282,7 +289,7 @@ def width_runs(tmp_path_factory):
     runs = {}
     for bits in OTHER_WIDTHS:
         directory = tmp_path_factory.mktemp("kernels")
-        tests = WIDTH_TESTS + ["test_matmul.py::test_integers_are_exact"] * (bits == 256)
+        tests = WIDTH_TESTS + PRODUCT_TESTS * (bits == 256)
         runs[bits] = start_variant_run(directory, *tests, FASTFORMER_VECTOR_BITS=str(bits))
     yield runs
     for run in runs.values():

@@ -220,6 +220,14 @@ def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, monkeypatch, o
     assert not block.in_one
 
 
+def test_products_of_bfloat16_are_made_layer_by_layer(rng, monkeypatch):
+    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
+    config = make_config("encoder", **SIZES)
+    block = ff.TransformerBlock(config, precision="bfloat16")
+    block.forward(rng.standard_normal((8, WIDTH)).astype(np.float32), BATCH)
+    assert not block.in_one
+
+
 @pytest.mark.parametrize("dout", [np.zeros((8, WIDTH + 1)), np.zeros((7, WIDTH)), None])
 def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, parts, dout):
     block = make_block()

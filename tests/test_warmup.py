@@ -38,6 +38,31 @@ def test_signature_is_what_training_calls(name):
     assert float32 == [warmup.signature(name)]
 
 
+def test_another_precision_has_its_own_product_and_the_default_has_not():
+    names, rounded = warmup.kernels_of("float32"), warmup.kernels_of("bfloat16")
+    assert names == list(warmup.KERNELS)
+    assert set(names) ^ set(rounded) == {"matmul._product", "matmul_bfloat16._product"}
+    model = ff.Transformer(
+        ff.TransformerConfig(vocab_size=20, embed_dim=8, num_heads=2, ffn_dim=8),
+        precision="bfloat16",
+    )
+    train_once(model, np.array([3, 4]))
+    product = warmup.dispatcher("matmul_bfloat16._product")
+    assert list(product.overloads) == [warmup.signature("matmul_bfloat16._product")]
+
+
+def test_a_default_run_compiles_and_loads_nothing_for_bfloat16():
+    program = """
+import numpy as np, fastformer as ff
+model = ff.Transformer(ff.TransformerConfig(vocab_size=20, embed_dim=8, num_heads=2, ffn_dim=8))
+model.forward(ff.pack([[1, 2, 3]]))
+from fastformer.kernels import _bfloat16_tile, matmul_bfloat16
+print(_bfloat16_tile.load_tiles.cache_info().currsize, len(matmul_bfloat16._product.overloads))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "0"], done.stderr
+
+
 def test_process_answers_each_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\npooling.gather_rows\n"))
     warmup.main()
@@ -47,7 +72,7 @@ def test_process_answers_each_name(monkeypatch, capsys):
 @pytest.fixture
 def cold(tmp_path, monkeypatch):
     marker = tmp_path / "compiled"
-    monkeypatch.setattr(warmup, "_marker", lambda: marker)
+    monkeypatch.setattr(warmup, "_marker", lambda precision: marker)
     monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
     monkeypatch.setattr(warmup, "KERNELS", {"gradient.gradient_norm": "r"})
     return marker

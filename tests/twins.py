@@ -121,13 +121,16 @@ def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:
 
 
 def assert_equals_twin(
-    kernel: Callable[..., Any], reference: Callable[..., Any], *given: Any
+    kernel: Callable[..., Any],
+    reference: Callable[..., Any],
+    *given: Any,
+    dtypes: Sequence[type] = COMPARED_DTYPES,
 ) -> list[np.ndarray]:
     """Run kernel and twin on the same arguments and compare all that they write.
 
-    Arrays of float64 are given in each dtype in turn; `Out` marks outputs. The kernel's error
-    against the twin in extended precision may be twice that of the twin in the kernel's dtype,
-    and a few roundings. Inputs must stay as they were.
+    Arrays of float64 are given in each of the dtypes in turn; `Out` marks outputs. The kernel's
+    error against the twin in extended precision may be twice that of the twin in the kernel's
+    dtype, and a few roundings. Inputs must stay as they were.
 
     Returns:
         The float32 outputs of the kernel.
@@ -135,7 +138,7 @@ def assert_equals_twin(
     truths = run(reference, *given, dtype=TRUTH)
     scales = [value.scale for value in given if isinstance(value, Out)] or [0.0] * len(truths)
     outputs: list[np.ndarray] = []
-    for dtype in COMPARED_DTYPES:
+    for dtype in dtypes:
         twin_outputs = run(reference, *given, dtype=dtype)
         outputs = run(kernel, *given, dtype=dtype)
         for index, (found, twin, truth, scale) in enumerate(
@@ -151,11 +154,13 @@ def assert_equals_twin(
     return outputs
 
 
-def assert_same_bits(kernel: Callable[..., Any], *given: Any) -> None:
+def assert_same_bits(
+    kernel: Callable[..., Any], *given: Any, dtypes: Sequence[type] = COMPARED_DTYPES
+) -> None:
     """Run a kernel on one, two, three and four threads; all that it writes must be the same."""
     before = numba.get_num_threads()
     try:
-        for dtype in COMPARED_DTYPES:
+        for dtype in dtypes:
             numba.set_num_threads(1)
             expected = [output.tobytes() for output in run(kernel, *given, dtype=dtype)]
             for threads in (2, 3, 4):

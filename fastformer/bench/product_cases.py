@@ -162,6 +162,23 @@ def _attention_specs(variant: str) -> list[Spec]:
     ]
 
 
+# With operands that are rounded to bfloat16: the same cases.
+_ROUNDED = (
+    Spec("matmul_bfloat16", "MKN", _linear_layers, _matmul, _product_flops),
+    Spec(
+        "matmul_bfloat16", "MKN", _hidden_layer, _matmul_gelu, _product_flops, variant="bias+gelu"
+    ),
+    Spec(
+        "matmul_nt_bfloat16", "MKN", lambda s: [(m, n, k) for m, k, n in _linear_layers(s)],
+        _matmul_nt, _product_flops,
+    ),
+    Spec("matmul_tn_bfloat16", "MKN", _linear_layers, _matmul_tn, _product_flops),
+    Spec(
+        "matmul_backward_bfloat16", "MKN", _linear_layers, _matmul_backward,
+        lambda M, K, N: 2 * _product_flops(M, K, N),
+    ),
+)  # fmt: skip
+
 PRODUCTS = (
     *_attention_specs("full"),
     *_attention_specs("causal"),
@@ -174,6 +191,7 @@ PRODUCTS = (
         _product_flops,
     ),
     Spec("matmul_tn", "MKN", _linear_layers, _matmul_tn, _product_flops),
+    *_ROUNDED,
     Spec(
         "matmul_backward", "MKN", _linear_layers, _matmul_backward,
         lambda M, K, N: 2 * _product_flops(M, K, N),

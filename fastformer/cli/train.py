@@ -62,6 +62,13 @@ class RunOptions:
     dtype: Literal["float32", "float64"] = field(
         default="float32", metadata={"help": "of parameters and activations"}
     )
+    precision: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "of what linear layers multiply; bfloat16 is faster on CPUs that have "
+            "avx512_bf16 (fastformer doctor shows it)"
+        },
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +206,7 @@ def _settings(
     """Return the settings of a new run: of the decoder where the preset is one of its tasks."""
     from fastformer.training.presets import is_answer_task
 
-    own: dict[str, Any] = {"seed": options.seed, "backend": options.backend, "dtype": options.dtype}
+    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
     own["training"] = training or TrainingConfig()
     sizes = dataclasses.asdict(model)
     if not is_answer_task(options.preset):

@@ -39,6 +39,7 @@ class MultiHeadAttention(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the layer with Xavier-uniform weights.
 
@@ -50,8 +51,10 @@ class MultiHeadAttention(Layer):
             positions: what it is told of them, for its embed_dim, num_heads and dtype; or None.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of the four projections; see
+                `Layer`. Scores and their products with values stay in the dtype.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
         self.num_heads = checks.integer("num_heads", num_heads, 1)
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
@@ -77,7 +80,13 @@ class MultiHeadAttention(Layer):
             parts=("query.bias", "key.bias", "value.bias") if bias else (),
         )
         self.output = Linear(
-            embed_dim, embed_dim, bias=bias, seed=stream, backend=backend, dtype=dtype
+            embed_dim,
+            embed_dim,
+            bias=bias,
+            seed=stream,
+            backend=backend,
+            dtype=dtype,
+            precision=precision,
         )
         self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
 

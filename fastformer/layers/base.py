@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.backend import get_backend
+from fastformer.backend import check_precision, get_backend
 from fastformer.buffers import Buffers
 from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.parameters import Array, Parameter, Parameters
@@ -36,10 +36,18 @@ class Layer:
     input, in a buffer that is shared by all layers of a model: use it before the next call.
     """
 
-    def __init__(self, backend: str, dtype: str) -> None:
-        """Choose the path ("numba" or "reference") and the dtype ("float32" or "float64")."""
-        self.ops = get_backend(backend)
+    def __init__(self, backend: str, dtype: str, precision: str = "float32") -> None:
+        """Choose how the layer computes.
+
+        Args:
+            backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: of the operands of matrix products with weights: "float32", which stands
+                for the dtype, or "bfloat16", to which they are rounded; dtype is then "float32".
+        """
         self.dtype = np.dtype(checks.choice("dtype", dtype, DTYPES))
+        check_precision(precision, dtype)
+        self.precision = precision
+        self.ops = get_backend(backend, precision)
         self.buffers = Buffers(self.dtype)
         self.scratch = Buffers(self.dtype)
         self.nothing = np.zeros((0, 0), self.dtype)

@@ -1,5 +1,7 @@
 """The feed-forward layer: two products with an activation between them, or three with a gate."""
 
+from typing import Any
+
 from fastformer import checks
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.layers.activation import ACTIVATION_CODES
@@ -31,6 +33,7 @@ class FeedForward(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the layer.
 
@@ -39,8 +42,9 @@ class FeedForward(Layer):
             activation: "relu", "gelu", "mish" or "swiglu".    dropout: of the result, in [0, 1).
             counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         checks.integer("embed_dim", embed_dim, 1)
         checks.integer("ffn_dim", ffn_dim, 1)
         checks.table_size("FeedForward", embed_dim=embed_dim, ffn_dim=ffn_dim)
@@ -48,11 +52,12 @@ class FeedForward(Layer):
         # Of the product `expand`; a gate has a kernel of its own.
         self.activation = ACTIVATION_CODES.get(activation, NO_ACTIVATION)
         stream = initial_stream(seed)
-        self.expand = Linear(embed_dim, ffn_dim, seed=stream, backend=backend, dtype=dtype)
+        own: dict[str, Any] = {"backend": backend, "dtype": dtype, "precision": precision}
+        self.expand = Linear(embed_dim, ffn_dim, seed=stream, **own)
         self.gate: Linear | None = None
         if activation == GATED:
-            self.gate = Linear(embed_dim, ffn_dim, seed=stream, backend=backend, dtype=dtype)
-        self.contract = Linear(ffn_dim, embed_dim, seed=stream, backend=backend, dtype=dtype)
+            self.gate = Linear(embed_dim, ffn_dim, seed=stream, **own)
+        self.contract = Linear(ffn_dim, embed_dim, seed=stream, **own)
         self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
 
     def forward(self, x: Array, *, residual: Array | None = None) -> Array:

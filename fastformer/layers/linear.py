@@ -30,6 +30,7 @@ class Linear(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the layer with Xavier-uniform weights and a zero bias.
 
@@ -38,8 +39,9 @@ class Linear(Layer):
             bias: whether there is a b.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         self.in_features = checks.integer("in_features", in_features, 1)
         self.out_features = checks.integer("out_features", out_features, 1)
         checks.boolean("bias", bias)
@@ -134,9 +136,9 @@ class TiedLinear(Layer):
     Source: Press & Wolf 2017, arXiv:1608.05859.
     """
 
-    def __init__(self, embedding: Embedding) -> None:
-        """Share the table of an embedding, its backend and its dtype."""
-        super().__init__(embedding.ops.name, embedding.dtype.name)
+    def __init__(self, embedding: Embedding, *, precision: str = "float32") -> None:
+        """Share the table of an embedding, its backend and its dtype; precision: see `Layer`."""
+        super().__init__(embedding.ops.name, embedding.dtype.name, precision)
         self.weight = embedding.weight
 
     def forward(self, x: Array) -> Array:

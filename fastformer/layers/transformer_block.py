@@ -35,6 +35,7 @@ class TransformerBlock(Layer):
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the block.
 
@@ -44,8 +45,9 @@ class TransformerBlock(Layer):
                 has relative ones and none are given.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
         """
-        super().__init__(backend, dtype)
+        super().__init__(backend, dtype, precision)
         if not isinstance(config, ModelConfig):
             raise InvalidTypeError(
                 "TransformerBlock: config must be a TransformerConfig or DecoderConfig, "
@@ -64,6 +66,7 @@ class TransformerBlock(Layer):
             seed=stream,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         self.norm1 = new_norm(config, backend=backend, dtype=dtype)
         self.feed_forward = FeedForward(
@@ -75,11 +78,13 @@ class TransformerBlock(Layer):
             seed=stream,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         self.norm2 = new_norm(config, backend=backend, dtype=dtype)
         # The kernels of a whole block have layer norms, no gate, and attention without positions.
         self.usual = (
-            config.norm_type == "layernorm"
+            precision == "float32"
+            and config.norm_type == "layernorm"
             and self.feed_forward.gate is None
             and self.attention.positions is None
         )

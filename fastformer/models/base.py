@@ -5,6 +5,7 @@ from typing import TypeVar
 import numpy as np
 
 from fastformer import checks
+from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.base import Layer, initial_stream
@@ -39,15 +40,17 @@ class Model(Layer):
         seed: int,
         backend: str,
         dtype: str,
+        precision: str,
     ) -> None:
         """Make all but the read-out; subclasses then call `parameters`."""
         if not isinstance(config, config_class):
             raise InvalidTypeError(
                 f"config must be a {config_class.__name__}, got {type(config).__name__}"
             )
+        check_precision(precision, dtype)
         if (backend, dtype) == ("numba", "float32"):
-            ensure_compiled()
-        super().__init__(backend, dtype)
+            ensure_compiled(precision)
+        super().__init__(backend, dtype, precision)
         self.config = config
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
@@ -71,6 +74,7 @@ class Model(Layer):
                 seed=self.stream,
                 backend=backend,
                 dtype=dtype,
+                precision=precision,
             )
             for _ in range(config.num_layers)
         ]

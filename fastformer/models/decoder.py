@@ -19,12 +19,15 @@ class TransformerDecoder(Model):
         seed: int = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the model with initial weights drawn from a seed.
 
         Args:
             config: its settings.    seed: >= 0; the same weights for either backend and dtype.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16": linear layers then multiply numbers rounded to
+                bfloat16 and add in float32, and all else is in float32, also what is kept.
         """
         super().__init__(
             config,
@@ -34,10 +37,11 @@ class TransformerDecoder(Model):
             seed=seed,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         self.output: Linear | TiedLinear
         if config.tied_embeddings:
-            self.output = TiedLinear(self.embedding)
+            self.output = TiedLinear(self.embedding, precision=precision)
         else:
             self.output = Linear(
                 config.embed_dim,
@@ -45,6 +49,7 @@ class TransformerDecoder(Model):
                 seed=self.stream,
                 backend=backend,
                 dtype=dtype,
+                precision=precision,
             )
         self.parameters()
 

@@ -22,12 +22,15 @@ class Transformer(Model):
         seed: int = 0,
         backend: str = "numba",
         dtype: str = "float32",
+        precision: str = "float32",
     ) -> None:
         """Make the model with initial weights drawn from a seed.
 
         Args:
             config: its settings.    seed: >= 0; the same weights for either backend and dtype.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
+            precision: "float32", or "bfloat16": linear layers then multiply numbers rounded to
+                bfloat16 and add in float32, and all else is in float32, also what is kept.
         """
         super().__init__(
             config,
@@ -37,9 +40,15 @@ class Transformer(Model):
             seed=seed,
             backend=backend,
             dtype=dtype,
+            precision=precision,
         )
         self.output = Linear(
-            config.embed_dim, config.vocab_size, seed=self.stream, backend=backend, dtype=dtype
+            config.embed_dim,
+            config.vocab_size,
+            seed=self.stream,
+            backend=backend,
+            dtype=dtype,
+            precision=precision,
         )
         self.parameters()
 

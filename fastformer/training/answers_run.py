@@ -81,7 +81,11 @@ class AnswerSettings(Settings):
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
         return TransformerDecoder(
-            self.model, seed=self.seed, backend=self.backend, dtype=self.dtype
+            self.model,
+            seed=self.seed,
+            backend=self.backend,
+            dtype=self.dtype,
+            precision=self.precision,
         )
 
 
@@ -168,7 +172,7 @@ def _train_to_the_end(trainer: Trainer, settings: AnswerSettings) -> dict[str, A
     description = (
         f"{task.name}: {trainer.model.num_parameters:,} parameters, fresh examples, "
         f"{task.validation_examples:,} validation and {task.test_examples:,} test inputs, "
-        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}"
+        f"{settings.computed_with}, seed {settings.seed}"
     )
     return train_to_the_end(trainer, description, lambda best: _test_scores(settings, best))
 

@@ -72,7 +72,13 @@ class RunSettings(Settings):
 
     def new_model(self) -> Transformer:
         """Return the model with its initial weights."""
-        return Transformer(self.model, seed=self.seed, backend=self.backend, dtype=self.dtype)
+        return Transformer(
+            self.model,
+            seed=self.seed,
+            backend=self.backend,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
 
 
 def _packed(examples: DigitExamples) -> Examples:
@@ -150,7 +156,7 @@ def _train_to_the_end(trainer: Trainer, settings: RunSettings, splits: Splits) -
     description = (
         f"{trainer.model.num_parameters:,} parameters, {len(splits.train):,} training examples, "
         f"{len(splits.validation):,} validation and {len(splits.test):,} test inputs, "
-        f"backend {settings.backend}, {settings.dtype}, seed {settings.seed}"
+        f"{settings.computed_with}, seed {settings.seed}"
     )
 
     def test(best: Checkpoint) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from fastformer import checks
-from fastformer.backend import BACKENDS
+from fastformer.backend import BACKENDS, check_precision
 from fastformer.errors import RunError
 from fastformer.models.config import DTYPES, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
@@ -15,6 +15,7 @@ from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
 
 _TABLES = ("task", "model", "training")
+_OWN = ("seed", "backend", "dtype", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,14 @@ class Settings:
     seed: int = 42
     backend: str = "numba"
     dtype: str = "float32"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Check every value."""
         checks.integer("seed", self.seed, 0)
         checks.choice("backend", self.backend, BACKENDS)
         checks.choice("dtype", self.dtype, DTYPES)
+        check_precision(self.precision, self.dtype)
         if self.model.vocab_size != len(self.tokens):
             checks.fail(
                 f"vocab_size must be {len(self.tokens)} for {self.task_name}, "
@@ -60,6 +63,12 @@ class Settings:
     def task_name(self) -> str:
         """What the task is called in a message."""
         raise NotImplementedError
+
+    @property
+    def computed_with(self) -> str:
+        """How the run computes, as a message says it."""
+        rounded = "" if self.precision == "float32" else f" with {self.precision} products"
+        return f"backend {self.backend}, {self.dtype}{rounded}"
 
     @property
     def longest(self) -> int:
@@ -87,7 +96,7 @@ class Settings:
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the tables of `config.toml`."""
-        own = {"kind": self.kind, "seed": self.seed, "backend": self.backend, "dtype": self.dtype}
+        own = {name: getattr(self, name) for name in ("kind", *_OWN)}
         return {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
 
     @classmethod

@@ -1,6 +1,7 @@
 """Row A4: on small integers every sum is exact in float32, so not one bit may differ."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,16 @@ def matmul_tn(case: Case) -> Results:
     yield sums, sums_before + stacked.sum(axis=1).ravel()
 
 
+def rounded(case: Case) -> Results:
+    """Check the products of operands that are rounded to bfloat16, which holds the integers."""
+    case.dtype = np.float32
+    case.none, case.empty = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+    names = ("matmul", "matmul_nt", "matmul_tn")
+    case.ops = SimpleNamespace(**{name: getattr(case.ops, f"{name}_bfloat16") for name in names})
+    product = case.random.choice([matmul, matmul_nt, matmul_tn])
+    yield from product(case)
+
+
 def embedding(case: Case) -> Results:
     """Check the look-up with positions, and the scatter of gradients with repeated ids."""
     N, V, T, C = case.size(), case.size(1), case.size(1), case.size(1)
@@ -159,7 +170,7 @@ def flat(case: Case) -> Results:
 
 
 FAMILIES: tuple[Callable[[Case], Results], ...] = (
-    *(matmul, matmul_nt, matmul_tn, matmul, matmul_nt, matmul_tn, embedding, rows, flat),
+    *(matmul, matmul_nt, matmul_tn, matmul, matmul_nt, matmul_tn, embedding, rows, flat, rounded),
 )
 
 
@@ -195,6 +206,7 @@ def _planted() -> list[bool]:
         (matmul, "matmul", off_by_a_bit),
         (embedding, "embedding_backward", overwrites),
         (matmul_tn, "matmul_tn", forgets_sums),
+        (rounded, "matmul_bfloat16", off_by_a_bit),
     ):
         ops = type(true)(**{**vars(true), name: wrong})
         found.append(any(differs(family, seed, ops) for seed in range(50)))

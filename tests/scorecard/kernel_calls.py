@@ -245,6 +245,22 @@ def _transformer_block_backward(rng: Random) -> Arguments:
     return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
 
 
+def _matmul_bfloat16(rng: Random) -> Arguments:
+    return _matmul(rng)
+
+
+def _matmul_nt_bfloat16(rng: Random) -> Arguments:
+    return _matmul_nt(rng)
+
+
+def _matmul_backward_bfloat16(rng: Random) -> Arguments:
+    return _matmul_backward(rng)
+
+
+def _matmul_tn_bfloat16(rng: Random) -> Arguments:
+    return _matmul_tn(rng)
+
+
 def _gather_rows(rng: Random) -> Arguments:
     N, B, C = _size(rng), _rows(rng), _size(rng)
     return _real(rng, N, C), rng.integers(0, N, B), Out((B, C))
@@ -292,3 +308,8 @@ DRAWS: dict[str, Callable[[Random], Arguments]] = {
     for name, draw in list(globals().items())
     if getattr(draw, "__annotations__", {}).get("return") is Arguments
 }
+
+
+def takes(name: str, dtype: Any) -> bool:
+    """Tell whether a kernel takes a dtype: what rounds to bfloat16 takes float32 alone."""
+    return dtype is np.float32 or not name.endswith("_bfloat16")

@@ -133,6 +133,19 @@ def _matmul(a: Mapping[str, Any], variant: str) -> Call:
     return _forward(jnp.matmul, x, weight)
 
 
+def _rounded(x: Tensor, y: Tensor) -> Tensor:
+    """Return the product of operands in bfloat16, with sums in float32."""
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def _rounded_matmul(a: Mapping[str, Any], variant: str) -> Call:
+    x, weight = a["a"], a["b"][0]
+    if variant == "bias+gelu":
+        return _forward(lambda x, w, b: jax.nn.gelu(_rounded(x, w) + b), x, weight, a["bias"])
+    return _forward(_rounded, x, weight)
+
+
 def _drop(a: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
     def drop(x: Tensor) -> Tensor:
         kept = jax.random.bernoulli(jax.random.key(a["seed"]), 1 - a["rate"], x.shape)
@@ -198,6 +211,18 @@ def build(
         ),
         "matmul_backward": lambda: _update(
             lambda state, x, w, dy: (state[0] + x.T @ dy, state[1] + dy.sum(0), dy @ w.T),
+            (a["db"][0], a["column_sums"], a["da"]), a["a"], a["b"][0], a["dout"],
+        ),
+        "matmul_bfloat16": lambda: _rounded_matmul(a, variant),
+        "matmul_nt_bfloat16": lambda: _forward(lambda x, w: _rounded(x, w.T), a["a"], a["b"][0]),
+        "matmul_tn_bfloat16": lambda: _update(
+            lambda state, x, dy: (state[0] + _rounded(x.T, dy), state[1] + dy.sum(0)),
+            (a["out"][0], a["column_sums"]), a["a"], a["b"],
+        ),
+        "matmul_backward_bfloat16": lambda: _update(
+            lambda state, x, w, dy: (
+                state[0] + _rounded(x.T, dy), state[1] + dy.sum(0), _rounded(dy, w.T)
+            ),
             (a["db"][0], a["column_sums"], a["da"]), a["a"], a["b"][0], a["dout"],
         ),
         "gather_rows": lambda: _forward(lambda x, rows: x[rows], a["x"], a["rows"]),

@@ -115,6 +115,30 @@ def _both_gradients(x: Tensor, w: Tensor, dy: Tensor, sums: Tensor, out: Tensor)
     return dy @ w.T
 
 
+def _rounded(x: Tensor, y: Tensor) -> Tensor:
+    """Return the product of operands in bfloat16, as torch.autocast makes it, in float32."""
+    return (x.to(torch.bfloat16) @ y.to(torch.bfloat16)).float()
+
+
+def _rounded_matmul(a: Mapping[str, Tensor], variant: str) -> Plan:
+    x, weight = a["a"], a["b"][0]
+    if variant == "bias+gelu":
+        return Plan(
+            lambda x, w, b: F.gelu(_rounded(x, w) + b, approximate="tanh"), (x, weight, a["bias"])
+        )
+    return Plan(_rounded, (x, weight))
+
+
+def _add_rounded_products(x: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> None:
+    out += _rounded(x.T, dy)
+    sums += dy.sum(0)
+
+
+def _both_rounded_gradients(x: Tensor, w: Tensor, dy: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+    _add_rounded_products(x, dy, sums, out)
+    return _rounded(dy, w.T)
+
+
 def _all_finite(*arrays: Tensor) -> Tensor:
     return torch.stack([torch.isfinite(x).all() for x in arrays]).all()
 
@@ -197,6 +221,14 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         "matmul_tn": lambda: Plan(_add_products, (a["a"], a["b"], a["column_sums"], a["out"][0])),
         "matmul_backward": lambda: Plan(
             _both_gradients, (a["a"], a["b"][0], a["dout"], a["column_sums"], a["db"][0])
+        ),
+        "matmul_bfloat16": lambda: _rounded_matmul(a, variant),
+        "matmul_nt_bfloat16": lambda: Plan(lambda x, w: _rounded(x, w.T), (a["a"], a["b"][0])),
+        "matmul_tn_bfloat16": lambda: Plan(
+            _add_rounded_products, (a["a"], a["b"], a["column_sums"], a["out"][0])
+        ),
+        "matmul_backward_bfloat16": lambda: Plan(
+            _both_rounded_gradients, (a["a"], a["b"][0], a["dout"], a["column_sums"], a["db"][0])
         ),
         "gather_rows": lambda: Plan(lambda x: x[a["rows"]], (a["x"],)),
         "scatter_rows": lambda: Plan(
