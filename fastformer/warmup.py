@@ -6,6 +6,7 @@ Run as a program, this file is one of those processes: it reads the names of ker
 standard input, a line each, and answers each with a line when it is compiled.
 """
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def kernels_of(precision: str) -> list[str]:
 def dispatcher(name: str) -> Any:
     """Return a kernel of `kernels_of`."""
     stem, _, function = name.partition(".")
-    return getattr(importlib.import_module(f"fastformer.kernels.{stem}"), function)
+    module = importlib.import_module(f"fastformer.kernels.{stem}")
+    if name == PRODUCTS["bfloat16"]:
+        module.load_tiles()  # compiled code that comes from disk looks for its symbols at once
+    return getattr(module, function)
 
 
 def _marker(precision: str) -> Path | None:
@@ -91,8 +95,11 @@ def _marker(precision: str) -> Path | None:
     return CACHE_DIRECTORY / f"compiled-{precision}"
 
 
+@functools.cache
 def ensure_compiled(precision: str = "float32") -> None:
     """Compile what is not compiled yet; do nothing where there is no place to keep it.
+
+    A process tries it once.
 
     Args:
         precision: of products; no kernel of another one is compiled.
