@@ -141,7 +141,7 @@ def _add_column_sums(panel, depth, columns, column_sums, start):
 
 
 @kernel
-def _ask_for(x, first, last, columns, start, step):
+def ask_for(x, first, last, columns, start, step):
     """Ask for rows first to last of a block that is needed when their product is there."""
     for row in range(first, last if x.size else first):
         for j in range(0, columns, lanes(x)):
@@ -179,7 +179,7 @@ def _panel_product(
             for row in range(first, last, size):
                 stop = min(last, row + size)
                 if activates:
-                    _ask_for(saved, row, stop, used, start, plan.columns)
+                    ask_for(saved, row, stop, used, start, plan.columns)
                 multiply_rows(
                     row, stop, used, depth, left, left_start + k * plan.left_k_step,
                     plan.left_row_step, plan.left_k_step, panel, 0,
@@ -213,7 +213,7 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
 @kernel
 def product_rows(form, first, last, x, weight, y, bias, addend, activation, saved, dx):
     """Compute rows first to last of y, or of dx, in each group, in one thread; see `_product`."""
-    plan = _plan(form, x.shape[0], weight.shape, y.shape[0])
+    plan = product_plan(form, x.shape[0], weight.shape, y.shape[0])
     left, out = x.reshape(x.size), y.reshape(y.size)
     if form == INPUT_GRADIENT:
         left, out = out, dx.reshape(dx.size)
@@ -228,7 +228,7 @@ def product_rows(form, first, last, x, weight, y, bias, addend, activation, save
 def product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_rows, left, right,
                  bias, addend, activation, saved, out):  # fmt: skip
     """Compute the rows and panels of one task of a grid from `product_grid`."""
-    plan = _plan(form, x_rows, weight_shape, y_rows)
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
     panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
     first, last, first_panel, last_panel = task_part(
         task, row_tasks, column_tasks, plan.rows, plan.groups * panels
@@ -240,7 +240,7 @@ def product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_ro
 
 
 @kernel
-def _plan(form, x_rows, weight_shape, y_rows):
+def product_plan(form, x_rows, weight_shape, y_rows):
     """Return the plan of a product between x (x_rows, K), weight (G, K, N) and y (y_rows, N)."""
     groups, K, N = weight_shape
     M = y_rows // groups
@@ -258,10 +258,35 @@ def product_grid(form, x_rows, weight_shape, y_rows, out):
     """Return the (row tasks, column tasks) of a product; none where it is not wanted."""
     if form == NO_PRODUCT:
         return 0, 0
-    plan = _plan(form, x_rows, weight_shape, y_rows)
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
     return task_grid(
         plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
     )
+
+
+@kernel(inline=True)
+def turn_of(task, first_form, first_grid, second_grid):
+    """Return the form, the number and the grid of a task of a product, or of INPUT_GRADIENT too.
+
+    They take turns: threads are given tasks that follow each other, and the two take unlike times.
+    """
+    firsts = first_grid[0] * first_grid[1]
+    tasks = firsts + second_grid[0] * second_grid[1]
+    before = task * firsts // tasks
+    if (task + 1) * firsts // tasks > before:
+        return first_form, before, first_grid
+    return INPUT_GRADIENT, task - before, second_grid
+
+
+@kernel(inline=True)
+def operands_of(form, x, weight, y, bias, addend, activation, saved, dx, dweight):
+    """Return (left, right, bias, addend, activation, saved, out) of a product of a form."""
+    left, right, out = x, weight, y
+    if form == INPUT_GRADIENT:
+        left, out, bias = y, dx, bias[:0]
+    elif form == WEIGHT_GRADIENT:
+        right, out, addend, saved, activation = y, dweight, addend[:0], saved[:0], NO_ACTIVATION
+    return left, right, bias, addend, activation, saved, out
 
 
 @kernel
@@ -269,21 +294,11 @@ def _task(
     task, first_form, first_grid, second_grid, x_rows, weight_shape, y_rows, x, weight, y,
     bias, addend, activation, saved, dx, dweight,
 ):  # fmt: skip
-    """Compute a task of the first product or of the second one, the input's gradient.
-
-    They take turns: threads are given tasks that follow each other, and the two take unlike times.
-    """
-    firsts = first_grid[0] * first_grid[1]
-    tasks = firsts + second_grid[0] * second_grid[1]
-    before = task * firsts // tasks
-    is_first = (task + 1) * firsts // tasks > before
-    form = first_form if is_first else INPUT_GRADIENT
-    index, grid = (before, first_grid) if is_first else (task - before, second_grid)
-    left, right, out = x, weight, y
-    if form == INPUT_GRADIENT:
-        left, out, bias = y, dx, bias[:0]
-    elif form == WEIGHT_GRADIENT:
-        right, out, addend, saved, activation = y, dweight, addend[:0], saved[:0], NO_ACTIVATION
+    """Compute a task of the first product or of the second one, the input's gradient."""
+    form, index, grid = turn_of(task, first_form, first_grid, second_grid)
+    left, right, bias, addend, activation, saved, out = operands_of(
+        form, x, weight, y, bias, addend, activation, saved, dx, dweight
+    )
     product_task(
         index, grid[0], grid[1], form, x_rows, weight_shape, y_rows, left, right, bias, addend,
         activation, saved, out,

@@ -39,12 +39,14 @@ from .matmul import (
     NO_PRODUCT,
     NOTHING,
     WEIGHT_GRADIENT,
-    _ask_for,
-    _plan,
+    ask_for,
     matmul_nt_reference,
     matmul_reference,
     matmul_tn_reference,
+    operands_of,
     product_grid,
+    product_plan,
+    turn_of,
 )
 
 # Panels and rows that are packed at a time: the first take as many bytes as the second-level cache
@@ -141,7 +143,7 @@ def _multiply_panel(
     for row in range(first, last, size):
         stop = min(last, row + size)
         if activates:
-            _ask_for(saved, row, stop, used, start, plan.columns)
+            ask_for(saved, row, stop, used, start, plan.columns)
         multiply_packed(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
             row_step, k_step, panel, panel_start,
@@ -198,7 +200,7 @@ def _multiply_panels(
 def _product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_rows, left, right,
                   bias, addend, activation, saved, out):  # fmt: skip
     """Compute the rows and panels of one task."""
-    plan = _plan(form, x_rows, weight_shape, y_rows)
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
     width = WIDE * lanes(out)
     panels = (plan.columns + width - 1) // width
     first, last, first_panel, last_panel = task_part(
@@ -226,21 +228,11 @@ def _task(
     task, first_form, first_grid, second_grid, x_rows, weight_shape, y_rows, x, weight, y,
     bias, addend, activation, saved, dx, dweight,
 ):  # fmt: skip
-    """Compute a task of the first product or of the second one, the input's gradient.
-
-    They take turns: threads are given tasks that follow each other, and the two take unlike times.
-    """
-    firsts = first_grid[0] * first_grid[1]
-    tasks = firsts + second_grid[0] * second_grid[1]
-    before = task * firsts // tasks
-    is_first = (task + 1) * firsts // tasks > before
-    form = first_form if is_first else INPUT_GRADIENT
-    index, grid = (before, first_grid) if is_first else (task - before, second_grid)
-    left, right, out = x, weight, y
-    if form == INPUT_GRADIENT:
-        left, out, bias = y, dx, bias[:0]
-    elif form == WEIGHT_GRADIENT:
-        right, out, addend, saved, activation = y, dweight, addend[:0], saved[:0], NO_ACTIVATION
+    """Compute a task of the first product or of the second one, the input's gradient."""
+    form, index, grid = turn_of(task, first_form, first_grid, second_grid)
+    left, right, bias, addend, activation, saved, out = operands_of(
+        form, x, weight, y, bias, addend, activation, saved, dx, dweight
+    )
     _product_task(
         index, grid[0], grid[1], form, x_rows, weight_shape, y_rows, left, right, bias, addend,
         activation, saved, out,

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from fastformer import checks
-from fastformer.layers.base import Layer
+from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array, Parameter
 
 
-class LayerNorm(Layer):
+class LayerNorm(RowNorm):
     """(x - mean) / sqrt(variance + epsilon) * weight + bias; see kernels/layernorm.py."""
 
     def __init__(
@@ -24,11 +23,7 @@ class LayerNorm(Layer):
             embed_dim: C, the width of a row, >= 1.    epsilon: > 0.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
-        super().__init__(backend, dtype)
-        self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
-        checks.table_size("LayerNorm", embed_dim=embed_dim)
-        self.epsilon = checks.number("epsilon", epsilon, above=0)
-        self.weight = Parameter(np.ones(embed_dim, self.dtype))
+        super().__init__(embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
         self.bias = Parameter(np.zeros(embed_dim, self.dtype))
 
     def forward(self, x: Array) -> Array:
@@ -41,12 +36,10 @@ class LayerNorm(Layer):
 
     def prepare(self, x: Array) -> Array:
         """Keep x for backward, and return the buffer for the result, (N, C)."""
-        checks.matrix("LayerNorm", "x", x, None, self.embed_dim, self.dtype)
-        rows = x.shape[0]
-        self.x = x
-        self.mean = self.buffers.get("mean", rows)
-        self.rstd = self.buffers.get("rstd", rows)
-        return self.buffers.get("out", rows, self.embed_dim)
+        out = super().prepare(x)
+        self.mean = self.buffers.get("mean", x.shape[0])
+        self.rstd = self.buffers.get("rstd", x.shape[0])
+        return out
 
     def backward(
         self, dout: Array, *, residual: Array | None = None, dx: Array | None = None
@@ -60,22 +53,14 @@ class LayerNorm(Layer):
         Returns:
             dx.
         """
-        checks.matrix(
-            "LayerNorm.backward", "dout", dout, self.x.shape[0], self.embed_dim, self.dtype
-        )
-        rows = self.x.shape[0]
-        if dx is None:
-            dx = self.scratch.get("layernorm.dx", rows, self.embed_dim)
-        for name, array in (("dx", dx), ("residual", residual)):
-            if array is not None:
-                checks.matrix("LayerNorm.backward", name, array, rows, self.embed_dim, self.dtype)
+        added, dx = self.prepare_backward(dout, residual, dx)
         self.ops.layernorm_backward(
             dout,
             self.x,
             self.weight.value,
             self.mean,
             self.rstd,
-            self.nothing if residual is None else residual,
+            added,
             dx,
             self.weight.gradient,
             self.bias.gradient,
