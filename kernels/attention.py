@@ -219,16 +219,17 @@ def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
 
 
 @kernel(inline=True)
-def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor):
-    """Replace scores (count, width) by exp(scale * (score - m)), going on from earlier keys.
+def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, total, factor):
+    """Replace scores (count, width) by exp(scale * (score - m)).
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
+        goes_on: whether there were earlier keys.
         largest, total: of each query so far, updated: m, and the sum of exponentials.
-        factor: overwritten by what sums over earlier keys must be multiplied by.
+        factor: overwritten, where it goes on, by what sums over earlier keys are multiplied by.
     """
     for c in range(0, width, lanes(scores)):
-        before = load(largest, c)
+        before = load(largest, c) if goes_on else splat(scores, -math.inf)
         m = before
         for j in range(count):
             row = load(scores, j * width + c)
@@ -236,8 +237,11 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
                 row = drop_first(row, j - hidden + 1 - c, -math.inf)
                 store(scores, row, j * width + c)
             m = maximum(row, m)
-        shrink = exp((before - m) * scale)
-        sums = load(total, c) * shrink
+        sums = splat(scores, 0.0)
+        if goes_on:
+            shrink = exp((before - m) * scale)
+            sums = load(total, c) * shrink
+            store(factor, shrink, c)
         for start in range(0, count, SUM_BLOCK):
             part = splat(scores, 0.0)
             for j in range(start, min(count, start + SUM_BLOCK)):
@@ -247,7 +251,6 @@ def _softmax_columns(scores, count, width, hidden, scale, largest, total, factor
             sums = sums + part
         store(largest, m, c)
         store(total, sums, c)
-        store(factor, shrink, c)
 
 
 @kernel(inline=True)
@@ -276,9 +279,9 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
 
 
 @kernel(inline=True)
-def _softmax_row(scores, count, scale, largest, total, factor):
+def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
     """Do what `_softmax_columns` does for one query, whose scores are lanes: with the same bits."""
-    before = load(largest, 0)
+    before = load(largest, 0) if goes_on else splat(scores, -math.inf)
     m = splat(scores, -math.inf)
     for c in range(0, count, lanes(scores)):
         m = maximum(keep_first(load_first(scores, count - c, c), count - c, -math.inf), m)
@@ -286,8 +289,11 @@ def _softmax_row(scores, count, scale, largest, total, factor):
     for c in range(0, count, lanes(scores)):
         row = exp((load_first(scores, count - c, c) - m) * scale)
         store_first(scores, count - c, row, c)
-    shrink = exp((before - m) * scale)
-    sums = load(total, 0) * shrink
+    sums = splat(scores, 0.0)
+    if goes_on:
+        shrink = exp((before - m) * scale)
+        sums = load(total, 0) * shrink
+        store(factor, shrink, 0)
     for start in range(0, count, SUM_BLOCK):
         part = splat(scores, 0.0)
         for j in range(start, min(count, start + SUM_BLOCK)):
@@ -295,7 +301,6 @@ def _softmax_row(scores, count, scale, largest, total, factor):
         sums = sums + part
     store(largest, m, 0)
     store(total, sums, 0)
-    store(factor, shrink, 0)
 
 
 @kernel(inline=True)
@@ -307,8 +312,6 @@ def _attention_forward_row(
     C = q.size // row_largest.shape[0]
     D = C // row_largest.shape[1]
     start = i * C + head * D
-    store(largest, splat(q, -math.inf), 0)
-    store(total, splat(q, 0.0), 0)
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
         _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
@@ -316,7 +319,7 @@ def _attention_forward_row(
         if slopes.size > 0:
             _bend_row(scores, count, key, i, positions, slopes, head, scale, factor)
             left = 1.0
-        _softmax_row(scores, count, left, largest, total, factor)
+        _softmax_row(scores, count, left, key > 0, largest, total, factor)
         if key > 0:
             _scale_row(out, start, D, factor[0])
         _multiply_keys(1, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C)
@@ -346,9 +349,6 @@ def _attention_forward_pair(
         rows = min(WIDE * lanes(q), last - i)
         width, start = panel_width(rows, q), i * C + column
         pack_panel_transposed(q, start, C, D, rows, queries, 0)
-        for c in range(0, width, lanes(q)):
-            store(largest, splat(q, -math.inf), c)
-            store(total, splat(q, 0.0), c)
         for key in range(0, _visible(i + rows - 1, last, T, causal), BLOCK_KEYS):
             count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
             place = (first_key + key) * C + column
@@ -360,7 +360,9 @@ def _attention_forward_pair(
                 )
                 left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _softmax_columns(scores, count, width, hidden, left, largest, total, factor)
+            _softmax_columns(
+                scores, count, width, hidden, left, key > 0, largest, total, factor
+            )
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])

@@ -278,7 +278,7 @@ def turn_of(task, first_form, first_grid, second_grid):
     return INPUT_GRADIENT, task - before, second_grid
 
 
-@kernel(inline=True)
+@kernel
 def operands_of(form, x, weight, y, bias, addend, activation, saved, dx, dweight):
     """Return (left, right, bias, addend, activation, saved, out) of a product of a form."""
     left, right, out = x, weight, y

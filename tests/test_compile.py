@@ -204,6 +204,23 @@ def _divide(x, y):
 
 
 @pytest.mark.smoke
+def test_inline_kernel_that_returns_an_array_is_refused():
+    def same(x):
+        return x
+
+    def both(x):
+        return x.size, x
+
+    def first(x):
+        return x[0]
+
+    x = np.ones(3)
+    for function in (same, both):
+        with pytest.raises(TypeError, match=f"{function.__name__} is inline, and returns"):
+            _compile.kernel(function, inline=True)(x)
+    assert _compile.kernel(first, inline=True)(x) == 1
+
+
 def test_shared_options():
     assert _is_nan(math.nan)
     assert not _is_nan(1.0)
