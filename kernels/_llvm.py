@@ -30,6 +30,8 @@ VECTOR_REGISTERS = (
     32 if VECTOR_BITS == 512 or not binding.get_host_cpu_features().get("sse2") else 16
 )
 
+HAS_SCALEF = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512f"))
+
 # Numba adds the kernels' fast-math flags to every instruction that has none of its own. This one
 # flag, which means nothing to these instructions, keeps the others away.
 EXACT = ("afn",)
@@ -148,13 +150,23 @@ def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) ->
     return builder.select(builder.fcmp_ordered(">", *v, flags=EXACT), *v)
 
 
+def _scalef_ir(builder: ir.IRBuilder, kind: ir.VectorType, x: ir.Value, n: ir.Value) -> ir.Value:
+    """Emit x times 2 to the power n, rounded once, by AVX-512's instruction for it."""
+    mask = ir.IntType(kind.count)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind, kind, kind, mask, INT32]),
+        f"llvm.x86.avx512.mask.scalef.{'ps' if kind.element == ir.FloatType() else 'pd'}.512",
+    )
+    return builder.call(function, [x, n, x, mask(-1), INT32(4)])
+
+
 def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
     """Emit exp(x) = 2^n exp(r), r = x - n ln 2, by the Taylor series of exp(r).
 
     Of two vectors it is exp(x + low), where low is what the rounding of x left out.
     Source: Cody & Waite 1980, chapter 6. On |r| <= 0.35 the series is cut where its next term is
-    below a tenth of a unit in the last place. 2^n is applied as two factors, so that results
-    below the smallest normal number are rounded once.
+    below a tenth of a unit in the last place.
     """
     x, *low_parts = v
     mantissa, bits, bias, low, high, ln2_high, ln2_low, degree = EXP_CONSTANTS[str(kind.element)]
@@ -166,9 +178,10 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
     def whole(value: int) -> ir.Value:
         return ir.Constant(integer, [value] * kind.count)
 
-    # Arguments whose result rounds to 0 are set aside: an underflow costs a hundred cycles.
+    has_scalef = HAS_SCALEF and kind.count * bits == VECTOR_BITS
     vanishes = builder.fcmp_ordered("<", x, constant(low), flags=EXACT)
-    x = builder.select(vanishes, constant(0.0), x)
+    # Without scalef, an underflow would cost a hundred cycles.
+    x = builder.select(vanishes, constant(low if has_scalef else 0.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, constant(high), flags=EXACT), constant(high), x)
     # Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the lowest bits.
     shifter = constant(1.5 * 2.0**mantissa)
@@ -181,7 +194,10 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
     series = constant(1 / math.factorial(degree))
     for k in reversed(range(degree)):
         series = call_ir(builder, "llvm.fma", kind, series, r, constant(1 / math.factorial(k)))
+    if has_scalef:
+        return _scalef_ir(builder, kind, series, n)
     exponent = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shifter, integer))
+    # In two factors, so that results below the smallest normal number are rounded once.
     half = builder.ashr(exponent, whole(1))
     for part in (half, builder.sub(exponent, half)):
         power = builder.shl(builder.add(part, whole(bias)), whole(mantissa))

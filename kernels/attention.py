@@ -360,9 +360,7 @@ def _attention_forward_pair(
                 )
                 left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _softmax_columns(
-                scores, count, width, hidden, left, key > 0, largest, total, factor
-            )
+            _softmax_columns(scores, count, width, hidden, left, key > 0, largest, total, factor)
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])
