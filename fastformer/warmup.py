@@ -20,20 +20,20 @@ from fastformer import threads
 
 PRODUCT = "matmul._product"
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
-# i integer, b bool. Those that take longest come first.
+# i integer, b bool. Those that take longest come first, and what others call before them.
 KERNELS = {
+    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
+    PRODUCT: "i i m t m r m i m m t",
+    "attention.attention_forward": "m m m k k k r b f m m m",
+    "layernorm.layernorm_backward": "m m r r r m m r r",
     "transformer_block.transformer_block_backward": (
         "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
     ),
-    PRODUCT: "i i m t m r m i m m t",
+    "layernorm.layernorm_forward": "m r r f m r r",
     "transformer_block.transformer_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
-    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
-    "attention.attention_forward": "m m m k k k r b f m m m",
     "matmul.weight_gradients": "m m r t m m r t m m r t m m r t m m r t",
-    "layernorm.layernorm_backward": "m m r r r m m r r",
-    "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",
     "cross_entropy.cross_entropy_forward": "m k f r r r",
     "cross_entropy.cross_entropy_backward": "m k r r f f m",

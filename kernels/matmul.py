@@ -380,7 +380,7 @@ def weight_gradients(
     grids = np.zeros((len(inputs), 2), np.int64)
     for i in range(len(inputs)):
         if inputs[i].size:
-            grids[i] = product_grid(
+            grids[i, 0], grids[i, 1] = product_grid(
                 WEIGHT_GRADIENT, inputs[i].shape[0], gradients[i].shape, douts[i].shape[0],
                 inputs[i],
             )  # fmt: skip

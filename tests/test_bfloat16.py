@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twins import LANES32, guarded
+from twins import LANES32, called, guarded
 
-from fastformer.kernels import _bfloat16
+from fastformer.kernels import _bfloat16, _bfloat16_blocks, _blocks
 from fastformer.kernels._bfloat16 import DOT, STEP, round_bfloat16, unpack
-from fastformer.kernels._bfloat16_blocks import (
-    pack_across,
-    pack_along,
-    pack_along_transposed,
-    steps_of,
-)
 from fastformer.kernels._bfloat16_tile import load_tiles, multiply_packed
-from fastformer.kernels._blocks import panel_width
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import VECTOR_BITS
 from fastformer.kernels._simd import lanes, load, store
 from fastformer.kernels._tile import NARROW, TILE_HEIGHTS, TILE_ROWS, WIDE
+
+panel_width = called(_blocks.panel_width)
+pack_across = called(_bfloat16_blocks.pack_across)
+pack_along = called(_bfloat16_blocks.pack_along)
+pack_along_transposed = called(_bfloat16_blocks.pack_along_transposed)
+steps_of = called(_bfloat16_blocks.steps_of)
 
 WIDTH = WIDE * LANES32
 COLUMNS = st.integers(1, WIDTH)

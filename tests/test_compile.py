@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from twins import IS_VARIANT, ROOT, assert_passes, start_variant_run
+from twins import IS_VARIANT, ROOT, assert_passes, called, start_variant_run
 
 from fastformer.kernels import _compile
+from fastformer.kernels._rows import row_tasks
 
 KERNELS = ROOT / "kernels"
 
@@ -204,6 +205,13 @@ def _divide(x, y):
 
 
 @pytest.mark.smoke
+def test_serial_kernels_are_called_by_kernels_only():
+    for arguments in ((100, 100), (1.5, 2)):
+        with pytest.raises(TypeError, match="row_tasks is called by other kernels only"):
+            row_tasks(*arguments)
+        assert called(row_tasks)(*arguments) >= 1
+
+
 def test_inline_kernel_that_returns_an_array_is_refused():
     def same(x):
         return x

@@ -8,7 +8,16 @@ import pytest
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twins import COMPARED_DTYPES, DTYPES, LANES32, Out, assert_equals_twin, assert_same_bits, run
+from twins import (
+    COMPARED_DTYPES,
+    DTYPES,
+    LANES32,
+    Out,
+    assert_equals_twin,
+    assert_same_bits,
+    called,
+    run,
+)
 
 from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
 from fastformer.kernels._tile import TILE_ROWS
@@ -26,6 +35,8 @@ from fastformer.kernels.matmul import (
     weight_gradients,
     weight_gradients_reference,
 )
+
+task_grid, task_part = map(called, (task_grid, task_part))
 
 EMPTY, NONE = np.empty(0), np.empty((0, 0))
 WIDTH = 2 * LANES32  # of a packed panel

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_matmul import ACTIVATIONS, Case, integers
-from twins import LANES32, Out, assert_equals_twin, assert_same_bits, run
+from twins import LANES32, Out, assert_equals_twin, assert_same_bits, called, run
 
 from fastformer.kernels._bfloat16 import round_bfloat16
 from fastformer.kernels._bfloat16_blocks import DEPTH_BLOCK
@@ -32,6 +32,8 @@ from fastformer.kernels.matmul_bfloat16 import (
     matmul_tn_bfloat16,
     matmul_tn_bfloat16_reference,
 )
+
+task_grid = called(task_grid)
 
 FLOAT32 = (np.float32,)
 WIDTH = 2 * LANES32

@@ -14,6 +14,7 @@ from twins import (
     assembly,
     assert_equals_twin,
     assert_same_bits,
+    called,
     has_full_width_fma,
     run,
 )
@@ -26,6 +27,8 @@ from fastformer.kernels.rmsnorm import (
     rmsnorm_forward,
     rmsnorm_forward_reference,
 )
+
+row_tasks = called(row_tasks)
 
 EPSILON = 1e-5
 NONE = np.empty((0, 0))

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twins import DTYPES, LANES32, guarded, has_full_width_fma
+from twins import DTYPES, LANES32, called, guarded, has_full_width_fma
 
-from fastformer.kernels._blocks import (
-    DEPTH_BLOCK,
-    multiply_panels,
-    multiply_rows,
-    pack_panel,
-    pack_panel_transposed,
-    pack_panels,
-    pack_panels_transposed,
-)
+from fastformer.kernels import _blocks
+from fastformer.kernels._blocks import DEPTH_BLOCK
 from fastformer.kernels._llvm import element_lanes
 from fastformer.kernels._tile import NARROW, TILE_HEIGHTS, TILE_ROWS, TILES, WIDE
+
+multiply_panels = called(_blocks.multiply_panels)
+multiply_rows = called(_blocks.multiply_rows)
+pack_panel = called(_blocks.pack_panel)
+pack_panel_transposed = called(_blocks.pack_panel_transposed)
+pack_panels = called(_blocks.pack_panels)
+pack_panels_transposed = called(_blocks.pack_panels_transposed)
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 COLUMNS = st.integers(1, WIDE * LANES32)

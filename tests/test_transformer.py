@@ -21,11 +21,14 @@ from models import (
     make_sequences,
     same_bits,
 )
+from twins import called
 
 import fastformer as ff
 from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
 from fastformer.kernels._blocks import task_grid
 from fastformer.kernels._rows import row_tasks
+
+row_tasks, task_grid = map(called, (row_tasks, task_grid))
 
 TWO_OPTIONS = {"norm": "pre", "activation": "gelu", "attention_bias": True, "dropout": 0.3}
 OPTIONS = {

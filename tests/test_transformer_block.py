@@ -20,7 +20,7 @@ from models import (
     same_bits,
     shaken,
 )
-from twins import DTYPES, assert_equals_twin, assert_same_bits, run
+from twins import DTYPES, assert_equals_twin, assert_same_bits, called, run
 
 import fastformer as ff
 from fastformer.bench.block_cases import block_forward
@@ -38,6 +38,8 @@ from fastformer.kernels.transformer_block import (
 )
 from fastformer.layers import transformer_block
 from fastformer.layers.dropout import DropoutCounter
+
+shard_count = called(shard_count)
 
 WIDTH = 6
 BATCH = make_batch((3, 1, 4))

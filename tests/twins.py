@@ -13,7 +13,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
 
+from fastformer.kernels import _compile
 from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,19 @@ class Out:
     shape: tuple[int, ...]
     start: Any = np.nan
     scale: float = 0.0
+
+
+def called(function: Any) -> Any:
+    """Return a serial kernel such that Python, too, can call it."""
+    if _compile.BUILD == "python":
+        return function
+
+    @_compile.kernel
+    def call(*arguments):
+        return function(*arguments)
+
+    call._cache = NullCache()  # what it calls has another name in each process
+    return call
 
 
 def guarded(values: np.ndarray) -> np.ndarray:
