@@ -120,7 +120,7 @@ def ensure_compiled(precision: str = "float32") -> None:
     _say(f"compiling {len(names)} kernels, once")
     for worker in workers:
         worker.start()
-    while any(worker.is_alive() for worker in workers):
+    while len(done) < len(names) and any(worker.is_alive() for worker in workers):
         time.sleep(0.1)
         if sys.stderr.isatty() and done:
             seconds = time.monotonic() - started

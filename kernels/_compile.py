@@ -9,6 +9,7 @@ Build variants, chosen by the environment variable `FASTFORMER_BUILD` before the
         that depends on the order is a race.
 """
 
+import functools
 import hashlib
 import os
 import random
@@ -122,7 +123,9 @@ def _refuse_to_return_arrays(dispatcher: Any) -> None:
     def add(compiled: Any) -> None:
         found = compiled.signature.return_type
         if any(isinstance(part, numba.types.Buffer) for part in getattr(found, "types", [found])):
-            raise TypeError(f"{dispatcher.py_func.__name__} is inline, and returns {found}")
+            raise TypeError(
+                f"{dispatcher.py_func.__name__} counts no references, and returns {found}"
+            )
         add_overload(compiled)
 
     dispatcher.add_overload = add
@@ -134,6 +137,8 @@ def kernel(
     parallel: bool = False,
     inline: bool = False,
     once: bool = False,
+    part: bool = False,
+    allocates: bool = True,
 ) -> Any:
     """Compile a function with the options that all kernels share.
 
@@ -144,17 +149,21 @@ def kernel(
         parallel: True for the outermost function of an op, which has the one `prange`.
             All that it calls are serial kernels.
         inline: True for a serial kernel whose call would cost as much as its work: passing a
-            dozen arrays takes 100 ns. It makes no array and returns none, and so does not count
-            references to them, which would cost 5 ns for each argument.
+            dozen arrays takes 100 ns. It allocates nothing.
         once: True for a large serial kernel with several callers: it is compiled once, and not
             again as a part of each.
+        part: True for a serial kernel with one caller, which is compiled as if it stood there.
+        allocates: False for a serial kernel that makes no array and returns none: it then counts
+            no references to its arguments, which takes 5 ns each.
 
     Returns:
         A Numba dispatcher, compiled on first call for each dtype and kept on disk; in the python
         build the function itself.
     """
     if function is None:
-        return lambda function: kernel(function, parallel=parallel, inline=inline, once=once)
+        return functools.partial(
+            kernel, parallel=parallel, inline=inline, once=once, part=part, allocates=allocates
+        )
     if BUILD == "python":
         return function
     checked = BUILD == "checked"
@@ -167,7 +176,8 @@ def kernel(
             parallel=parallel and not checked,
             boundscheck=checked,
             forceinline=inline,
-            _nrt=not inline,
+            _nrt=allocates and not inline,
+            inline="always" if part else "never",
             no_cpython_wrapper=inner,
             no_cfunc_wrapper=True,
             fastmath=FASTMATH,
@@ -177,7 +187,7 @@ def kernel(
             compiled._cache = KernelCache(function)
         if inner:
             _keep_from_python(compiled)
-        if inline:
+        if inline or not allocates:
             _refuse_to_return_arrays(compiled)
         if once and not checked:
             call_by_symbol(compiled)

@@ -218,7 +218,7 @@ def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
         store_first(scores, count - c, fma(maximum(away, -away), -slope, row), c)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, total, factor):
     """Replace scores (count, width) by exp(scale * (score - m)).
 
@@ -253,7 +253,7 @@ def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, tota
         store(total, sums, c)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _finish_queries(
     rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
 ):
@@ -278,7 +278,7 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
             )  # fmt: skip
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
     """Do what `_softmax_columns` does for one query, whose scores are lanes: with the same bits."""
     before = load(largest, 0) if goes_on else splat(scores, -math.inf)
@@ -303,7 +303,7 @@ def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
     store(total, sums, 0)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _attention_forward_row(
     q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total, panel,
     values, scores, largest, total, factor,
@@ -328,7 +328,7 @@ def _attention_forward_row(
     )
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _attention_forward_pair(
     q, k, v, first, last, first_key, last_key, positions, slopes, head, causal, scale, out,
     row_largest, row_total, queries, values, scores, largest, total, factor,
@@ -371,22 +371,30 @@ def _attention_forward_pair(
         i += rows
 
 
-@kernel(once=True)
+@kernel
+def forward_room(q, heads, longest):
+    """Return how many elements `attention_forward_pairs` works in."""
+    D, width = q.shape[1] // heads, WIDE * lanes(q)
+    return (3 + BLOCK_KEYS + D) * width + longest * _padded(D, q)
+
+
+@kernel(once=True, allocates=False)
 def attention_forward_pairs(
     first_pair, last_pair, longest, q, k, v, query_offsets, key_offsets, positions, slopes, causal,
-    scale, out, largest, total,
+    scale, out, largest, total, room,
 ):  # fmt: skip
-    """Attend in some pairs of sequence and head, in one thread; see `attention_forward`."""
+    """Attend in some pairs of sequence and head, in one thread; see `attention_forward`.
+
+    `room` is of `forward_room` elements.
+    """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
     flat_out = out.reshape(out.size)
-    queries = np.empty(width * D, q.dtype)
-    values = np.empty(longest * _padded(D, q), q.dtype)
-    scores = np.empty(BLOCK_KEYS * width, q.dtype)
-    tile_largest = np.empty(width, q.dtype)
-    tile_total = np.empty(width, q.dtype)
-    factor = np.empty(width, q.dtype)
+    block, columns = BLOCK_KEYS * width, width * D
+    tile_largest, tile_total = room[:width], room[width : 2 * width]
+    factor, room = room[2 * width : 3 * width], room[3 * width :]
+    scores, queries, values = room[:block], room[block : block + columns], room[block + columns :]
     for pair in range(first_pair, last_pair):
         b = pair // heads
         _attention_forward_pair(
@@ -421,10 +429,11 @@ def attention_forward(
         attention_forward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
             key_offsets, positions, slopes, causal, scale, out, largest, total,
+            np.empty(forward_room(q, heads, longest), q.dtype),
         )  # fmt: skip
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _score_gradients(scores, dscores, count, width, hidden, left, scale, largest, inverse, delta):
     """Turn a block's scores into P, and its dO V^T into dS * scale; both (count, width).
 
@@ -456,7 +465,7 @@ def _row_product(a, b, start, columns):
     return sum_lanes(total)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _query_sums(
     rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse, delta
 ):
@@ -470,7 +479,7 @@ def _query_sums(
         store(inverse, splat(out, 1.0) / load(inverse, c), c)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _attention_backward_row(
     dout, q, k, v, out, row_largest, row_total, i, first_key, positions, slopes, head, T, scale,
     dq, dk, dv, panel, scores, dscores,
@@ -510,7 +519,7 @@ def _attention_backward_row(
             store_first(dq, D - d, sums, start + d)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _attention_backward_pair(
     dout, q, k, v, out, row_largest, row_total, first, last, first_key, last_key, positions,
     slopes, head, causal, scale, dq, dk, dv, keys, queries_transposed, douts_transposed, queries,
@@ -570,27 +579,34 @@ def _attention_backward_pair(
         i += rows
 
 
-@kernel(once=True)
+@kernel
+def backward_room(q, heads, longest):
+    """Return how many elements `attention_backward_pairs` works in."""
+    D, width = q.shape[1] // heads, WIDE * lanes(q)
+    return (3 + 2 * BLOCK_KEYS + 2 * D) * width + (2 * width + longest) * _padded(D, q)
+
+
+@kernel(once=True, allocates=False)
 def attention_backward_pairs(
     first_pair, last_pair, longest, dout, q, k, v, out, largest, total, query_offsets, key_offsets,
-    positions, slopes, causal, scale, dq, dk, dv,
+    positions, slopes, causal, scale, dq, dk, dv, room,
 ):  # fmt: skip
-    """Differentiate some pairs of sequence and head, in one thread; see `attention_backward`."""
+    """Differentiate some pairs of sequence and head, in one thread; see `attention_backward`.
+
+    `room` is of `backward_room` elements.
+    """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
     flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
     flat_dq, flat_dk, flat_dv = dq.reshape(dq.size), dk.reshape(dk.size), dv.reshape(dv.size)
-    keys = np.empty(longest * _padded(D, q), q.dtype)
-    queries_transposed = np.empty(width * D, q.dtype)
-    douts_transposed = np.empty(width * D, q.dtype)
-    queries = np.empty(width * _padded(D, q), q.dtype)
-    douts = np.empty(width * _padded(D, q), q.dtype)
-    scores = np.empty(BLOCK_KEYS * width, q.dtype)
-    dscores = np.empty(BLOCK_KEYS * width, q.dtype)
-    tile_largest = np.empty(width, q.dtype)
-    inverse = np.empty(width, q.dtype)
-    delta = np.empty(width, q.dtype)
+    block, columns, padded = BLOCK_KEYS * width, width * D, width * _padded(D, q)
+    tile_largest, inverse = room[:width], room[width : 2 * width]
+    delta, room = room[2 * width : 3 * width], room[3 * width :]
+    scores, dscores, room = room[:block], room[block : 2 * block], room[2 * block :]
+    queries_transposed, room = room[:columns], room[columns:]
+    douts_transposed, room = room[:columns], room[columns:]
+    queries, douts, keys = room[:padded], room[padded : 2 * padded], room[2 * padded :]
     for pair in range(first_pair, last_pair):
         b = pair // heads
         _attention_backward_pair(
@@ -624,7 +640,7 @@ def attention_backward(
         attention_backward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, dout, q, k, v, out,
             largest, total, query_offsets, key_offsets, positions, slopes, causal, scale, dq, dk,
-            dv,
+            dv, np.empty(backward_room(q, heads, longest), q.dtype),
         )  # fmt: skip
 
 

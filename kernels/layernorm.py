@@ -39,7 +39,7 @@ def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dwei
     dx[...] = gradient + residual if residual.size else gradient
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise row i."""
     C, start = weight.size, i * weight.size
@@ -68,7 +68,7 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
         store_first(out, C - j, y, start + j)
 
 
-@kernel(once=True)
+@kernel(once=True, allocates=False)
 def layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise rows first to last, in one thread."""
     flat_x, flat_out = x.reshape(x.size), out.reshape(out.size)
@@ -95,7 +95,7 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
             layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd)
 
 
-@kernel(inline=True)
+@kernel(part=True)
 def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
     """Differentiate row i, and add to the task's sums: of dout * xhat, and of dout."""
     C, start = weight.size, i * weight.size
@@ -122,7 +122,7 @@ def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, 
         store_first(dx, C - j, y, start + j)
 
 
-@kernel(once=True)
+@kernel(once=True, allocates=False)
 def layernorm_backward_rows(first, last, dout, x, weight, mean, rstd, residual, dx, task, sums):
     """Differentiate rows first to last, in one thread.
 

@@ -148,7 +148,7 @@ def ask_for(x, first, last, columns, start, step):
             prefetch(x, start + row * step + j)
 
 
-@kernel
+@kernel(part=True)
 def _panel_product(
     plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
 ):

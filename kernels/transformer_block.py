@@ -20,6 +20,8 @@ from .attention import (
     attention_backward_reference,
     attention_forward_pairs,
     attention_forward_reference,
+    backward_room,
+    forward_room,
     longest_sequence,
 )
 from .layernorm import (
@@ -180,6 +182,7 @@ def _forward_shard(
     attention_forward_pairs(
         begin * heads, end * heads, longest, queries, keys, values, query_offsets, key_offsets,
         query_offsets[:0], mean1[:0], causal, scale, attended, largest, total,
+        np.empty(forward_room(queries, heads, longest), x.dtype),
     )  # fmt: skip
     product_rows(
         FORWARD, first_query, last_query, attended, output_weight, attention_out, output_bias,
@@ -304,7 +307,7 @@ def _backward_shard(
     attention_backward_pairs(
         begin * heads, end * heads, longest, dattended, queries, keys, values, attended, largest,
         total, query_offsets, key_offsets, query_offsets[:0], mean1[:0], causal, scale, dqueries,
-        dkeys, dvalues,
+        dkeys, dvalues, np.empty(backward_room(queries, heads, longest), x.dtype),
     )  # fmt: skip
     straight = rows.size == 0 and not pre_norm
     product_rows(

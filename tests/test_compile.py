@@ -212,7 +212,7 @@ def test_serial_kernels_are_called_by_kernels_only():
         assert called(row_tasks)(*arguments) >= 1
 
 
-def test_inline_kernel_that_returns_an_array_is_refused():
+def test_kernel_that_counts_no_references_returns_no_array():
     def same(x):
         return x
 
@@ -223,9 +223,11 @@ def test_inline_kernel_that_returns_an_array_is_refused():
         return x[0]
 
     x = np.ones(3)
-    for function in (same, both):
-        with pytest.raises(TypeError, match=f"{function.__name__} is inline, and returns"):
-            _compile.kernel(function, inline=True)(x)
+    for options in ({"inline": True}, {"allocates": False}):
+        for function in (same, both):
+            message = f"{function.__name__} counts no references, and returns"
+            with pytest.raises(TypeError, match=message):
+                _compile.kernel(function, **options)(x)
     assert _compile.kernel(first, inline=True)(x) == 1
 
 
