@@ -310,6 +310,18 @@ def test_metrics_are_cut_back_and_leftovers_removed(full_run: RunDirectory) -> N
     assert [record["step"] for record in full_run.read_metrics()] == [100, 150]
 
 
+def test_checkpoints_that_a_kill_left_are_removed(full_run: RunDirectory) -> None:
+    """It came when the newest was written, and the oldest still there."""
+    newest = full_run.save_step(300, tensors(300), {})
+    first = newest.with_name("step-00000100.safetensors")
+    first.write_bytes(newest.read_bytes())
+    full_run.drop_metrics_after(299)
+    assert first.exists()  # training may go on from the one of step 200 or 100
+    full_run.drop_metrics_after(300)
+    found = sorted(path.name for path in newest.parent.glob("step-*"))
+    assert found == ["step-00000200.safetensors", newest.name]
+
+
 def test_a_torn_metrics_line_is_told_with_its_number_and_the_caller_s_place(
     full_run: RunDirectory,
 ) -> None:

@@ -118,7 +118,8 @@ class RunDirectory:
     def drop_metrics_after(self, step: int) -> None:
         """Drop the records of steps after the one that training goes on from.
 
-        Also removes the temporary files that a killed process left in the run.
+        Also removes what a killed process left in the run: temporary files, and checkpoints that a
+        newer one has made too many.
 
         Args:
             step: the last step whose records stay, >= 0.
@@ -127,10 +128,13 @@ class RunDirectory:
             RunError: the metrics are damaged, or could not be written; then all are still there.
         """
         self._metrics.drop_after(step)
-        with os_errors_as(RunError, f"remove temporary files of run {self.path}"):
+        saved = self._step_checkpoints()
+        with os_errors_as(RunError, f"remove leftovers of run {self.path}"):
             remove_temporary_files(self.path)
             if self._checkpoints.is_dir():
                 remove_temporary_files(self._checkpoints)
+            for other in sorted(other for other in saved if other <= step)[:-CHECKPOINTS_KEPT]:
+                saved[other].unlink()
 
     def save_step(
         self, step: int, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]
