@@ -1,6 +1,7 @@
 """Hold a compiled kernel to its NumPy twin, and to itself with other numbers of threads."""
 
 import ctypes
+import functools
 import mmap
 import os
 import re
@@ -56,6 +57,7 @@ class Out:
     scale: float = 0.0
 
 
+@functools.cache
 def called(function: Any) -> Any:
     """Return a serial kernel such that Python, too, can call it."""
     if _compile.BUILD == "python":

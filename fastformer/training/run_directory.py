@@ -15,7 +15,7 @@ import os
 import re
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ class RunDirectory:
             remove_temporary_files(self.path)
             if self._checkpoints.is_dir():
                 remove_temporary_files(self._checkpoints)
-            for other in sorted(other for other in saved if other <= step)[:-CHECKPOINTS_KEPT]:
-                saved[other].unlink()
+            for other in sorted(saved.keys() - _kept(saved, step)):
+                if other <= step:
+                    saved[other].unlink()
 
     def save_step(
         self, step: int, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]
@@ -159,9 +160,8 @@ class RunDirectory:
         checks.integer("step", step, 0)
         path = self._save(f"step-{step:08d}.safetensors", tensors, metadata)
         saved = self._step_checkpoints()
-        keep = sorted(other for other in saved if other <= step)[-CHECKPOINTS_KEPT:]
         with os_errors_as(RunError, f"remove old checkpoints of run {self.path}"):
-            for other in saved.keys() - keep:
+            for other in saved.keys() - _kept(saved, step):
                 saved[other].unlink()
         return path
 
@@ -251,6 +251,11 @@ class RunDirectory:
             names = os.listdir(self._checkpoints) if self._checkpoints.is_dir() else []
         matches = [match for match in map(_STEP_NAME.fullmatch, names) if match]
         return {int(match[1]): self._checkpoints / match[0] for match in matches}
+
+
+def _kept(saved: Iterable[int], step: int) -> list[int]:
+    """Return the steps whose checkpoints stay when training is at a step: the newest up to it."""
+    return sorted(other for other in saved if other <= step)[-CHECKPOINTS_KEPT:]
 
 
 def next_free_run(parent: str | Path, stem: str) -> Path:
