@@ -31,7 +31,7 @@ _HOMES = {
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
     "fastformer.training.optimizers": ("SGD", "Adam", "AdamW"),
-    "fastformer.training.steps": ("evaluate", "train_step"),
+    "fastformer.training.steps": ("accumulate_gradients", "evaluate", "train_step"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from fastformer.training.optimizers import SGD as SGD
     from fastformer.training.optimizers import Adam as Adam
     from fastformer.training.optimizers import AdamW as AdamW
+    from fastformer.training.steps import accumulate_gradients as accumulate_gradients
     from fastformer.training.steps import evaluate as evaluate
     from fastformer.training.steps import train_step as train_step
 

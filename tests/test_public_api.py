@@ -36,6 +36,7 @@ NAMES = {
     "TransformerBlock",
     "TransformerConfig",
     "TransformerDecoder",
+    "accumulate_gradients",
     "evaluate",
     "pack",
     "train_step",

@@ -1,5 +1,8 @@
 """The helpers for people who write their own loop."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from runs import SIZES, one_thread
@@ -7,7 +10,8 @@ from runs import SIZES, one_thread
 import fastformer as ff
 from fastformer.data import DigitTask, generate
 from fastformer.errors import InvalidValueError
-from fastformer.training.steps import count_correct, predict_classes
+from fastformer.training import steps
+from fastformer.training.steps import count_right, predict_classes
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -58,7 +62,7 @@ def test_evaluation_is_the_same_for_any_batch_size_and_changes_nothing() -> None
     loss_fn = ff.CrossEntropyLoss()
     before = model.parameters().values.tobytes(), model.parameters().gradients.tobytes()
     logits = model.forward(batch)
-    expected = (loss_fn.forward(logits, targets), count_correct(logits, targets) / 50)
+    expected = (loss_fn.forward(logits, targets), count_right(batch, logits, targets) / 50)
     for batch_size in (1, 7, 50, 256):
         scores = ff.evaluate(model, batch, targets, loss_fn, batch_size=batch_size)
         assert scores.accuracy == expected[1]
@@ -88,9 +92,82 @@ def test_an_evaluation_that_fails_leaves_the_switch_as_it_was() -> None:
     assert model.dropout_counter.training
 
 
-def test_count_correct_counts_rows_whose_largest_logit_is_the_target() -> None:
+def test_count_right_counts_rows_whose_largest_logit_is_the_target() -> None:
     logits = np.array([[0.0, 1.0], [3.0, 1.0], [0.0, -1.0]])
-    assert count_correct(logits, np.array([1, 1, 0])) == 2
+    assert count_right(ff.pack([[1], [2], [3]]), logits, np.array([1, 1, 0])) == 2
+
+
+def _classifier(backend: str) -> tuple[ff.Transformer, ff.PackedBatch, np.ndarray]:
+    batch, targets = examples(7)
+    return ff.Transformer(CONFIG, seed=0, dtype="float64", backend=backend), batch, targets
+
+
+def _decoder(backend: str) -> tuple[ff.TransformerDecoder, ff.PackedBatch, np.ndarray]:
+    config = ff.DecoderConfig(vocab_size=20, max_seq_len=8, **SIZES)
+    batch = examples(7)[0]
+    targets = np.where(np.arange(batch.num_tokens) % 3 > 0, np.roll(batch.tokens, -1), -1)
+    return ff.TransformerDecoder(config, seed=0, dtype="float64", backend=backend), batch, targets
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("made", [_classifier, _decoder])
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(
+    made: Callable[[str], Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend)
+    model, batch, targets = made(backend)
+    model.zero_grad()
+    loss, logits = ff.accumulate_gradients(model, batch, targets, loss_fn)
+    gradients = model.parameters().gradients.copy()
+    for parts in (2, 3, 7):
+        monkeypatch.setattr(steps, "_part_count", lambda *_, parts=parts: parts)
+        model.parameters().gradients.fill(1.0)  # what was there is added to
+        found, found_logits = ff.accumulate_gradients(model, batch, targets, loss_fn)
+        assert found == pytest.approx(loss, rel=1e-12)
+        np.testing.assert_allclose(found_logits, logits, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            model.parameters().gradients - 1.0, gradients, rtol=1e-9, atol=1e-12
+        )
+
+
+def test_targets_that_are_all_ignored_give_no_gradient_in_parts_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_part_count", lambda *_: 3)
+    model, batch, targets = _decoder("numba")
+    model.zero_grad()
+    loss, _ = ff.accumulate_gradients(
+        model, batch, np.full_like(targets, -1), ff.CrossEntropyLoss()
+    )
+    assert (loss, float(np.abs(model.parameters().gradients).max())) == (0.0, 0.0)
+
+
+def test_what_is_wrong_in_the_last_part_is_named_by_its_place_in_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_part_count", lambda *_: 3)
+    model, batch, targets = _decoder("numba")
+    model.zero_grad()
+    wrong, last = targets.copy(), batch.num_tokens - 1
+    wrong[last] = 20
+    with pytest.raises(InvalidValueError, match=f"got 20 at index {last}$"):
+        ff.accumulate_gradients(model, batch, wrong, ff.CrossEntropyLoss())
+    tokens = batch.tokens.copy()
+    tokens[last] = 20
+    with pytest.raises(InvalidValueError, match=f"got 20 at token {last} of the batch"):
+        ff.accumulate_gradients(
+            model, ff.PackedBatch(tokens, batch.offsets), targets, ff.CrossEntropyLoss()
+        )
+    assert not model.parameters().gradients.any()
+
+
+def test_only_batches_that_keep_much_are_cut() -> None:
+    digits = ff.Transformer(ff.TransformerConfig(vocab_size=20), backend="reference")
+    assert steps._part_count(digits, ff.pack([[1] * 20] * 256)) == 1
+    # 2 blocks of 9 * 64 + 2 * 256 elements for each of 20 tokens: 2^25 are kept of 771 sequences.
+    assert steps._part_count(digits, ff.pack([[1] * 20] * 771)) == 1
+    assert steps._part_count(digits, ff.pack([[1] * 20] * 772)) == 2
+    assert steps._part_count(digits, ff.pack([[1] * 50] * 900)) == 3
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])

@@ -96,8 +96,7 @@ def build_ours(workload: Workload, data: StepData, backend: str, dtype: str) -> 
     def train(prepared: tuple[ff.PackedBatch, Array]) -> float:
         batch, targets = prepared
         model.zero_grad()
-        loss = loss_fn.forward(model.forward(batch), targets)
-        model.backward(loss_fn.backward())
+        loss, _ = ff.accumulate_gradients(model, batch, targets, loss_fn)
         optimizer.step()
         return loss
 

@@ -46,6 +46,19 @@ class Embedding(Layer):
             TypeError: not a PackedBatch.
             ValueError: an id that is not in the table, or a sequence longer than the positions'.
         """
+        self.check(batch, positions)
+        table = self.nothing
+        if positions is not None:
+            positions.batch = batch
+            table = positions.table
+        # In a tuple, for positions are not a part of this layer.
+        self.used = (batch, positions)
+        out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
+        self.ops.embedding_forward(batch._tokens, batch._positions, self.weight.value, table, out)
+        return out
+
+    def check(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> None:
+        """Raise what forward raises of a batch."""
         if not isinstance(batch, PackedBatch):
             raise InvalidTypeError(
                 f"a model is given a PackedBatch, got {type(batch).__name__}; make one with "
@@ -57,7 +70,6 @@ class Embedding(Layer):
                 f"token ids must be below vocab_size={self.vocab_size}, got "
                 f"{batch.tokens[index]} at token {index} of the batch"
             )
-        table = self.nothing
         if positions is not None:
             positions.check(batch)
             if positions.embed_dim != self.embed_dim or positions.dtype != self.dtype:
@@ -65,13 +77,6 @@ class Embedding(Layer):
                     f"positions must have embed_dim={self.embed_dim} and dtype {self.dtype}, got "
                     f"{positions.embed_dim} and {positions.dtype}"
                 )
-            positions.batch = batch
-            table = positions.table
-        # In a tuple, for positions are not a part of this layer.
-        self.used = (batch, positions)
-        out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
-        self.ops.embedding_forward(batch._tokens, batch._positions, self.weight.value, table, out)
-        return out
 
     def backward(self, dout: Array) -> None:
         """Add the gradient of the table, and of learned positions; ids have none."""

@@ -27,7 +27,7 @@ from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Opt
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
-from fastformer.training.steps import count_right, evaluate
+from fastformer.training.steps import accumulate_gradients, count_right, evaluate
 
 _OPTIMIZER_PREFIX = "optimizer."
 _REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
@@ -170,9 +170,7 @@ class Trainer:
         self.model.zero_grad()
         loss_sum, correct, examples = 0.0, 0, 0
         for batch, targets in group:
-            logits = self.model.forward(batch)
-            loss = self.loss_fn.forward(logits, targets)
-            self.model.backward(self.loss_fn.backward())
+            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn)
             loss_sum += loss * batch.num_sequences
             correct += count_right(batch, logits, targets)
             examples += batch.num_sequences

@@ -67,10 +67,15 @@ class CrossEntropyLoss:
         )
         return float(losses.sum(dtype=np.float64) / max(1, self.count))
 
-    def backward(self) -> Array:
-        """Return the gradient by the logits, (N, V): 0 in the rows that are ignored."""
+    def backward(self, share: float = 1.0) -> Array:
+        """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
+
+        Args:
+            share: what the loss is multiplied by: that of these targets, of all of a batch which
+                is computed in parts.
+        """
         dlogits = np.empty_like(self.logits)
-        scale = 1 / max(1, self.count)
+        scale = share / max(1, self.count)
         self.ops.cross_entropy_backward(
             self.logits,
             self.targets,

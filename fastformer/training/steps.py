@@ -1,5 +1,6 @@
 """One training step, and an evaluation: for people who write their own loop."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,17 +14,16 @@ from fastformer.parameters import Array
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 
+# Elements that blocks keep from forward for backward, of one part of a batch: 128 MiB in float32.
+# With more parameters than that, as many as those: each part reads all parameters.
+MOST_KEPT_ELEMENTS = 1 << 25
+
 
 class Scores(NamedTuple):
     """Mean loss, and the share of right answers."""
 
     loss: float
     accuracy: float
-
-
-def count_correct(logits: Array, targets: Ids) -> int:
-    """Return in how many rows the largest logit is the target's."""
-    return int(np.count_nonzero(logits.argmax(axis=1) == targets))
 
 
 def wrong_sequences(batch: PackedBatch, logits: Array, targets: Ids) -> npt.NDArray[np.bool_]:
@@ -44,8 +44,74 @@ def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
     return batch.num_sequences - int(np.count_nonzero(wrong_sequences(batch, logits, targets)))
 
 
+def accumulate_gradients(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+) -> tuple[float, Array]:
+    """Compute a batch's loss, and add its gradient to those of the model's parameters.
+
+    A large batch goes through forward, loss and backward in parts, one after the other, so that
+    what backward needs is in memory for one part alone. Loss and gradient are those of the whole
+    batch but for the rounding of their sums; the parts depend on nothing but the model's and the
+    batch's sizes. A dropout drops anew in each part.
+
+    Args:
+        model: a classifier or a decoder.    batch: B sequences of N tokens.
+        targets: (B,) class ids, or a decoder's (N,) next ids; the loss_fn's ignore_index where
+            nothing is asked.    loss_fn: the loss.
+
+    Returns:
+        The mean loss, and the logits (B, V) or (N, V).
+
+    Raises:
+        TypeError, ValueError: as of the model's and the loss's forward; nothing is added then.
+    """
+    checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
+    checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
+    checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    parts = _part_count(model, batch)
+    if parts == 1:
+        logits = model.forward(batch)
+        loss = loss_fn.forward(logits, targets)
+        model.backward(loss_fn.backward())
+        return loss, logits
+    # All of the batch, before the first part: messages name an index in it.
+    model.embedding.check(batch, model.positions)
+    rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
+    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
+    count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    total, all_logits = 0.0, []
+    for part, part_targets in _parts(batch, targets, parts):
+        logits = model.forward(part)
+        loss = loss_fn.forward(logits, part_targets)
+        share = loss_fn.count / max(1, count)
+        model.backward(loss_fn.backward(share))
+        total += share * loss
+        all_logits.append(logits)
+    return total, np.concatenate(all_logits)
+
+
+def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> int:
+    """Return in how many parts a batch is computed."""
+    config = model.config
+    # Of each token: what a block and its norms and layers give, and the activation's derivative.
+    kept = config.num_layers * (9 * config.embed_dim + 2 * config.ffn_dim)
+    most = max(MOST_KEPT_ELEMENTS, model.parameters().gradients.size)
+    return min(batch.num_sequences, -(-batch.num_tokens * kept // most))
+
+
+def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[PackedBatch, Ids]]:
+    """Cut a batch into parts of alike many sequences, in order."""
+    bounds = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
+    for sequences in np.array_split(np.arange(batch.num_sequences), parts):
+        first, last = bounds[sequences[0]], bounds[sequences[-1] + 1]
+        yield batch.select(sequences), targets[first:last]
+
+
 def train_step(
-    model: Transformer,
+    model: Transformer | TransformerDecoder,
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
@@ -54,20 +120,19 @@ def train_step(
     """Make one step on one batch: zero gradients, forward, loss, backward, optimizer step.
 
     Args:
-        model: a classifier.    batch: B sequences.    targets: (B,) class ids.
+        model: a classifier or a decoder.    batch: B sequences of N tokens.
+        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
 
     Returns:
         The loss and accuracy on the batch before the step.
     """
-    checks.instance("train_step", "model", model, Transformer)
+    checks.instance("train_step", "model", model, Transformer, TransformerDecoder)
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
     checks.instance("train_step", "optimizer", optimizer, Optimizer)
     model.zero_grad()
-    logits = model.forward(batch)
-    loss = loss_fn.forward(logits, targets)
-    model.backward(loss_fn.backward())
+    loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
     optimizer.step()
-    return Scores(loss, count_correct(logits, targets) / batch.num_sequences)
+    return Scores(loss, count_right(batch, logits, targets) / batch.num_sequences)
 
 
 def predict_classes(

@@ -67,6 +67,11 @@ def training(backend: str) -> Iterator[cells.Call]:
             given = _objects(backend)
             return ff.train_step(**(given | ({} if value is GOOD else {name: value}))).loss
 
+        def accumulate(value: Any, name: str = name) -> Any:
+            given = _objects(backend)
+            del given["optimizer"]
+            return ff.accumulate_gradients(**(given | ({} if value is GOOD else {name: value})))[0]
+
         def score(value: Any, name: str = name) -> Any:
             given = _objects(backend)
             given = {"inputs": given.pop("batch"), **given}
@@ -77,6 +82,7 @@ def training(backend: str) -> Iterator[cells.Call]:
         said = "(batch|PackedBatch)" if name == "batch" else name
         yield cells.Call("train_step", said, good, step, ways)
         if name != "optimizer":
+            yield cells.Call("accumulate_gradients", said, good, accumulate, ways)
             other = "inputs" if name == "batch" else name
             act = lambda v, score=score, other=other: score(v, other)  # noqa: E731
             said = "(inputs|PackedBatch)" if name == "batch" else name
