@@ -292,7 +292,7 @@ def test_a_step_is_a_count(run: RunDirectory, step: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="step must be an integer >= 0"):
         run.save_step(step, {}, {})
     with pytest.raises((ValueError, TypeError), match="step must be an integer >= 0"):
-        run.drop_metrics_after(step)
+        run.go_on_from(step)
     assert list(tree(run.path)) == ["config.toml"]
 
 
@@ -303,7 +303,7 @@ def test_metrics_are_cut_back_and_leftovers_removed(full_run: RunDirectory) -> N
     assert [record["step"] for record in full_run.read_metrics()] == [100, 200]
     for directory in (full_run.path, full_run.path / "checkpoints"):
         (directory / LEFTOVER).touch()
-    full_run.drop_metrics_after(199)
+    full_run.go_on_from(199)
     assert full_run.read_metrics() == [{"step": 100, "loss": 0.01}]
     assert not [name for name in tree(full_run.path) if name.endswith(".tmp")]
     full_run.append_metrics({"step": 150})
@@ -315,9 +315,9 @@ def test_checkpoints_that_a_kill_left_are_removed(full_run: RunDirectory) -> Non
     newest = full_run.save_step(300, tensors(300), {})
     first = newest.with_name("step-00000100.safetensors")
     first.write_bytes(newest.read_bytes())
-    full_run.drop_metrics_after(299)
+    full_run.go_on_from(299)
     assert first.exists()  # training may go on from the one of step 200 or 100
-    full_run.drop_metrics_after(300)
+    full_run.go_on_from(300)
     found = sorted(path.name for path in newest.parent.glob("step-*"))
     assert found == ["step-00000200.safetensors", newest.name]
 

@@ -161,6 +161,18 @@ def test_what_is_wrong_in_the_last_part_is_named_by_its_place_in_the_batch(
     assert not model.parameters().gradients.any()
 
 
+def test_a_sequence_too_long_for_relative_positions_adds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_part_count", lambda *_: 2)
+    config = ff.DecoderConfig(vocab_size=20, max_seq_len=8, positions="rotary", **SIZES)
+    model = ff.TransformerDecoder(config)
+    batch = ff.pack([[1, 2, 3], [4] * 9])
+    with pytest.raises(InvalidValueError, match="max_seq_len"):
+        ff.accumulate_gradients(model, batch, batch.tokens, ff.CrossEntropyLoss())
+    assert not model.parameters().gradients.any()
+
+
 def test_only_batches_that_keep_much_are_cut() -> None:
     digits = ff.Transformer(ff.TransformerConfig(vocab_size=20), backend="reference")
     assert steps._part_count(digits, ff.pack([[1] * 20] * 256)) == 1

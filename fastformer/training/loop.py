@@ -319,7 +319,7 @@ class Trainer:
                 f"checkpoint {checkpoint.path} does not fit this training run: {error}"
             ) from error
         # A record of this very step is that of an epoch which the checkpoint is still within.
-        self.run.drop_metrics_after(self.progress.step - (self.progress.batch > 0))
+        self.run.go_on_from(self.progress.step - (self.progress.batch > 0))
         self.embeddings.drop_after(self.progress.epoch)
 
 

@@ -115,7 +115,7 @@ class RunDirectory:
         """Return all records of `metrics.jsonl`, oldest first. See `MetricsLog.read`."""
         return self._metrics.read(skip_damaged)
 
-    def drop_metrics_after(self, step: int) -> None:
+    def go_on_from(self, step: int) -> None:
         """Drop the records of steps after the one that training goes on from.
 
         Also removes what a killed process left in the run: temporary files, and checkpoints that a

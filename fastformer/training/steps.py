@@ -79,6 +79,8 @@ def accumulate_gradients(
         return loss, logits
     # All of the batch, before the first part: messages name an index in it.
     model.embedding.check(batch, model.positions)
+    if model.relative:
+        model.relative.check(batch)
     rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
     classes, ignored = model.config.vocab_size, loss_fn.ignore_index
     count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)

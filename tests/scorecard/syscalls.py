@@ -61,7 +61,7 @@ def save(directory: Path) -> None:
     EmbeddingRecords(directory).save(0, tensors(3)["weight"].reshape(-1, 3))
     run.save_step(3, tensors(3), {"step": 3})
     run.write_result({"step": 3})
-    run.drop_metrics_after(2)
+    run.go_on_from(2)
 
 
 def saving() -> None:
