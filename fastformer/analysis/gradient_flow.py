@@ -11,6 +11,7 @@ from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.steps import accumulate_gradients
 
 BINS: Final[int] = 24
 
@@ -70,8 +71,7 @@ def gradient_flow(
     model.eval()
     try:
         model.zero_grad()
-        loss.forward(model.forward(batch), targets)
-        model.backward(loss.backward())
+        accumulate_gradients(model, batch, targets, loss)
         flows = [_flow(name, value, gradient) for name, value, gradient in model.parameters()]
         model.zero_grad()
     finally:
