@@ -41,8 +41,8 @@ def load_tiles() -> Precompiled | None:
 
 
 def _multiply_packed(
-    rows, columns, steps, a, a_start, a_row_step, a_k_step, panel, panel_start, has_bias, bias,
-    bias_start, has_addend, addend, out, out_start, out_step,
+    rows, columns, steps, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
+    has_bias, bias, bias_start, has_addend, addend, out, out_start, out_step,
 ):  # fmt: skip
     """Say in NumPy what `multiply_packed` does, on operands that are unpacked."""
     width = lanes(out) * (NARROW if columns <= lanes(out) else WIDE)
@@ -56,8 +56,8 @@ def _multiply_packed(
     left = unpack(left).reshape(rows * depth)
     right = unpack(right).transpose(0, 2, 1).reshape(depth * width)
     _meaning.multiply(
-        rows, columns, depth, left, 0, depth, 1, right, 0, has_bias, bias, bias_start,
-        has_addend, addend, out, out_start, out_step,
+        rows, columns, depth, left, 0, depth, 1, right, 0, width, has_bias, bias,
+        bias_start, has_addend, addend, out, out_start, out_step,
     )  # fmt: skip
 
 
@@ -73,6 +73,7 @@ def multiply_packed(
     a_k_step: Any,
     panel: Any,
     panel_start: Any,
+    panel_step: Any,
     has_bias: Any,
     bias: Any,
     bias_start: Any,
@@ -85,7 +86,7 @@ def multiply_packed(
     """Multiply packed rows by a packed panel: `multiply` of `_tile.py`, with packed lanes for k."""
     i, flag = types.intp, types.boolean
     sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, flag, bias, i, flag, addend, out, i, i
+        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, out, i, i
     )
 
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:

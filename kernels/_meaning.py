@@ -53,6 +53,16 @@ def prefetch(x: Any, *index: int) -> None:
     """Do nothing: the memory at `index`, which may be outside x, is there already."""
 
 
+def array_at(x: Any, start: int, *shape: int) -> Any:
+    """Return the elements of a flat x from `start` on as an array of a shape."""
+    return _part(x, (start,), int(np.prod(shape))).reshape(shape)
+
+
+def flat(x: Any) -> Any:
+    """Return all elements of x as an array of one axis."""
+    return x.reshape(x.size)
+
+
 def splat(x: Any, scalar: float) -> Any:
     """Return the scalar in every lane."""
     return np.full(lanes(x), scalar, x.dtype)
@@ -120,16 +130,16 @@ def max_lanes(v: Any) -> Any:
 
 def multiply(
     rows: int, columns: int, depth: int, a: Any, a_start: int, a_row_step: int, a_k_step: int,
-    panel: Any, panel_start: int, has_bias: bool, bias: Any, bias_start: int,
+    panel: Any, panel_start: int, panel_step: int, has_bias: bool, bias: Any, bias_start: int,
     has_addend: bool, addend: Any, out: Any, out_start: int, out_step: int,
 ) -> None:  # fmt: skip
     """Multiply rows by a panel, and add bias and addend."""
     width = lanes(out) * (1 if columns <= lanes(out) else 2)
-    right = _part(panel, (panel_start,), depth * width).reshape(depth, width)[:, :columns]
+    lines = [_part(panel, (panel_start + k * panel_step,), width)[:columns] for k in range(depth)]
     for row in range(rows):
         left = [_part(a, (a_start + row * a_row_step + k * a_k_step,), 1) for k in range(depth)]
         total = np.zeros(columns, out.dtype)
-        for element, line in zip(left, right, strict=True):
+        for element, line in zip(left, lines, strict=True):
             total += element * line
         if has_bias:
             total += _part(bias, (bias_start,), columns)

@@ -7,6 +7,9 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
                                  other lanes are 0 and their memory is not touched: a row's tail
     store(x, v, i, j), store_first(x, n, v, i, j)
     prefetch(x, i, j)            ask for the memory there, which is needed soon
+    flat(x)                      its elements as an array of one axis
+    array_at(x, start, rows, columns)   a part of a flat x as an array of that shape
+                                 Both must not outlive x, for they count no references to it.
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
     -a                           free where it is an operand of fma
@@ -36,7 +39,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
-from numba.np.arrayobj import make_array
+from numba.np.arrayobj import make_array, populate_array
 
 from ._compile import BUILD
 from ._llvm import (
@@ -57,9 +60,11 @@ from ._llvm import (
     tree_ir,
 )
 from ._meaning import (
+    array_at,
     drop_first,
     exp,
     exp_of_sum,
+    flat,
     fma,
     keep_first,
     lanes,
@@ -78,9 +83,11 @@ from ._meaning import (
 )
 
 __all__ = [
+    "array_at",
     "drop_first",
     "exp",
     "exp_of_sum",
+    "flat",
     "fma",
     "keep_first",
     "lanes",
@@ -215,7 +222,17 @@ def _type_prefetch(x: Any, *index: Any) -> Signature | None:
     return None
 
 
+def _type_array_at(x: Any, start: Any, *shape: Any) -> Signature | None:
+    if _is_array(x) and x.ndim == 1 and all(isinstance(i, types.Integer) for i in shape):
+        return signature(
+            types.Array(x.dtype, len(shape), "C"), x, types.intp, *[types.intp] * len(shape)
+        )
+    return None
+
+
 _rule(prefetch, _type_prefetch)
+_rule(array_at, _type_array_at)
+_rule(flat, lambda x: signature(types.Array(x.dtype, 1, "C"), x) if _is_array(x) else None)
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
 _rule(load_first, _type_load_first)
@@ -270,6 +287,33 @@ def _prefetch(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     x, *index = args
     prefetch_ir(builder, _address(context, builder, sig.args[0], x, index, INDEX(0)))
     return context.get_dummy_value()
+
+
+def _borrowed(context: Any, builder: Any, kind: Any, data: ir.Value, shape: Any) -> ir.Value:
+    """Return an array of a type and shape at an address, which owns nothing."""
+    itemsize = kind.dtype.bitwidth // 8
+    strides = [INDEX(itemsize)]
+    for length in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], length))
+    found = make_array(kind)(context, builder)
+    populate_array(found, data, shape, strides, itemsize, None)
+    return found._getvalue()
+
+
+@lower_builtin(flat, types.Array)
+def _flat(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x = make_array(sig.args[0])(context, builder, args[0])
+    return _borrowed(context, builder, sig.return_type, x.data, [x.nitems])
+
+
+@lower_builtin(array_at, types.Array, types.Integer, types.VarArg(types.Integer))
+def _array_at(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, start, *shape = args
+    count = INDEX(1)
+    for length in shape:
+        count = builder.mul(count, length)
+    data = _address(context, builder, sig.args[0], x, [start], count)
+    return _borrowed(context, builder, sig.return_type, data, shape)
 
 
 @lower_builtin(splat, types.Array, types.Float)

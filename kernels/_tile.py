@@ -78,7 +78,7 @@ def _sums_ir(
     vectors: int,
     depth: ir.Value,
     a: tuple[ir.Value, ir.Value, ir.Value],
-    panel: ir.Value,
+    panel: tuple[ir.Value, ir.Value],
     multiply_add: MultiplyAdd,
 ) -> list[list[ir.Value]]:
     """Emit the loop over k for a fixed number of rows, and return the finished sums."""
@@ -106,7 +106,7 @@ def _sums_ir(
     builder.position_at_end(body)
     k = builder.phi(INDEX)
     sums = [[builder.phi(kind) for _ in range(vectors)] for _ in range(rows)]
-    panel_row = builder.gep(panel, [builder.mul(k, INDEX(vectors * kind.count))])
+    panel_row = builder.gep(panel[0], [builder.mul(k, panel[1])])
     columns = [
         load_ir(builder, builder.gep(panel_row, [INDEX(v * kind.count)]), kind)
         for v in range(vectors)
@@ -201,9 +201,9 @@ def _symbol(element: ir.Type, vectors: int, name: str) -> str:
 
 
 def _signature_ir(element: ir.Type) -> ir.FunctionType:
-    """Return the type: rows, columns, depth, a, its two steps, panel, bias, addend, out, step."""
-    pointer = element.as_pointer()
-    kinds = [INDEX, INDEX, INDEX, pointer, INDEX, INDEX, pointer, pointer, pointer, pointer, INDEX]
+    """Return the type: rows, columns, depth, a, two steps, panel, step, bias, addend, out, step."""
+    array = [element.as_pointer(), INDEX]
+    kinds = [INDEX, INDEX, INDEX, *array, INDEX, *array, array[0], array[0], *array]
     return ir.FunctionType(ir.VoidType(), kinds)
 
 
@@ -212,7 +212,7 @@ def define_multiply(
 ) -> None:
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
     function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
-    rows, columns, depth, a, a_row_step, a_k_step, panel, bias, addend, out, step = function.args
+    rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend, out, step = function.args
     kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     entry, head = builder.block, function.append_basic_block("head")
@@ -241,7 +241,9 @@ def define_multiply(
             builder.branch(tile)
         builder.position_at_end(tile)
         a_steps = (a_rows, a_row_step, a_k_step)
-        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel, multiply_add)
+        sums = _sums_ir(
+            builder, kind, height, vectors, depth, a_steps, (panel[0], panel[1]), multiply_add
+        )
         _store_ir(builder, sums, columns, bias, added, out_rows, step)
         heights.append((builder.block, height))
         builder.branch(latch)
@@ -282,6 +284,7 @@ def multiply(
     a_k_step: Any,
     panel: Any,
     panel_start: Any,
+    panel_step: Any,
     has_bias: Any,
     bias: Any,
     bias_start: Any,
@@ -297,15 +300,15 @@ def multiply(
         rows: any number.    columns: 1 to the panel's width; others are not written.
         depth: number of steps of k; 0 gives sums of 0.
         a: 1-D; element (i, k) is at a_start + i * a_row_step + k * a_k_step.
-        panel: 1-D, packed: row k is at panel_start + k * width, and is a whole row of registers,
-            one where the columns fit into it, else two.
+        panel: 1-D; row k is at panel_start + k * panel_step, and is a whole row of registers, one
+            where the columns fit into it, else two: packed, or a matrix as it is.
         bias: 1-D, used from bias_start on where has_bias.
         out: 1-D; element (i, j) is at out_start + i * out_step + j.
         addend: has out's layout, and may be out; used where has_addend.
     """
     i, flag = types.intp, types.boolean
     sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, flag, bias, i, flag, addend, out, i, i
+        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, out, i, i
     )
     return sig, call_multiply
 
@@ -317,20 +320,20 @@ def call_multiply(
     kinds = sig.args
     rows, columns, depth = args[:3]
     a_row_step, a_k_step = args[5:7]
-    has_bias, has_addend, out_step = args[9], args[12], args[16]
+    panel_step, has_bias, has_addend, out_step = args[9], args[10], args[13], args[17]
     a = _Operand(context, builder, kinds[3], args[3], args[4])
     panel = _Operand(context, builder, kinds[7], args[7], args[8])
-    bias = _Operand(context, builder, kinds[10], args[10], args[11])
-    addend = _Operand(context, builder, kinds[13], args[13], args[15])
-    out = _Operand(context, builder, kinds[14], args[14], args[15])
-    element = ir.FloatType() if kinds[14].dtype is types.float32 else ir.DoubleType()
-    lanes = element_lanes(kinds[14].dtype.bitwidth // 8)
+    bias = _Operand(context, builder, kinds[11], args[11], args[12])
+    addend = _Operand(context, builder, kinds[14], args[14], args[16])
+    out = _Operand(context, builder, kinds[15], args[15], args[16])
+    element = ir.FloatType() if kinds[15].dtype is types.float32 else ir.DoubleType()
+    lanes = element_lanes(kinds[15].dtype.bitwidth // 8)
     narrow = builder.icmp_signed("<=", columns, INDEX(NARROW * lanes))
     if BUILD == "checked":
         width = builder.select(narrow, INDEX(NARROW * lanes), INDEX(WIDE * lanes))
         a_span = builder.mul(builder.sub(depth, INDEX(1)), a_k_step)
         a.check(context, builder, rows, a_row_step, builder.add(a_span, INDEX(1)))
-        panel.check(context, builder, depth, width, width)
+        panel.check(context, builder, depth, panel_step, width)
         out.check(context, builder, rows, out_step, columns)
         with builder.if_then(has_bias):
             bias.check(context, builder, INDEX(1), INDEX(0), columns)
@@ -351,6 +354,7 @@ def call_multiply(
         a_row_step,
         a_k_step,
         panel.pointer,
+        panel_step,
         builder.select(has_bias, bias.pointer, null),
         builder.select(has_addend, addend.pointer, null),
         out.pointer,

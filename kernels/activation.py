@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import exp, exp_of_sum, fma, lanes, load_first, select, store_first
+from ._simd import exp, exp_of_sum, flat, fma, lanes, load_first, select, store_first
 
 NO_ACTIVATION, RELU, GELU, MISH = 0, 1, 2, 3
 # Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
@@ -259,7 +259,7 @@ def activation_forward(x, activation, out):
         out: the shape of x, overwritten; may be x.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
-    flat_x, flat_out = x.reshape(x.size), out.reshape(out.size)
+    flat_x, flat_out = flat(x), flat(out)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):
@@ -283,7 +283,7 @@ def activation_backward(dout, x, activation, dx):
         dx: the same shape, overwritten; may be dout.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
-    flat_dout, flat_x, flat_dx = dout.reshape(x.size), x.reshape(x.size), dx.reshape(x.size)
+    flat_dout, flat_x, flat_dx = dout.reshape(x.size), flat(x), dx.reshape(x.size)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):

@@ -27,6 +27,7 @@ from ._rows import SUM_BLOCK
 from ._simd import (
     drop_first,
     exp,
+    flat,
     fma,
     keep_first,
     lanes,
@@ -171,8 +172,8 @@ def _block_scores(k, key, count, C, D, panel, width, out):
     """Write rows key to key + count of k times a packed panel of queries to out (count, width)."""
     for d in range(0, D, SCORE_DEPTH):
         multiply_rows(
-            0, count, width, min(SCORE_DEPTH, D - d), k, key + d, C, 1, panel, d * width, False,
-            out, 0, d > 0, out, out, 0, width,
+            0, count, width, min(SCORE_DEPTH, D - d), k, key + d, C, 1, panel, d * width, width,
+            False, out, 0, d > 0, out, out, 0, width,
         )  # fmt: skip
 
 
@@ -270,11 +271,12 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
     """Write the products of one row with `count` rows of x, lanes being rows of x, to out."""
     for j in range(0, count, WIDE * lanes(x)):
         used = min(WIDE * lanes(x), count - j)
+        width = panel_width(used, x)
         pack_panel_transposed(x, place + j * C, C, D, used, panel, 0)
         for d in range(0, D, SCORE_DEPTH):
             multiply_rows(
-                0, 1, used, min(SCORE_DEPTH, D - d), row, start + d, C, 1, panel,
-                d * panel_width(used, x), False, out, 0, d > 0, out, out, out_start + j, used,
+                0, 1, used, min(SCORE_DEPTH, D - d), row, start + d, C, 1, panel, d * width, width,
+                False, out, 0, d > 0, out, out, out_start + j, used,
             )  # fmt: skip
 
 
@@ -389,8 +391,8 @@ def attention_forward_pairs(
     """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
-    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
-    flat_out = out.reshape(out.size)
+    flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
+    flat_out = flat(out)
     block, columns = BLOCK_KEYS * width, width * D
     tile_largest, tile_total = room[:width], room[width : 2 * width]
     factor, room = room[2 * width : 3 * width], room[3 * width :]
@@ -597,9 +599,9 @@ def attention_backward_pairs(
     """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
-    flat_dout, flat_out = dout.reshape(dout.size), out.reshape(out.size)
-    flat_q, flat_k, flat_v = q.reshape(q.size), k.reshape(k.size), v.reshape(v.size)
-    flat_dq, flat_dk, flat_dv = dq.reshape(dq.size), dk.reshape(dk.size), dv.reshape(dv.size)
+    flat_dout, flat_out = flat(dout), flat(out)
+    flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
+    flat_dq, flat_dk, flat_dv = flat(dq), flat(dk), flat(dv)
     block, columns, padded = BLOCK_KEYS * width, width * D, width * _padded(D, q)
     tile_largest, inverse = room[:width], room[width : 2 * width]
     delta, room = room[2 * width : 3 * width], room[3 * width :]

@@ -80,7 +80,7 @@ def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
 
 
 @kernel
-def _cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total):
+def cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total):
     """Go through rows first to last."""
     for i in range(first, last):
         _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total)
@@ -99,11 +99,11 @@ def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
     N, V = logits.shape
     tasks = row_tasks(N, V)
     if tasks == 1:
-        _cross_entropy_rows(0, N, logits, targets, smoothing, losses, largest, total)
+        cross_entropy_rows(0, N, logits, targets, smoothing, losses, largest, total)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
-            _cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
+            cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
 
 
 @kernel
@@ -122,7 +122,7 @@ def _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, s
 
 
 @kernel
-def _cross_entropy_gradient_rows(
+def cross_entropy_gradient_rows(
     first, last, logits, targets, largest, total, smoothing, scale, dlogits
 ):
     """Go through rows first to last."""
@@ -144,12 +144,12 @@ def cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dl
     N, V = logits.shape
     tasks = row_tasks(N, V)
     if tasks == 1:
-        _cross_entropy_gradient_rows(
+        cross_entropy_gradient_rows(
             0, N, logits, targets, largest, total, smoothing, scale, dlogits
         )
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
-            _cross_entropy_gradient_rows(
+            cross_entropy_gradient_rows(
                 first, last, logits, targets, largest, total, smoothing, scale, dlogits
             )

@@ -25,6 +25,18 @@ def embedding_backward_reference(ids, dout, dtable):
     np.add.at(dtable, ids, dout)
 
 
+@kernel
+def embed_rows(first, last, tokens, positions, table, position_table, out):
+    """Look up tokens first to last, and add their positions' rows."""
+    C = out.shape[1]
+    for i in range(first, last):
+        for j in range(0, C, lanes(out)):
+            row = load_first(table, C - j, tokens[i], j)
+            if position_table.size:
+                row = row + load_first(position_table, C - j, positions[i], j)
+            store_first(out, C - j, row, i, j)
+
+
 @kernel(parallel=True)
 def embedding_forward(tokens, positions, table, position_table, out):
     """Look up each token, and add its position's row.
@@ -38,12 +50,8 @@ def embedding_forward(tokens, positions, table, position_table, out):
     N, C = out.shape
     tasks = row_tasks(N, C)
     for task in prange(tasks):
-        for i in range(N * task // tasks, N * (task + 1) // tasks):
-            for j in range(0, C, lanes(out)):
-                row = load_first(table, C - j, tokens[i], j)
-                if position_table.size:
-                    row = row + load_first(position_table, C - j, positions[i], j)
-                store_first(out, C - j, row, i, j)
+        first, last = N * task // tasks, N * (task + 1) // tasks
+        embed_rows(first, last, tokens, positions, table, position_table, out)
 
 
 @kernel(parallel=True)

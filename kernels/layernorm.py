@@ -15,7 +15,7 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._rows import row_tasks
-from ._simd import fma, keep_first, lanes, load_first, splat, store_first, sum_lanes
+from ._simd import flat, fma, keep_first, lanes, load_first, splat, store_first, sum_lanes
 
 
 def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
@@ -71,7 +71,7 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
 @kernel(once=True, allocates=False)
 def layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise rows first to last, in one thread."""
-    flat_x, flat_out = x.reshape(x.size), out.reshape(out.size)
+    flat_x, flat_out = flat(x), flat(out)
     for i in range(first, last):
         _layernorm_forward_row(i, flat_x, weight, bias, epsilon, flat_out, mean, rstd)
 
@@ -129,8 +129,8 @@ def layernorm_backward_rows(first, last, dout, x, weight, mean, rstd, residual, 
     Args:
         sums: (tasks, 2, C), of which the task's part gains the sums of dout * xhat, and of dout.
     """
-    flat_dout, flat_x, flat_dx = dout.reshape(dout.size), x.reshape(x.size), dx.reshape(dx.size)
-    flat_residual = residual.reshape(residual.size)
+    flat_dout, flat_x, flat_dx = flat(dout), flat(x), flat(dx)
+    flat_residual = flat(residual)
     for i in range(first, last):
         _layernorm_backward_row(
             i, flat_dout, flat_x, weight, mean, rstd, flat_residual, flat_dx, task, sums

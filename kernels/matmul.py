@@ -30,7 +30,7 @@ from ._blocks import (
 )
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
-from ._simd import lanes, load, load_first, prefetch, splat, store_first
+from ._simd import flat, lanes, load_first, prefetch, splat, store_first
 from ._tile import NARROW, TILE_ROWS, WIDE
 from .activation import (
     NO_ACTIVATION,
@@ -43,9 +43,13 @@ from .activation import (
 )
 
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
+# As WEIGHT_GRADIENT, but what `out` held does not count.
+FIRST_WEIGHT_GRADIENT = 4
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = TILE_ROWS
+# Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
+UNPACKED_ROWS = 64
 # Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
 NARROW_DEPTH_BLOCK = 64
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
@@ -126,15 +130,14 @@ def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, col
 
 
 @kernel
-def _add_column_sums(panel, depth, columns, column_sums, start):
-    """Add the sums over a packed panel's rows to `columns` elements of column_sums."""
-    width = panel_width(columns, panel)
+def _add_column_sums(panel, panel_start, step, depth, columns, column_sums, start):
+    """Add the sums over a panel's rows to `columns` elements of column_sums."""
     for j in range(0, columns, lanes(panel)):
         total = splat(panel, 0.0)
         for first in range(0, depth, SUM_BLOCK):
             part = splat(panel, 0.0)
             for k in range(first, min(depth, first + SUM_BLOCK)):
-                part = part + load(panel, k * width + j)
+                part = part + load_first(panel, columns - j, panel_start + k * step + j)
             total = total + part
         total = total + load_first(column_sums, columns - j, start + j)
         store_first(column_sums, columns - j, total, start + j)
@@ -159,18 +162,24 @@ def _panel_product(
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
+    of_weights = plan.form >= WEIGHT_GRADIENT
     block = DEPTH_BLOCK if used > NARROW * lanes(out) else NARROW_DEPTH_BLOCK
     for part in range(plan.parts):
         left_start = (group + part) * plan.left_group
         right_start = (group + part) * plan.right_group
         for k in range(0, max(plan.depth, 1), block):
             depth = min(block, plan.depth - k)
+            # Whole panels are read where they lie, if there are few rows to multiply by them.
+            used_panel, panel_start, step = panel, 0, panel_width(used, out)
             if plan.form == INPUT_GRADIENT:
                 b_start = right_start + j * plan.right_step + k
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             else:
                 b_start = right_start + k * plan.right_step + j
-                pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
+                if used == step and last - first <= UNPACKED_ROWS:
+                    used_panel, panel_start, step = right, b_start, plan.right_step
+                else:
+                    pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
             ends = part == plan.parts - 1 and k + block >= plan.depth
@@ -182,8 +191,8 @@ def _panel_product(
                     ask_for(saved, row, stop, used, start, plan.columns)
                 multiply_rows(
                     row, stop, used, depth, left, left_start + k * plan.left_k_step,
-                    plan.left_row_step, plan.left_k_step, panel, 0,
-                    begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
+                    plan.left_row_step, plan.left_k_step, used_panel, panel_start, step,
+                    begins and not of_weights and bias.size > 0, bias, group * plan.columns + j,
                     accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
                 )  # fmt: skip
                 if activates and plan.form == FORWARD:
@@ -192,8 +201,10 @@ def _panel_product(
                     differentiate_block(
                         activation, row, stop, used, saved, out, start, plan.columns
                     )
-            if accumulates and first == 0 and bias.size:
-                _add_column_sums(panel, depth, used, bias, group * plan.columns + j)
+            if of_weights and first == 0 and bias.size:
+                _add_column_sums(
+                    used_panel, panel_start, step, depth, used, bias, group * plan.columns + j
+                )
 
 
 @kernel(once=True)
@@ -214,13 +225,32 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
 def product_rows(form, first, last, x, weight, y, bias, addend, activation, saved, dx):
     """Compute rows first to last of y, or of dx, in each group, in one thread; see `_product`."""
     plan = product_plan(form, x.shape[0], weight.shape, y.shape[0])
-    left, out = x.reshape(x.size), y.reshape(y.size)
+    left, out = flat(x), flat(y)
     if form == INPUT_GRADIENT:
-        left, out = out, dx.reshape(dx.size)
+        left, out = out, flat(dx)
     panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
     _product_part(
-        plan, first, last, 0, plan.groups * panels, left, weight.reshape(weight.size), bias,
-        addend.reshape(addend.size), activation, saved.reshape(saved.size), out,
+        plan, first, last, np.int64(0), plan.groups * panels, left, flat(weight), bias,
+        flat(addend), np.int64(activation), flat(saved), out,
+    )  # fmt: skip
+
+
+@kernel
+def weight_gradient_rows(first, last, x, y, column_sums, dweight):
+    """Write what rows first to last of each group give of `matmul_tn`, in one thread.
+
+    dweight (G, K, N) is overwritten; column_sums (G N,) gain the rows' sums.
+    """
+    groups, K, N = dweight.shape
+    M = y.shape[0] // groups
+    shared = 0 if x.shape[0] == M else M * K
+    plan = Plan(FIRST_WEIGHT_GRADIENT, groups, 1, K, N, last - first, shared, 1, K, M * N, N)
+    left, right = flat(x)[first * K :], flat(y)[first * N :]
+    panels = (N + WIDE * lanes(x) - 1) // (WIDE * lanes(x))
+    nothing = column_sums[:0]
+    _product_part(
+        plan, np.int64(0), K, np.int64(0), groups * panels, left, right, column_sums, nothing,
+        np.int64(NO_ACTIVATION), nothing, flat(dweight),
     )  # fmt: skip
 
 
@@ -313,9 +343,9 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
         form: which of them.    and_then: INPUT_GRADIENT, for dx too, or NO_PRODUCT.
         dx, dweight: like x and weight; not used where they are not computed.
     """
-    flat_x, flat_weight, flat_y = x.reshape(x.size), weight.reshape(weight.size), y.reshape(y.size)
-    flat_dx, flat_dweight = dx.reshape(dx.size), dweight.reshape(dweight.size)
-    flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
+    flat_x, flat_weight, flat_y = flat(x), flat(weight), flat(y)
+    flat_dx, flat_dweight = flat(dx), flat(dweight)
+    flat_addend, flat_saved = flat(addend), flat(saved)
     first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y)
     second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y)
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
@@ -388,11 +418,11 @@ def weight_gradients(
     for task in prange(tasks.shape[0]):
         i = tasks[task, 0]
         x, y, dweight = inputs[i], douts[i], gradients[i]
-        flat_x = x.reshape(x.size)
+        flat_x = flat(x)
         product_task(
             tasks[task, 1], grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape,
-            y.shape[0], flat_x, y.reshape(y.size), sums[i], flat_x[:0], NO_ACTIVATION,
-            flat_x[:0], dweight.reshape(dweight.size),
+            y.shape[0], flat_x, flat(y), sums[i], flat_x[:0], NO_ACTIVATION,
+            flat_x[:0], flat(dweight),
         )  # fmt: skip
 
 

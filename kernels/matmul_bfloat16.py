@@ -29,7 +29,7 @@ from ._bfloat16_tile import load_tiles, multiply_packed
 from ._blocks import panel_width, task_part
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
-from ._simd import lanes, load_first, splat, store_first
+from ._simd import flat, lanes, load_first, splat, store_first
 from ._tile import TILE_ROWS, WIDE
 from .activation import NO_ACTIVATION, activate_block, differentiate_block
 from .matmul import (
@@ -146,7 +146,7 @@ def _multiply_panel(
             ask_for(saved, row, stop, used, start, plan.columns)
         multiply_packed(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
-            row_step, k_step, panel, panel_start,
+            row_step, k_step, panel, panel_start, panel_width(used, panel),
             begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
             accumulates or not begins or addend.size > 0, added, out,
             start + row * plan.columns, plan.columns,
@@ -247,9 +247,9 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
         form: which of them.    and_then: INPUT_GRADIENT, for dx too, or NO_PRODUCT.
         dx, dweight: like x and weight; not used where they are not computed.
     """
-    flat_x, flat_weight, flat_y = x.reshape(x.size), weight.reshape(weight.size), y.reshape(y.size)
-    flat_dx, flat_dweight = dx.reshape(dx.size), dweight.reshape(dweight.size)
-    flat_addend, flat_saved = addend.reshape(addend.size), saved.reshape(saved.size)
+    flat_x, flat_weight, flat_y = flat(x), flat(weight), flat(y)
+    flat_dx, flat_dweight = flat(dx), flat(dweight)
+    flat_addend, flat_saved = flat(addend), flat(saved)
     first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y)
     second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y)
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]

@@ -9,7 +9,7 @@ Source: Shazeer 2020, arXiv:2002.05202, equation 5: FFN(x) = (swish(x W) * (x V)
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import lanes, load_first, store_first
+from ._simd import flat, lanes, load_first, store_first
 from .activation import CHUNK, silu_and_slope
 
 
@@ -41,7 +41,7 @@ def swiglu_forward(gate, x, out):
         out: the same shape, overwritten; may be gate or x.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
-    flat_gate, flat_x, flat_out = gate.reshape(x.size), x.reshape(x.size), out.reshape(x.size)
+    flat_gate, flat_x, flat_out = gate.reshape(x.size), flat(x), out.reshape(x.size)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(flat_x)):
@@ -58,7 +58,7 @@ def swiglu_backward(dout, gate, x, dgate, dx):
         dgate, dx: the same shape, overwritten; either may be dout, and each its own input.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
-    flat_dout, flat_gate, flat_x = dout.reshape(x.size), gate.reshape(x.size), x.reshape(x.size)
+    flat_dout, flat_gate, flat_x = dout.reshape(x.size), gate.reshape(x.size), flat(x)
     flat_dgate, flat_dx = dgate.reshape(x.size), dx.reshape(x.size)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)

@@ -141,7 +141,7 @@ def shard_count(tokens, sequences):
 
 
 @kernel
-def _first_sequence(shard, shards, offsets):
+def first_sequence(shard, shards, offsets):
     """Return the first sequence of a shard: shards have whole sequences and alike many tokens."""
     tokens, b = offsets[offsets.size - 1], 0
     while offsets[b] * shards < tokens * shard:
@@ -150,7 +150,7 @@ def _first_sequence(shard, shards, offsets):
 
 
 @kernel(once=True)
-def _forward_shard(
+def forward_shard(
     begin, end, longest, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, epsilon,
     activation, norm1_weight, norm1_bias, query_weight, query_bias, projection_weight,
     projection_bias, output_weight, output_bias, norm2_weight, norm2_bias, expand_weight,
@@ -251,9 +251,9 @@ def transformer_block_forward(
     longest = longest_sequence(key_offsets)
     nothing = x[:0]
     for shard in prange(shards):
-        begin = _first_sequence(shard, shards, key_offsets)
-        end = _first_sequence(shard + 1, shards, key_offsets)
-        _forward_shard(
+        begin = first_sequence(shard, shards, key_offsets)
+        end = first_sequence(shard + 1, shards, key_offsets)
+        forward_shard(
             begin, end, longest, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
             epsilon, activation, norm1_weight, norm1_bias, query_weight, query_bias,
             projection_weight, projection_bias, output_weight, output_bias, norm2_weight,
@@ -264,7 +264,7 @@ def transformer_block_forward(
 
 
 @kernel(once=True)
-def _backward_shard(
+def backward_shard(
     begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
     activation, norm1_weight, query_weight, projection_weight, output_weight, norm2_weight,
     expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest, total,
@@ -359,10 +359,10 @@ def transformer_block_backward(
     sums1 = np.zeros((shards, 2, x.shape[1]), x.dtype)
     sums2 = np.zeros((shards, 2, x.shape[1]), x.dtype)
     for shard in prange(shards):
-        begin = _first_sequence(shard, shards, key_offsets)
-        end = _first_sequence(shard + 1, shards, key_offsets)
-        _backward_shard(
-            begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal,
+        begin = first_sequence(shard, shards, key_offsets)
+        end = first_sequence(shard + 1, shards, key_offsets)
+        backward_shard(
+            begin, end, longest, np.int64(shard), dout, x, rows, query_offsets, key_offsets, pre_norm, causal,
             scale, activation, norm1_weight, query_weight, projection_weight, output_weight,
             norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected, attended,
             largest, total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1,
