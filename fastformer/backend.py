@@ -34,6 +34,7 @@ OPS = {
     "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),
     "transformer_block": ("transformer_block_forward", "transformer_block_backward"),
+    "transformer_gradients": ("transformer_gradients",),
     "softmax": ("softmax_forward", "softmax_backward"),
     "swiglu": ("swiglu_forward", "swiglu_backward"),
 }  # fmt: skip

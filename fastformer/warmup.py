@@ -33,9 +33,7 @@ KERNELS = {
     "transformer_block.transformer_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
-    "transformer_gradients.transformer_gradients": (
-        "k k k k k k i i f f i b f f k r r m m r m m"
-    ),
+    "transformer_gradients.transformer_gradients": ("k k k k k k i i f f i b f f k r r m m r m m"),
     "matmul.weight_gradients": "m m r t m m r t m m r t m m r t m m r t",
     "adam.adam_step": "r r r r f f f f f i",
     "cross_entropy.cross_entropy_forward": "m k f r r r",

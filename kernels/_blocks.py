@@ -152,5 +152,6 @@ def multiply_panels(
         step = panel_width(used, out)
         multiply_rows(
             0, rows, used, depth, a, a_start, a_row_step, a_k_step, panels,
-            j * panel_depth + panel_row * step, step, False, out, 0, accumulates, out, out, out_start + j - first, out_step,
+            j * panel_depth + panel_row * step, step, False, out, 0, accumulates, out, out,
+            out_start + j - first, out_step,
         )  # fmt: skip

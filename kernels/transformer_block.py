@@ -140,13 +140,15 @@ def shard_count(tokens, sequences):
     return shards
 
 
-@kernel
-def first_sequence(shard, shards, offsets):
+def _first_sequence(shard, shards, offsets):
     """Return the first sequence of a shard: shards have whole sequences and alike many tokens."""
     tokens, b = offsets[offsets.size - 1], 0
     while offsets[b] * shards < tokens * shard:
         b += 1
     return b
+
+
+first_sequence = kernel(_first_sequence)
 
 
 @kernel(once=True)
@@ -362,11 +364,11 @@ def transformer_block_backward(
         begin = first_sequence(shard, shards, key_offsets)
         end = first_sequence(shard + 1, shards, key_offsets)
         backward_shard(
-            begin, end, longest, np.int64(shard), dout, x, rows, query_offsets, key_offsets, pre_norm, causal,
-            scale, activation, norm1_weight, query_weight, projection_weight, output_weight,
-            norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected, attended,
-            largest, total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1,
-            dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
+            begin, end, longest, np.int64(shard), dout, x, rows, query_offsets, key_offsets,
+            pre_norm, causal, scale, activation, norm1_weight, query_weight, projection_weight,
+            output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected,
+            attended, largest, total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden,
+            dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)

@@ -13,7 +13,8 @@ from fastformer.bench.cases import Output
 STEPS = 8.0
 
 
-def _marked(values: dict[str, Any]) -> list[Any]:
+def marked(values: dict[str, Any]) -> list[Any]:
+    """Return the arguments in order, what a kernel writes as `Out`."""
     return [
         Out(value.shape, value.start, STEPS) if isinstance(value, Output) else value
         for value in values.values()
@@ -22,12 +23,12 @@ def _marked(values: dict[str, Any]) -> list[Any]:
 
 def forward_arguments(values: dict[str, Any]) -> list[Any]:
     """Return the arguments of `transformer_block_forward`, from `block_forward`."""
-    return _marked(values)
+    return marked(values)
 
 
 def backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list[Any]:
     """Return the arguments of `transformer_block_backward` after such a forward."""
-    return _marked(block_backward(rng, values))
+    return marked(block_backward(rng, values))
 
 
 def draw_block(

@@ -20,7 +20,7 @@ from fastformer.training.loop import Trainer, TrainingDivergedError
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples
-from fastformer.training.steps import Scores
+from fastformer.training.steps import Scores, accumulate_gradients
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -283,13 +283,11 @@ def test_a_loss_that_is_not_finite_is_seen_where_gradients_are_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tmp_path / "run")
-    forward = trainer.loss_fn.forward
 
-    def infinite(*arguments: Any) -> float:
-        forward(*arguments)
-        return math.inf
+    def infinite(*arguments: Any) -> tuple[float, Any]:
+        return math.inf, accumulate_gradients(*arguments)[1]
 
-    monkeypatch.setattr(trainer.loss_fn, "forward", infinite)
+    monkeypatch.setattr(loop, "accumulate_gradients", infinite)
     before = weights(trainer)
     with pytest.raises(TrainingDivergedError, match="the loss is inf, and the loss is not finite"):
         trainer.train()

@@ -93,11 +93,15 @@ def test_rows_of_tiles(dtype, rows, columns, depth, transposed, has_bias, has_ad
     bias, addend = rng.integers(-8, 9, columns + gap), rng.integers(-8, 9, (rows, columns + gap))
     stored_a = (a.T if transposed else a).ravel().astype(dtype)
     steps = (1, rows) if transposed else (depth, 1)
-    panel = np.concatenate([np.full(gap, np.nan, dtype), padded(b.astype(dtype))])
+    # Rows of the panel need not follow each other.
+    width = width_for(columns, dtype)
+    panel = np.full((depth, width + gap), np.nan, dtype)
+    panel[:, gap:] = padded(b.astype(dtype)).reshape(depth, width)
+    panel = panel.ravel()
     last = rows * (columns + gap) - gap
     out = guarded(np.full(last, np.nan, dtype))
     multiply_rows(
-        *(0, rows, columns, depth, guarded(stored_a), 0, *steps, guarded(panel), gap),
+        *(0, rows, columns, depth, guarded(stored_a), 0, *steps, guarded(panel), gap, width + gap),
         *(has_bias, guarded(bias.astype(dtype)), gap),
         *(has_addend, guarded(addend.ravel()[:last].astype(dtype)), out, 0, columns + gap),
     )
@@ -152,6 +156,7 @@ def test_bits_do_not_depend_on_the_tile(rng, dtype):
         out, panel = np.full(rows * width, np.nan, dtype), padded(b[:, :columns])
         multiply_rows(
             *(first, last, columns, DEPTH_BLOCK, a.ravel(), 0, DEPTH_BLOCK, 1, panel, 0),
+            panel.size // DEPTH_BLOCK,
             *(False, panel, 0, False, panel, out, 0, width),
         )
         return out.reshape(rows, width)[first:last, :columns]
@@ -170,7 +175,8 @@ def test_sum_is_one_chain_of_fused_multiply_adds(dtype):
     a = np.array([1, 1 + e], dtype)
     panel = padded(np.array([[-1 - 2 * e], [1 + e]], dtype))
     out = np.empty(1, dtype)
-    multiply_rows(0, 1, 1, 2, a, 0, 2, 1, panel, 0, False, a, 0, False, a, out, 0, 1)
+    width = panel.size // 2
+    multiply_rows(0, 1, 1, 2, a, 0, 2, 1, panel, 0, width, False, a, 0, False, a, out, 0, 1)
     assert out[0] == e * e
 
 

@@ -170,11 +170,14 @@ def realize(given: Mapping[str, Any], dtype: Any) -> Arguments:
 def specs() -> tuple[Spec, ...]:
     """Return all specs, in the order of the ops."""
     from fastformer.bench.block_cases import BLOCKS
+    from fastformer.bench.classifier_cases import CLASSIFIERS
     from fastformer.bench.product_cases import PRODUCTS
     from fastformer.bench.row_cases import ROWS
 
     order = [op for ops in OPS.values() for op in ops]
-    return tuple(sorted((*BLOCKS, *PRODUCTS, *ROWS), key=lambda spec: order.index(spec.op)))
+    return tuple(
+        sorted((*BLOCKS, *CLASSIFIERS, *PRODUCTS, *ROWS), key=lambda spec: order.index(spec.op))
+    )
 
 
 def table(ops: Iterable[str] | None = None, shapes: Iterable[Shape] = ()) -> list[Case]:

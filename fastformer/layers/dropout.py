@@ -22,6 +22,10 @@ class DropoutCounter:
         self.forwards = 0
         self.places = 0
 
+    def count(self) -> None:
+        """Begin another forward pass, which counts in training."""
+        self.forwards += self.training
+
     def new_place(self) -> int:
         """Return the number of another layer that drops."""
         self.places += 1

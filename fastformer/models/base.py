@@ -104,8 +104,7 @@ class Model(Layer):
         return self
 
     def _embed(self, batch: PackedBatch) -> Array:
-        if self.dropout_counter.training:
-            self.dropout_counter.forwards += 1
+        self.dropout_counter.count()
         return self.dropout.forward(self.embedding.forward(batch, self.positions))
 
     def _embed_backward(self, dx: Array) -> None:

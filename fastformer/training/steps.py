@@ -11,6 +11,7 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
+from fastformer.training.classifier_plan import classifier_plan
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 
@@ -71,6 +72,9 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    plan = classifier_plan(model, batch, loss_fn)
+    if plan is not None:
+        return plan.accumulate(batch, targets, loss_fn)
     parts = _part_count(model, batch)
     if parts == 1:
         logits = model.forward(batch)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from block_calls import backward_arguments, draw_block, forward_arguments
+from block_calls import backward_arguments, draw_block, forward_arguments, marked
 from twins import Out
 
+from fastformer.bench.classifier_cases import classifier_gradients
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.attention import attention_forward_reference
 
@@ -243,6 +244,16 @@ def _transformer_block_forward(rng: Random) -> Arguments:
 
 def _transformer_block_backward(rng: Random) -> Arguments:
     return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
+
+
+def _transformer_gradients(rng: Random) -> Arguments:
+    values = classifier_gradients(
+        rng, rng.integers(1, 12, int(rng.integers(1, 6))), int(rng.integers(1, 4)), _size(rng),
+        _size(rng), _size(rng), int(rng.integers(1, 4)), activation=int(rng.choice([RELU, GELU])),
+        bias=bool(rng.integers(2)), learned=bool(rng.integers(2)), smoothing=0.1,
+        shards=int(rng.choice([1, 2, 4])),
+    )  # fmt: skip
+    return tuple(marked(values))
 
 
 def _matmul_bfloat16(rng: Random) -> Arguments:
