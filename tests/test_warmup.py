@@ -18,6 +18,7 @@ def train_once(model, ids, targets):
     model.zero_grad()
     loss_fn.forward(model.forward(batch), targets)
     model.backward(loss_fn.backward())
+    ff.accumulate_gradients(model, batch, targets, loss_fn)
     ff.clip_gradients(model.parameters(), 1e9)
     ff.AdamW(model.parameters()).step()
 
