@@ -38,6 +38,11 @@ def load_first(x: Any, count: int, *index: int) -> Any:
     return v
 
 
+def load_padded(x: Any, count: int, other: float, *index: int) -> Any:
+    """Return the first `count` elements from `index` on, and `other` in the other lanes."""
+    return keep_first(load_first(x, count, *index), count, other)
+
+
 def store(x: Any, v: Any, *index: int) -> None:
     """Write all lanes of v at `index` and after it."""
     _part(x, index, lanes(x))[...] = v

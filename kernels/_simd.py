@@ -5,6 +5,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     load(x, i, j)                the lanes(x) elements of row i that begin at column j
     load_first(x, n, i, j)       the first n of them, where n may be more than there are lanes; the
                                  other lanes are 0 and their memory is not touched: a row's tail
+    load_padded(x, n, other, i, j)   as load_first, with the scalar `other` in the other lanes
     store(x, v, i, j), store_first(x, n, v, i, j)
     prefetch(x, i, j)            ask for the memory there, which is needed soon
     flat(x)                      its elements as an array of one axis
@@ -70,6 +71,7 @@ from ._meaning import (
     lanes,
     load,
     load_first,
+    load_padded,
     log,
     max_lanes,
     maximum,
@@ -93,6 +95,7 @@ __all__ = [
     "lanes",
     "load",
     "load_first",
+    "load_padded",
     "log",
     "max_lanes",
     "maximum",
@@ -204,6 +207,12 @@ def _type_load_first(x: Any, count: Any, *index: Any) -> Signature | None:
     return None
 
 
+def _type_load_padded(x: Any, count: Any, other: Any, *index: Any) -> Signature | None:
+    if _is_array(x) and _index_types(x, index):
+        return signature(Vector(x.dtype), x, types.intp, x.dtype, *[types.intp] * len(index))
+    return None
+
+
 def _type_store(x: Any, v: Any, *index: Any) -> Signature | None:
     if _is_array(x) and v == Vector(x.dtype) and _index_types(x, index):
         return signature(types.none, x, v, *[types.intp] * len(index))
@@ -236,6 +245,7 @@ _rule(flat, lambda x: signature(types.Array(x.dtype, 1, "C"), x) if _is_array(x)
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
 _rule(load_first, _type_load_first)
+_rule(load_padded, _type_load_padded)
 _rule(store, _type_store)
 _rule(store_first, _type_store_first)
 _rule(splat, lambda x, s: signature(Vector(x.dtype), x, x.dtype) if _is_array(x) else None)
@@ -254,14 +264,42 @@ def _load(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     return load_ir(builder, address, sig.return_type.ir)
 
 
+def _first_ir(
+    context: Any, builder: Any, sig: Signature, args: Any, other: ir.Value | None
+) -> ir.Value:
+    """Load the first lanes, and give the others a value.
+
+    Nearly all loads are whole, and with a mask they would take twice as long.
+    """
+    x, count, *index = args
+    kind = sig.return_type.ir
+    used = _at_most(builder, count, kind.count)
+    address = _address(context, builder, sig.args[0], x, index, used)
+    with builder.if_else(_is_whole(builder, count, kind.count), likely=True) as (then, otherwise):
+        with then:
+            whole = load_ir(builder, address, kind)
+            after_whole = builder.block
+        with otherwise:
+            mask = first_lanes_ir(builder, count, kind.count)
+            part = masked_load_ir(builder, address, kind, mask)
+            if other is not None:
+                part = builder.select(mask, part, splat_ir(builder, other, kind.count))
+            after_part = builder.block
+    loaded = builder.phi(kind)
+    loaded.add_incoming(whole, after_whole)
+    loaded.add_incoming(part, after_part)
+    return loaded
+
+
 @lower_builtin(load_first, types.Array, types.Integer, types.VarArg(types.Integer))
 def _load_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
-    x, count, *index = args
-    lanes = sig.return_type.lanes
-    used = _at_most(builder, count, lanes)
-    address = _address(context, builder, sig.args[0], x, index, used)
-    mask = first_lanes_ir(builder, count, lanes)
-    return masked_load_ir(builder, address, sig.return_type.ir, mask)
+    return _first_ir(context, builder, sig, args, None)
+
+
+@lower_builtin(load_padded, types.Array, types.Integer, types.Float, types.VarArg(types.Integer))
+def _load_padded(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, count, other, *index = args
+    return _first_ir(context, builder, sig, [x, count, *index], other)
 
 
 @lower_builtin(store, types.Array, Vector, types.VarArg(types.Integer))
@@ -278,7 +316,11 @@ def _store_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     lanes = sig.args[2].lanes
     used = _at_most(builder, count, lanes)
     address = _address(context, builder, sig.args[0], x, index, used)
-    masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+    with builder.if_else(_is_whole(builder, count, lanes), likely=True) as (then, otherwise):
+        with then:
+            store_ir(builder, v, address)
+        with otherwise:
+            masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
     return context.get_dummy_value()
 
 
@@ -319,6 +361,10 @@ def _array_at(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
 @lower_builtin(splat, types.Array, types.Float)
 def _splat(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     return splat_ir(builder, args[1], sig.return_type.lanes)
+
+
+def _is_whole(builder: ir.IRBuilder, count: ir.Value, lanes: int) -> ir.Value:
+    return builder.icmp_signed(">=", count, INDEX(lanes))
 
 
 def _at_most(builder: ir.IRBuilder, count: ir.Value, limit: int) -> ir.Value:

@@ -119,9 +119,10 @@ def _sums_ir(
         updated.append(
             [multiply_add(builder, kind, element, columns[v], sums[row][v]) for v in range(vectors)]
         )
-    near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
-    far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))
-    prefetch_ir(builder, builder.gep(ahead, [builder.add(near, far)]))
+    if rows == TILE_ROWS:
+        near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
+        far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))
+        prefetch_ir(builder, builder.gep(ahead, [builder.add(near, far)]))
     k_next = builder.add(k, INDEX(1))
     k.add_incoming(INDEX(0), entry)
     k.add_incoming(k_next, body)

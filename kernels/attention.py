@@ -29,10 +29,10 @@ from ._simd import (
     exp,
     flat,
     fma,
-    keep_first,
     lanes,
     load,
     load_first,
+    load_padded,
     max_lanes,
     maximum,
     splat,
@@ -286,7 +286,7 @@ def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
     before = load(largest, 0) if goes_on else splat(scores, -math.inf)
     m = splat(scores, -math.inf)
     for c in range(0, count, lanes(scores)):
-        m = maximum(keep_first(load_first(scores, count - c, c), count - c, -math.inf), m)
+        m = maximum(load_padded(scores, count - c, -math.inf, c), m)
     m = maximum(splat(scores, max_lanes(m)), before)
     for c in range(0, count, lanes(scores)):
         row = exp((load_first(scores, count - c, c) - m) * scale)
@@ -570,6 +570,8 @@ def _attention_backward_pair(
             _multiply_keys(rows, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C)
             old = min(max(begun - key, 0), count)
             for skip, size, adds in ((0, old, True), (old, count - old, False)):
+                if size == 0:
+                    continue
                 row, to = skip * width, place + skip * C
                 multiply_panels(
                     size, 0, D, rows, dscores, width, 1, queries, rows, 0, adds, dk, to, C, row

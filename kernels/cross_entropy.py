@@ -15,11 +15,13 @@ loss where logits are large. This is the gradient by the logits, not by the soft
 Source: Goodfellow, Bengio & Courville 2016, "Deep Learning", section 6.2.2.3.
 """
 
+import math
+
 import numpy as np
 
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK, row_tasks
-from ._simd import exp, fma, keep_first, lanes, load_first, log, splat, store_first, sum_lanes
+from ._simd import exp, fma, lanes, load_first, load_padded, log, splat, store_first, sum_lanes
 from .softmax import row_maximum
 
 
@@ -54,7 +56,7 @@ def _mean_distance(i, logits, highest):
     for start in range(0, V, SUM_BLOCK * lanes(logits)):
         part = splat(logits, 0.0)
         for j in range(start, min(V, start + SUM_BLOCK * lanes(logits)), lanes(logits)):
-            part = part + keep_first(load_first(logits, V - j, i, j) - highest, V - j, 0.0)
+            part = part + (load_padded(logits, V - j, highest, i, j) - highest)
         total = total + part
     return sum_lanes(total) / V
 
@@ -66,7 +68,7 @@ def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
     highest = row_maximum(logits, i)
     sums = splat(logits, 0.0)
     for j in range(0, V, lanes(logits)):
-        sums = sums + keep_first(exp(load_first(logits, V - j, i, j) - highest), V - j, 0.0)
+        sums = sums + exp(load_padded(logits, V - j, -math.inf, i, j) - highest)
     largest[i] = highest
     total[i] = sum_lanes(sums)
     losses[i] = 0

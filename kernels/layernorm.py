@@ -15,7 +15,7 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._rows import row_tasks
-from ._simd import flat, fma, keep_first, lanes, load_first, splat, store_first, sum_lanes
+from ._simd import flat, fma, lanes, load_first, load_padded, splat, store_first, sum_lanes
 
 
 def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
@@ -52,11 +52,11 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     row_mean = sum_lanes(even + odd) / C
     even, odd = splat(x, 0.0), splat(x, 0.0)
     for j in range(0, C, 2 * lanes(x)):
-        centred = keep_first(load_first(x, C - j, start + j) - row_mean, C - j, 0.0)
+        centred = load_padded(x, C - j, row_mean, start + j) - row_mean
         even = fma(centred, centred, even)
         if j + lanes(x) < C:
             n = C - j - lanes(x)
-            centred = keep_first(load_first(x, n, start + j + lanes(x)) - row_mean, n, 0.0)
+            centred = load_padded(x, n, row_mean, start + j + lanes(x)) - row_mean
             odd = fma(centred, centred, odd)
     variance = sum_lanes(even + odd) / C
     row_rstd = math.nan if math.isinf(variance) else 1 / math.sqrt(variance + epsilon)

@@ -14,12 +14,14 @@ from ._rows import row_tasks
 from ._simd import (
     exp,
     fma,
-    keep_first,
     lanes,
+    load,
     load_first,
+    load_padded,
     max_lanes,
     maximum,
     splat,
+    store,
     store_first,
     sum_lanes,
 )
@@ -42,7 +44,7 @@ def row_maximum(x, i):
     V = x.shape[1]
     largest = splat(x, -math.inf)
     for j in range(0, V, lanes(x)):
-        largest = maximum(largest, keep_first(load_first(x, V - j, i, j), V - j, -math.inf))
+        largest = maximum(largest, load_padded(x, V - j, -math.inf, i, j))
     return max_lanes(largest)
 
 
@@ -52,9 +54,14 @@ def _softmax_forward_row(i, x, out):
     V = x.shape[1]
     largest = row_maximum(x, i)
     total = splat(x, 0.0)
-    for j in range(0, V, lanes(x)):
-        e = keep_first(exp(load_first(x, V - j, i, j) - largest), V - j, 0.0)
-        store_first(out, V - j, e, i, j)
+    whole = V // lanes(x) * lanes(x)
+    for j in range(0, whole, lanes(x)):
+        e = exp(load(x, i, j) - largest)
+        store(out, e, i, j)
+        total = total + e
+    if whole < V:
+        e = exp(load_padded(x, V - whole, -math.inf, i, whole) - largest)
+        store_first(out, V - whole, e, i, whole)
         total = total + e
     inverse = 1 / sum_lanes(total)
     for j in range(0, V, lanes(x)):
