@@ -216,46 +216,45 @@ def define_multiply(
     rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend, out, step = function.args
     kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    entry, head = builder.block, function.append_basic_block("head")
-    latch, end = function.append_basic_block("latch"), function.append_basic_block("end")
-    builder.branch(head)
 
+    def tile(row: ir.Value, height: int) -> ir.Value:
+        """Emit the product of the rows from `row` on, and return the next one."""
+        a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
+        offset = builder.mul(row, step)
+        is_null = cgutils.is_null(builder, addend)
+        added = builder.select(is_null, addend, builder.gep(addend, [offset]))
+        a_steps, panel_step = (a_rows, a_row_step, a_k_step), (panel[0], panel[1])
+        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel_step, multiply_add)
+        _store_ir(builder, sums, columns, bias, added, builder.gep(out, [offset]), step)
+        return builder.add(row, INDEX(height))
+
+    # What the compiler computes ahead of a loop takes as long as a small product, so that only
+    # the highest tiles have a loop. Two rows take as long as four: these and a whole tile are two
+    # of the next height.
+    entry, head = builder.block, function.append_basic_block("head")
+    whole, rest = function.append_basic_block("whole"), function.append_basic_block("rest")
+    builder.branch(head)
     builder.position_at_end(head)
     row = builder.phi(INDEX, "row")
     row.add_incoming(INDEX(0), entry)
     left = builder.sub(rows, row)
-    a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
-    offset = builder.mul(row, step)
-    added = builder.select(cgutils.is_null(builder, addend), addend, builder.gep(addend, [offset]))
-    out_rows = builder.gep(out, [offset])
-    nothing_left = builder.icmp_signed("<=", left, INDEX(0))
-    choices = [function.append_basic_block(f"choose_{height}") for height in TILE_HEIGHTS]
-    builder.cbranch(nothing_left, end, choices[0])
-    heights = []
-    for index, height in enumerate(TILE_HEIGHTS):
-        tile = function.append_basic_block(f"tile_{height}")
-        builder.position_at_end(choices[index])
-        if height > 1:
-            fits = builder.icmp_signed(">=", left, INDEX(height))
-            builder.cbranch(fits, tile, choices[index + 1])
-        else:
-            builder.branch(tile)
-        builder.position_at_end(tile)
-        a_steps = (a_rows, a_row_step, a_k_step)
-        sums = _sums_ir(
-            builder, kind, height, vectors, depth, a_steps, (panel[0], panel[1]), multiply_add
-        )
-        _store_ir(builder, sums, columns, bias, added, out_rows, step)
-        heights.append((builder.block, height))
-        builder.branch(latch)
-
-    builder.position_at_end(latch)
-    done = builder.phi(INDEX, "done")
-    for block, height in heights:
-        done.add_incoming(INDEX(height), block)
-    row.add_incoming(builder.add(row, done), latch)
+    fits = builder.icmp_signed(">=", left, INDEX(TILE_ROWS))
+    halves = builder.icmp_signed("==", left, INDEX(2 * TILE_HEIGHTS[1]))
+    builder.cbranch(builder.and_(fits, builder.not_(halves)), whole, rest)
+    builder.position_at_end(whole)
+    row.add_incoming(tile(row, TILE_ROWS), builder.block)
     builder.branch(head)
-    builder.position_at_end(end)
+
+    builder.position_at_end(rest)
+    for height in (TILE_HEIGHTS[1], *TILE_HEIGHTS[1:]):
+        before = builder.block
+        with builder.if_then(builder.icmp_signed("<=", builder.add(row, INDEX(height)), rows)):
+            after = tile(row, height)
+            inside = builder.block
+        merged = builder.phi(INDEX, "row")
+        merged.add_incoming(row, before)
+        merged.add_incoming(after, inside)
+        row = merged
     builder.ret_void()
 
 

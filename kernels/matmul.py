@@ -47,7 +47,7 @@ NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
 FIRST_WEIGHT_GRADIENT = 4
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
-ACTIVATED_ROWS = TILE_ROWS
+ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 64
 # Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
