@@ -132,26 +132,34 @@ def pack_panels_transposed(b, b_start, b_step, depth, columns, panels):
 
 
 @kernel(inline=True)
+def whole_panels(columns, x):
+    """Tell whether panels of so many columns need no padding: then a matrix can stand for them."""
+    return columns == NARROW * lanes(x) or columns % (WIDE * lanes(x)) == 0
+
+
+@kernel(inline=True)
 def multiply_panels(
-    rows, first, last, depth, a, a_row_step, a_k_step, panels, panel_depth, panel_row,
-    accumulates, out, out_start, out_step, a_start,
+    rows, first, last, depth, a, a_row_step, a_k_step, panels, panels_start, column_step, row_step,
+    panel_row, accumulates, out, out_start, out_step, a_start,
 ):  # fmt: skip
-    """Multiply `rows` rows of `a` by columns first to last of packed panels.
+    """Multiply `rows` rows of `a` by columns first to last of panels, packed or as they lie.
 
     Args:
         first: a multiple of the width of a wide panel; last: another, or the last column of all,
             for the last panel may be narrow.    depth: steps of k.
-        panels: from `pack_panels`; each has `panel_depth` rows, of which those from `panel_row`
-            on are used.
+        panels: 1-D; row k of the panel that begins with column j is at panels_start +
+            j * column_step + k * row_step. What `pack_panels` gave has its number of rows as
+            column_step, and as row_step 0, which stands for the panel's width.
+        panel_row: from which row of the panels on they are used.
         accumulates: whether the product is added to out.
         out: 1-D; column `first` of row i is at out_start + i * out_step.
     """
     width = WIDE * lanes(out)
     for j in range(first, last, width):
         used = min(width, last - j)
-        step = panel_width(used, out)
+        step = row_step if row_step > 0 else panel_width(used, out)
         multiply_rows(
             0, rows, used, depth, a, a_start, a_row_step, a_k_step, panels,
-            j * panel_depth + panel_row * step, step, False, out, 0, accumulates, out, out,
-            out_start + j - first, out_step,
+            panels_start + j * column_step + panel_row * step, step, False, out, 0, accumulates,
+            out, out, out_start + j - first, out_step,
         )  # fmt: skip

@@ -21,7 +21,14 @@ import math
 
 import numpy as np
 
-from ._blocks import multiply_panels, multiply_rows, pack_panel_transposed, pack_panels, panel_width
+from ._blocks import (
+    multiply_panels,
+    multiply_rows,
+    pack_panel_transposed,
+    pack_panels,
+    panel_width,
+    whole_panels,
+)
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
 from ._simd import (
@@ -54,6 +61,8 @@ KEY_COST = 16
 # chain grows with its length, and that of a score is one of its weight.
 SCORE_DEPTH = 16
 KEY_DEPTH = 32
+# In sequences up to this length, what is whole panels is multiplied where it lies, not packed.
+UNPACKED_LENGTH = 256
 
 
 def _sequence_heads(q, query_offsets, key_offsets, num_heads):
@@ -178,12 +187,16 @@ def _block_scores(k, key, count, C, D, panel, width, out):
 
 
 @kernel(inline=True)
-def _multiply_keys(rows, D, count, a, a_row_step, a_key_step, panels, T, key, adds, out, start, C):
+def _multiply_keys(
+    rows, D, count, a, a_row_step, a_key_step, panels, place, column_step, row_step, key, adds, out,
+    start, C,
+):  # fmt: skip
     """Write to out, or add, rows of a (rows, count) times keys key to key + count of panels."""
     for first in range(0, count, KEY_DEPTH):
         multiply_panels(
-            rows, 0, D, min(KEY_DEPTH, count - first), a, a_row_step, a_key_step, panels, T,
-            key + first, adds or first > 0, out, start, C, first * a_key_step,
+            rows, 0, D, min(KEY_DEPTH, count - first), a, a_row_step, a_key_step, panels, place,
+            column_step, row_step, key + first, adds or first > 0, out, start, C,
+            first * a_key_step,
         )  # fmt: skip
 
 
@@ -308,9 +321,9 @@ def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
 @kernel(part=True)
 def _attention_forward_row(
     q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total, panel,
-    values, scores, largest, total, factor,
+    values, values_place, column_step, row_step, scores, largest, total, factor,
 ):  # fmt: skip
-    """Attend from one query, which sees all T keys, in one head; `values` are packed."""
+    """Attend from one query, which sees all T keys, in one head."""
     C = q.size // row_largest.shape[0]
     D = C // row_largest.shape[1]
     start = i * C + head * D
@@ -324,7 +337,10 @@ def _attention_forward_row(
         _softmax_row(scores, count, left, key > 0, largest, total, factor)
         if key > 0:
             _scale_row(out, start, D, factor[0])
-        _multiply_keys(1, D, count, scores, 1, 1, values, T, key, key > 0, out, start, C)
+        _multiply_keys(
+            1, D, count, scores, 1, 1, values, values_place, column_step, row_step, key, key > 0,
+            out, start, C,
+        )  # fmt: skip
     _finish_queries(
         1, lanes(q), head, largest, total, factor, out, start, C, D, row_largest, row_total, i
     )
@@ -339,12 +355,15 @@ def _attention_forward_pair(
     C = q.size // row_largest.shape[0]
     D, T = C // row_largest.shape[1], last_key - first_key
     column = head * D
-    pack_panels(v, first_key * C + column, C, T, D, values)
+    values_place, column_step, row_step, panels = first_key * C + column, 1, C, v
+    if T > UNPACKED_LENGTH or not whole_panels(D, v):
+        pack_panels(v, values_place, C, T, D, values)
+        values_place, column_step, row_step, panels = 0, T, 0, values
     i = first
     if last - first == 1:
         _attention_forward_row(
             q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total,
-            queries, values, scores, largest, total, factor,
+            queries, panels, values_place, column_step, row_step, scores, largest, total, factor,
         )  # fmt: skip
         return
     while i < last:
@@ -366,7 +385,10 @@ def _attention_forward_pair(
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])
-            _multiply_keys(rows, D, count, scores, 1, width, values, T, key, key > 0, out, start, C)
+            _multiply_keys(
+                rows, D, count, scores, 1, width, panels, values_place, column_step, row_step, key,
+                key > 0, out, start, C,
+            )  # fmt: skip
         _finish_queries(
             rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
         )
@@ -537,7 +559,13 @@ def _attention_backward_pair(
             T, scale, dq, dk, dv, queries_transposed, scores, dscores,
         )  # fmt: skip
         return
-    pack_panels(k, first_key * C + column, C, T, D, keys)
+    packs = T > UNPACKED_LENGTH or not whole_panels(D, k)
+    keys_place, column_step, row_step, key_panels = first_key * C + column, 1, C, k
+    query_panels, dout_panels = q, dout
+    if packs:
+        pack_panels(k, keys_place, C, T, D, keys)
+        keys_place, column_step, row_step, key_panels = 0, T, 0, keys
+        query_panels, dout_panels = queries, douts
     # Keys before this one have a sum of gradients from earlier queries to go on with.
     begun = 0
     i = first
@@ -546,8 +574,11 @@ def _attention_backward_pair(
         width, start = panel_width(rows, q), i * C + column
         pack_panel_transposed(q, start, C, D, rows, queries_transposed, 0)
         pack_panel_transposed(dout, start, C, D, rows, douts_transposed, 0)
-        pack_panels(q, start, C, rows, D, queries)
-        pack_panels(dout, start, C, rows, D, douts)
+        query_place, query_step = start, 1
+        if packs:
+            query_place, query_step = 0, rows
+            pack_panels(q, start, C, rows, D, queries)
+            pack_panels(dout, start, C, rows, D, douts)
         _query_sums(
             rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse,
             delta,
@@ -567,18 +598,23 @@ def _attention_backward_pair(
             _score_gradients(
                 scores, dscores, count, width, hidden, left, scale, largest, inverse, delta
             )
-            _multiply_keys(rows, D, count, dscores, 1, width, keys, T, key, key > 0, dq, start, C)
+            _multiply_keys(
+                rows, D, count, dscores, 1, width, key_panels, keys_place, column_step, row_step,
+                key, key > 0, dq, start, C,
+            )  # fmt: skip
             old = min(max(begun - key, 0), count)
             for skip, size, adds in ((0, old, True), (old, count - old, False)):
                 if size == 0:
                     continue
                 row, to = skip * width, place + skip * C
                 multiply_panels(
-                    size, 0, D, rows, dscores, width, 1, queries, rows, 0, adds, dk, to, C, row
-                )
+                    size, 0, D, rows, dscores, width, 1, query_panels, query_place, query_step,
+                    row_step, 0, adds, dk, to, C, row,
+                )  # fmt: skip
                 multiply_panels(
-                    size, 0, D, rows, scores, width, 1, douts, rows, 0, adds, dv, to, C, row
-                )
+                    size, 0, D, rows, scores, width, 1, dout_panels, query_place, query_step,
+                    row_step, 0, adds, dv, to, C, row,
+                )  # fmt: skip
         begun = end
         i += rows
 

@@ -139,7 +139,7 @@ def test_product_with_a_part_of_many_panels(
     out = guarded(start.astype(dtype))
     multiply_panels(
         *(rows, first, last, depth - top, guarded(a.ravel().astype(dtype)), depth - top, 1),
-        *(panels, depth, top, accumulates, out, 0, last - first, 0),
+        *(panels, 0, depth, 0, top, accumulates, out, 0, last - first, 0),
     )
     expected = (a @ b[top:, first:last]).ravel() + accumulates * start
     np.testing.assert_array_equal(out, expected)
