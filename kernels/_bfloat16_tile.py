@@ -42,7 +42,7 @@ def load_tiles() -> Precompiled | None:
 
 def _multiply_packed(
     rows, columns, steps, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
-    has_bias, bias, bias_start, has_addend, addend, out, out_start, out_step,
+    has_bias, bias, bias_start, has_addend, addend, rectifies, out, out_start, out_step,
 ):  # fmt: skip
     """Say in NumPy what `multiply_packed` does, on operands that are unpacked."""
     width = lanes(out) * (NARROW if columns <= lanes(out) else WIDE)
@@ -57,7 +57,7 @@ def _multiply_packed(
     right = unpack(right).transpose(0, 2, 1).reshape(depth * width)
     _meaning.multiply(
         rows, columns, depth, left, 0, depth, 1, right, 0, width, has_bias, bias,
-        bias_start, has_addend, addend, out, out_start, out_step,
+        bias_start, has_addend, addend, rectifies, out, out_start, out_step,
     )  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def multiply_packed(
     bias_start: Any,
     has_addend: Any,
     addend: Any,
+    rectifies: Any,
     out: Any,
     out_start: Any,
     out_step: Any,
@@ -86,7 +87,7 @@ def multiply_packed(
     """Multiply packed rows by a packed panel: `multiply` of `_tile.py`, with packed lanes for k."""
     i, flag = types.intp, types.boolean
     sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, out, i, i
+        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i
     )
 
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:

@@ -103,13 +103,13 @@ def pack_panel_transposed(b, b_start, b_step, depth, columns, panel, start):
 @kernel
 def multiply_rows(
     first, last, columns, depth, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
-    has_bias, bias, bias_start, has_addend, addend, out, out_start, out_step,
+    has_bias, bias, bias_start, has_addend, addend, rectifies, out, out_start, out_step,
 ):  # fmt: skip
     """Multiply rows first to last of `a` by a panel; other arguments are those of `multiply`."""
     multiply(
         last - first, columns, depth, a, a_start + first * a_row_step, a_row_step, a_k_step,
-        panel, panel_start, panel_step, has_bias, bias, bias_start, has_addend, addend, out,
-        out_start + first * out_step, out_step,
+        panel, panel_start, panel_step, has_bias, bias, bias_start, has_addend, addend,
+        rectifies, out, out_start + first * out_step, out_step,
     )  # fmt: skip
 
 
@@ -161,5 +161,5 @@ def multiply_panels(
         multiply_rows(
             0, rows, used, depth, a, a_start, a_row_step, a_k_step, panels,
             panels_start + j * column_step + panel_row * step, step, False, out, 0, accumulates,
-            out, out, out_start + j - first, out_step,
+            out, False, out, out_start + j - first, out_step,
         )  # fmt: skip

@@ -136,7 +136,7 @@ def max_lanes(v: Any) -> Any:
 def multiply(
     rows: int, columns: int, depth: int, a: Any, a_start: int, a_row_step: int, a_k_step: int,
     panel: Any, panel_start: int, panel_step: int, has_bias: bool, bias: Any, bias_start: int,
-    has_addend: bool, addend: Any, out: Any, out_start: int, out_step: int,
+    has_addend: bool, addend: Any, rectifies: bool, out: Any, out_start: int, out_step: int,
 ) -> None:  # fmt: skip
     """Multiply rows by a panel, and add bias and addend."""
     width = lanes(out) * (1 if columns <= lanes(out) else 2)
@@ -151,7 +151,7 @@ def multiply(
         place = (out_start + row * out_step,)
         if has_addend:
             total += _part(addend, place, columns)
-        _part(out, place, columns)[...] = total
+        _part(out, place, columns)[...] = np.maximum(total, 0) if rectifies else total
 
 
 def transpose_block(

@@ -41,6 +41,7 @@ from ._llvm import (
 from ._precompiled import precompiled
 from ._simd import check_extent_ir
 
+FLAG = ir.IntType(1)
 # Two columns of accumulators, two registers for a row of the panel, the rest for safety.
 WIDE, NARROW = 2, 1
 TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
@@ -150,40 +151,55 @@ def _store_ir(
     columns: ir.Value,
     bias: ir.Value,
     addend: ir.Value,
+    rectifies: ir.Value,
     out: ir.Value,
     step: ir.Value,
 ) -> None:
-    """Emit the addition of bias and addend where they are not null, and the stores."""
+    """Emit the addition of bias and addend where they are not null, ReLU, and the stores."""
     kind = sums[0][0].type
     masks = [
         first_lanes_ir(builder, columns, kind.count, skip=v * kind.count)
         for v in range(len(sums[0]))
     ]
 
-    def add(values: list[list[ir.Value]], pointer: ir.Value, step: ir.Value) -> Any:
+    def change(condition: ir.Value, changed: Callable[[ir.Value, int, int], ir.Value]) -> None:
+        """Replace each sum by `changed(it, row, vector)` where a condition is true."""
+        nonlocal sums
         before = builder.block
-        with builder.if_then(builder.not_(cgutils.is_null(builder, pointer))):
-            added: list[list[ir.Value]] = []
-            for row, line in enumerate(values):
-                start = builder.gep(pointer, [builder.mul(step, INDEX(row))])
-                added.append([])
-                for v, value in enumerate(line):
-                    address = builder.gep(start, [INDEX(v * kind.count)])
-                    other = masked_load_ir(builder, address, kind, masks[v])
-                    added[row].append(builder.fadd(value, other, flags=EXACT))
+        with builder.if_then(condition):
+            inner = [
+                [changed(value, row, v) for v, value in enumerate(line)]
+                for row, line in enumerate(sums)
+            ]
             inside = builder.block
         merged: list[list[ir.Value]] = []
-        for line, added_line in zip(values, added, strict=True):
+        for line, inner_line in zip(sums, inner, strict=True):
             merged.append([])
-            for value, added_value in zip(line, added_line, strict=True):
+            for value, inner_value in zip(line, inner_line, strict=True):
                 phi = builder.phi(kind)
                 phi.add_incoming(value, before)
-                phi.add_incoming(added_value, inside)
+                phi.add_incoming(inner_value, inside)
                 merged[-1].append(phi)
-        return merged
+        sums = merged
 
-    sums = add(sums, bias, INDEX(0))
-    sums = add(sums, addend, step)
+    def add(pointer: ir.Value, step: ir.Value) -> None:
+        def added(value: ir.Value, row: int, v: int) -> ir.Value:
+            place = builder.add(builder.mul(step, INDEX(row)), INDEX(v * kind.count))
+            other = masked_load_ir(builder, builder.gep(pointer, [place]), kind, masks[v])
+            return builder.fadd(value, other, flags=EXACT)
+
+        change(builder.not_(cgutils.is_null(builder, pointer)), added)
+
+    zero = constant_ir(kind, 0.0)
+
+    def rectified(value: ir.Value, row: int, v: int) -> ir.Value:
+        """Return ReLU; NaN stays NaN."""
+        negative = builder.fcmp_ordered("<", value, zero, flags=EXACT)
+        return builder.select(negative, zero, value)
+
+    add(bias, INDEX(0))
+    add(addend, step)
+    change(rectifies, rectified)
     whole = builder.icmp_signed(">=", columns, INDEX(len(masks) * kind.count))
     for masked in (False, True):
         with builder.if_then(builder.not_(whole) if masked else whole):
@@ -202,9 +218,9 @@ def _symbol(element: ir.Type, vectors: int, name: str) -> str:
 
 
 def _signature_ir(element: ir.Type) -> ir.FunctionType:
-    """Return the type: rows, columns, depth, a, two steps, panel, step, bias, addend, out, step."""
+    """Return the type: the arguments are those of `multiply`, with their starts in the pointers."""
     array = [element.as_pointer(), INDEX]
-    kinds = [INDEX, INDEX, INDEX, *array, INDEX, *array, array[0], array[0], *array]
+    kinds = [INDEX, INDEX, INDEX, *array, INDEX, *array, array[0], array[0], FLAG, *array]
     return ir.FunctionType(ir.VoidType(), kinds)
 
 
@@ -213,7 +229,8 @@ def define_multiply(
 ) -> None:
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
     function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
-    rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend, out, step = function.args
+    rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend = function.args[:-3]
+    rectifies, out, step = function.args[-3:]
     kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
@@ -225,7 +242,8 @@ def define_multiply(
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
         a_steps, panel_step = (a_rows, a_row_step, a_k_step), (panel[0], panel[1])
         sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel_step, multiply_add)
-        _store_ir(builder, sums, columns, bias, added, builder.gep(out, [offset]), step)
+        out_rows = builder.gep(out, [offset])
+        _store_ir(builder, sums, columns, bias, added, rectifies, out_rows, step)
         return builder.add(row, INDEX(height))
 
     # What the compiler computes ahead of a loop takes as long as a small product, so that only
@@ -290,6 +308,7 @@ def multiply(
     bias_start: Any,
     has_addend: Any,
     addend: Any,
+    rectifies: Any,
     out: Any,
     out_start: Any,
     out_step: Any,
@@ -305,10 +324,11 @@ def multiply(
         bias: 1-D, used from bias_start on where has_bias.
         out: 1-D; element (i, j) is at out_start + i * out_step + j.
         addend: has out's layout, and may be out; used where has_addend.
+        rectifies: whether ReLU comes last.
     """
     i, flag = types.intp, types.boolean
     sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, out, i, i
+        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i
     )
     return sig, call_multiply
 
@@ -320,14 +340,14 @@ def call_multiply(
     kinds = sig.args
     rows, columns, depth = args[:3]
     a_row_step, a_k_step = args[5:7]
-    panel_step, has_bias, has_addend, out_step = args[9], args[10], args[13], args[17]
+    panel_step, has_bias, has_addend, rectifies, out_step = (args[i] for i in (9, 10, 13, 15, 18))
     a = _Operand(context, builder, kinds[3], args[3], args[4])
     panel = _Operand(context, builder, kinds[7], args[7], args[8])
     bias = _Operand(context, builder, kinds[11], args[11], args[12])
-    addend = _Operand(context, builder, kinds[14], args[14], args[16])
-    out = _Operand(context, builder, kinds[15], args[15], args[16])
-    element = ir.FloatType() if kinds[15].dtype is types.float32 else ir.DoubleType()
-    lanes = element_lanes(kinds[15].dtype.bitwidth // 8)
+    addend = _Operand(context, builder, kinds[14], args[14], args[17])
+    out = _Operand(context, builder, kinds[16], args[16], args[17])
+    element = ir.FloatType() if kinds[16].dtype is types.float32 else ir.DoubleType()
+    lanes = element_lanes(kinds[16].dtype.bitwidth // 8)
     narrow = builder.icmp_signed("<=", columns, INDEX(NARROW * lanes))
     if BUILD == "checked":
         width = builder.select(narrow, INDEX(NARROW * lanes), INDEX(WIDE * lanes))
@@ -357,6 +377,7 @@ def call_multiply(
         panel_step,
         builder.select(has_bias, bias.pointer, null),
         builder.select(has_addend, addend.pointer, null),
+        rectifies,
         out.pointer,
         out_step,
     ]

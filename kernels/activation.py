@@ -302,18 +302,15 @@ def activation_backward(dout, x, activation, dx):
 def activate_block(activation, first, last, columns, slope, out, start, step):
     """Apply an activation to rows first to last of a block of `columns`, hot from its product.
 
-    `out` is 1-D, its row r begins at start + r * step; all but ReLU leave their derivative in
-    `slope`, of the same layout: what they share, most of the work, is then done once.
+    `out` is 1-D, its row r begins at start + r * step. The derivative is left in `slope`, of the
+    same layout: what they share, most of the work, is then done once. ReLU is the product's own.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
             i = start + row * step + j
             v = load_first(out, columns - j, i)
-            if activation == RELU:
-                value = relu_vector(v)
-            else:
-                value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
-                store_first(slope, columns - j, derivative, i)
+            value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
+            store_first(slope, columns - j, derivative, i)
             store_first(out, columns - j, value, i)
 
 
@@ -321,7 +318,7 @@ def activate_block(activation, first, last, columns, slope, out, start, step):
 def differentiate_block(activation, first, last, columns, saved, out, start, step):
     """Multiply a block by the derivative of an activation; the layout is as in `activate_block`.
 
-    `saved` is what `activate_block` left: ReLU's output, or another one's derivative.
+    `saved` is ReLU's output, or the derivative that `activate_block` left.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):

@@ -182,7 +182,7 @@ def _block_scores(k, key, count, C, D, panel, width, out):
     for d in range(0, D, SCORE_DEPTH):
         multiply_rows(
             0, count, width, min(SCORE_DEPTH, D - d), k, key + d, C, 1, panel, d * width, width,
-            False, out, 0, d > 0, out, out, 0, width,
+            False, out, 0, d > 0, out, False, out, 0, width,
         )  # fmt: skip
 
 
@@ -289,7 +289,7 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
         for d in range(0, D, SCORE_DEPTH):
             multiply_rows(
                 0, 1, used, min(SCORE_DEPTH, D - d), row, start + d, C, 1, panel, d * width, width,
-                False, out, 0, d > 0, out, out, out_start + j, used,
+                False, out, 0, d > 0, out, False, out, out_start + j, used,
             )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ FIRST_WEIGHT_GRADIENT = 4
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
-UNPACKED_ROWS = 64
+UNPACKED_ROWS = 128
+PAGE_LINES = 64
 # Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
 NARROW_DEPTH_BLOCK = 64
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
@@ -151,6 +152,17 @@ def ask_for(x, first, last, columns, start, step):
             prefetch(x, start + row * step + j)
 
 
+@kernel(inline=True)
+def _reads_in_place(rows, right_step, out):
+    """Tell whether so many rows are multiplied by a panel where it lies, and not by a copy of it.
+
+    Where its rows are pages apart, they are in one place of the first-level cache, and low tiles
+    take twice as long.
+    """
+    conflicts = right_step % (PAGE_LINES * lanes(out)) == 0
+    return rows <= UNPACKED_ROWS and (rows >= TILE_ROWS or not conflicts)
+
+
 @kernel(part=True)
 def _panel_product(
     plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
@@ -176,14 +188,16 @@ def _panel_product(
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             else:
                 b_start = right_start + k * plan.right_step + j
-                if used == step and last - first <= UNPACKED_ROWS:
+                if used == step and _reads_in_place(last - first, plan.right_step, out):
                     used_panel, panel_start, step = right, b_start, plan.right_step
                 else:
                     pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
             ends = part == plan.parts - 1 and k + block >= plan.depth
-            activates = ends and activation != NO_ACTIVATION
+            # ReLU is made in registers; others follow a few tiles, and ReLU's gradient does.
+            rectifies = ends and activation == RELU and plan.form == FORWARD
+            activates = ends and activation != NO_ACTIVATION and not rectifies
             size = ACTIVATED_ROWS if activates else max(1, last - first)
             for row in range(first, last, size):
                 stop = min(last, row + size)
@@ -193,7 +207,8 @@ def _panel_product(
                     row, stop, used, depth, left, left_start + k * plan.left_k_step,
                     plan.left_row_step, plan.left_k_step, used_panel, panel_start, step,
                     begins and not of_weights and bias.size > 0, bias, group * plan.columns + j,
-                    accumulates or not begins or addend.size > 0, added, out, start, plan.columns,
+                    accumulates or not begins or addend.size > 0, added, rectifies, out, start,
+                    plan.columns,
                 )  # fmt: skip
                 if activates and plan.form == FORWARD:
                     activate_block(activation, row, stop, used, saved, out, start, plan.columns)

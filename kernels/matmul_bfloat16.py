@@ -31,7 +31,7 @@ from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
 from ._simd import flat, lanes, load_first, splat, store_first
 from ._tile import TILE_ROWS, WIDE
-from .activation import NO_ACTIVATION, activate_block, differentiate_block
+from .activation import NO_ACTIVATION, RELU, activate_block, differentiate_block
 from .matmul import (
     ACTIVATED_ROWS,
     FORWARD,
@@ -138,7 +138,8 @@ def _multiply_panel(
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
     added = addend if begins and not accumulates else out
-    activates = ends and activation != NO_ACTIVATION
+    rectifies = ends and activation == RELU and plan.form == FORWARD
+    activates = ends and activation != NO_ACTIVATION and not rectifies
     size = ACTIVATED_ROWS if activates else max(1, last - first)
     for row in range(first, last, size):
         stop = min(last, row + size)
@@ -148,7 +149,7 @@ def _multiply_panel(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
             row_step, k_step, panel, panel_start, panel_width(used, panel),
             begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
-            accumulates or not begins or addend.size > 0, added, out,
+            accumulates or not begins or addend.size > 0, added, rectifies, out,
             start + row * plan.columns, plan.columns,
         )  # fmt: skip
         if activates and plan.form == FORWARD:

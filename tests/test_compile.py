@@ -246,7 +246,9 @@ import sys
 import numpy as np
 from numba import prange
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._simd import lanes, load, load_first, store, store_first
+from fastformer.kernels._simd import (
+    array_at, lanes, load, load_first, load_padded, store, store_first
+)
 
 @kernel
 def copy(x, out, shift):
@@ -255,6 +257,14 @@ def copy(x, out, shift):
 @kernel
 def copy_first(x, out, n):
     store_first(out, n, load_first(x, n, 0), 0)
+
+@kernel
+def copy_padded(x, out, n):
+    store(out, load_padded(x, n, 1.0, 0), 0)
+
+@kernel
+def copy_view(x, out, rows):
+    out[0] = array_at(x, 0, rows, 1)[0, 0]
 
 @kernel(parallel=True)
 def copy_parallel(x, out, shift):
@@ -274,6 +284,8 @@ for dtype in (np.float32, np.float64):
         (copy, (x, x.copy(), 0), (x, short.copy(), 0)),
         (copy_first, (short, x.copy(), short.size), (short, x.copy(), x.size)),
         (copy_first, (x, short.copy(), short.size), (x, short.copy(), x.size)),
+        (copy_padded, (short, x.copy(), short.size), (short, x.copy(), x.size)),
+        (copy_view, (x, x.copy(), x.size), (x, x.copy(), x.size + 1)),
         (copy_parallel, (x, x.copy(), 0), (x, x.copy(), 1)),
         (element, (x, x.size - 1), (x, x.size)),
     ]
@@ -294,7 +306,7 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
     where = {"FASTFORMER_BUILD": "checked", "FASTFORMER_CACHE_DIR": str(tmp_path)}
     code, output, errors = run_python(str(program), **where)
     assert code == 0, errors
-    assert output.split() == ["caught"] * 14
+    assert output.split() == ["caught"] * 18
 
 
 @pytest.mark.skipif(IS_VARIANT, reason="is itself such a run")

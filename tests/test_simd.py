@@ -10,14 +10,17 @@ from twins import DTYPES, IS_VARIANT, TRUTH, assert_passes, guarded, start_varia
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
 from fastformer.kernels._simd import (
+    array_at,
     drop_first,
     exp,
     exp_of_sum,
+    flat,
     fma,
     keep_first,
     lanes,
     load,
     load_first,
+    load_padded,
     log,
     max_lanes,
     maximum,
@@ -79,6 +82,21 @@ def _tails(x, n, start, out):
     store(out, keep_first(load(x, 0), n, -math.inf), 1, 0)
     store(out, drop_first(load(x, 0), n, -math.inf), 2, 0)
     store_first(out, n, load(x, 0), 3, 0)
+    store(out, load_padded(x, n, 3.5, start), 4, 0)
+
+
+@kernel
+def _views(x, start, rows, columns, out):
+    """Copy a part of x, as a matrix and as elements in a row, and one of a matrix's elements."""
+    part = array_at(x, start, rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            out[0, i, j] = part[i, j]
+    elements = flat(part)
+    for i in range(elements.size):
+        out[1, i // columns, i % columns] = elements[i]
+    last = array_at(elements, elements.size - 1, 1, 1, 1)
+    out[2, 0, 0] = last[0, 0, 0]
 
 
 @kernel
@@ -167,13 +185,26 @@ def test_tails(rng, dtype):
     x = guarded(rng.standard_normal(2 * size).astype(dtype))
     for n in (-3, 0, 1, size - 1, size, size + 1, 5 * size):
         start = x.size - min(max(n, 0), size)  # the last element asked for is the array's last
-        found, expected = np.full((2, 4, size), 7, dtype)
+        found, expected = np.full((2, 5, size), 7, dtype)
         _tails(x, n, start, found)
         if n <= 0:
-            expected[0], expected[1], expected[2] = 0, -np.inf, x[:size]
+            expected[0], expected[1], expected[2], expected[4] = 0, -np.inf, x[:size], 3.5
         else:
             _tails.py_func(x, n, start, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+@DTYPE
+def test_views_are_parts_of_an_array(rng, dtype):
+    x, found = rng.standard_normal(17).astype(dtype), np.zeros((3, 3, 4), dtype)
+    _views(x, 5, 3, 4, found)
+    part = x[5:].reshape(3, 4)
+    expected = np.stack([part, part, np.zeros_like(part)])
+    expected[2, 0, 0] = x[-1]
+    np.testing.assert_array_equal(found, expected)
+    expected = np.zeros_like(found)
+    _views.py_func(x, 5, 3, 4, expected)
+    np.testing.assert_array_equal(found, expected)
 
 
 @DTYPE

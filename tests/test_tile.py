@@ -83,9 +83,12 @@ def test_transposed_panel_is_the_transpose_with_the_last_column_beyond(
     transposed=st.booleans(),
     has_bias=st.booleans(),
     has_addend=st.booleans(),
+    rectifies=st.booleans(),
     gap=st.integers(0, 3),
 )
-def test_rows_of_tiles(dtype, rows, columns, depth, transposed, has_bias, has_addend, gap):
+def test_rows_of_tiles(
+    dtype, rows, columns, depth, transposed, has_bias, has_addend, rectifies, gap
+):
     """Small integers, so exact; what lies between and after the rows of `out` stays as it was."""
     rng = np.random.default_rng(0)
     columns = min(columns, WIDE * lanes_of(dtype))
@@ -103,10 +106,19 @@ def test_rows_of_tiles(dtype, rows, columns, depth, transposed, has_bias, has_ad
     multiply_rows(
         *(0, rows, columns, depth, guarded(stored_a), 0, *steps, guarded(panel), gap, width + gap),
         *(has_bias, guarded(bias.astype(dtype)), gap),
-        *(has_addend, guarded(addend.ravel()[:last].astype(dtype)), out, 0, columns + gap),
+        *(
+            has_addend,
+            guarded(addend.ravel()[:last].astype(dtype)),
+            rectifies,
+            out,
+            0,
+            columns + gap,
+        ),
     )
     expected = np.full((rows, columns + gap), np.nan)
     expected[:, :columns] = a @ b + has_bias * bias[gap:] + has_addend * addend[:, :columns]
+    if rectifies:
+        expected = np.maximum(expected, 0)
     np.testing.assert_array_equal(out, expected.ravel()[:last])
 
 
@@ -157,7 +169,7 @@ def test_bits_do_not_depend_on_the_tile(rng, dtype):
         multiply_rows(
             *(first, last, columns, DEPTH_BLOCK, a.ravel(), 0, DEPTH_BLOCK, 1, panel, 0),
             panel.size // DEPTH_BLOCK,
-            *(False, panel, 0, False, panel, out, 0, width),
+            *(False, panel, 0, False, panel, False, out, 0, width),
         )
         return out.reshape(rows, width)[first:last, :columns]
 
@@ -176,7 +188,7 @@ def test_sum_is_one_chain_of_fused_multiply_adds(dtype):
     panel = padded(np.array([[-1 - 2 * e], [1 + e]], dtype))
     out = np.empty(1, dtype)
     width = panel.size // 2
-    multiply_rows(0, 1, 1, 2, a, 0, 2, 1, panel, 0, width, False, a, 0, False, a, out, 0, 1)
+    multiply_rows(0, 1, 1, 2, a, 0, 2, 1, panel, 0, width, False, a, 0, False, a, False, out, 0, 1)
     assert out[0] == e * e
 
 

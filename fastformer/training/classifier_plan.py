@@ -4,6 +4,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.kernels.transformer_gradients import PER_BLOCK, room_places
 from fastformer.layers.positional_encoding import PositionalEncoding
@@ -88,12 +89,15 @@ class ClassifierPlan:
     ) -> tuple[float, Array]:
         """Do what `accumulate_gradients` says, for a batch that fits."""
         self.embedding.check(batch, self.positions)
-        logits = np.empty((batch.num_sequences, self.config.vocab_size), self.dtype)
-        count = loss_fn.check(logits, targets)
+        sequences, classes = batch.num_sequences, self.config.vocab_size
+        count = checks.target_ids(
+            "CrossEntropyLoss", targets, sequences, classes, loss_fn.ignore_index
+        )
         self.dropout_counter.count()
         if batch.num_tokens > self._tokens or batch.num_sequences > self._sequences:
             self._make_room(batch)
-        losses = np.empty((3, batch.num_sequences), self.dtype)
+        logits = np.empty((sequences, classes), self.dtype)
+        losses = np.empty((3, sequences), self.dtype)
         self.ops.transformer_gradients(
             batch._tokens,
             batch._positions,

@@ -44,20 +44,6 @@ class CrossEntropyLoss:
         Raises:
             TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
         """
-        self.count = self.check(logits, targets)
-        self.logits = logits
-        # A copy: backward writes by these ids, so nobody may change them after the check.
-        self.targets = np.array(targets, np.int64)
-        losses = np.empty(self.targets.size, logits.dtype)
-        self.largest = np.empty(self.targets.size, logits.dtype)
-        self.total = np.empty(self.targets.size, logits.dtype)
-        self.ops.cross_entropy_forward(
-            logits, self.targets, self.label_smoothing, losses, self.largest, self.total
-        )
-        return float(losses.sum(dtype=np.float64) / max(1, self.count))
-
-    def check(self, logits: Array, targets: Ids) -> int:
-        """Raise unless forward could take these; return how many targets count."""
         if not isinstance(logits, np.ndarray) or logits.dtype not in (np.float32, np.float64):
             given = getattr(logits, "dtype", type(logits).__name__)
             raise InvalidTypeError(
@@ -69,7 +55,17 @@ class CrossEntropyLoss:
             )
         N, V = logits.shape
         checks.matrix("CrossEntropyLoss", "logits", logits, N, V, logits.dtype)
-        return checks.target_ids("CrossEntropyLoss", targets, N, V, self.ignore_index)
+        self.count = checks.target_ids("CrossEntropyLoss", targets, N, V, self.ignore_index)
+        self.logits = logits
+        # A copy: backward writes by these ids, so nobody may change them after the check.
+        self.targets = np.array(targets, np.int64)
+        losses = np.empty(N, logits.dtype)
+        self.largest = np.empty(N, logits.dtype)
+        self.total = np.empty(N, logits.dtype)
+        self.ops.cross_entropy_forward(
+            logits, self.targets, self.label_smoothing, losses, self.largest, self.total
+        )
+        return float(losses.sum(dtype=np.float64) / max(1, self.count))
 
     def backward(self, share: float = 1.0) -> Array:
         """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
