@@ -54,6 +54,11 @@ def store_first(x: Any, count: int, v: Any, *index: int) -> None:
     _part(x, index, used)[...] = v[:used]
 
 
+def stack_array(x: Any, registers: int) -> Any:
+    """Return an array of x's dtype for so many registers, whose elements are not set."""
+    return np.empty(registers * lanes(x), x.dtype)
+
+
 def prefetch(x: Any, *index: int) -> None:
     """Do nothing: the memory at `index`, which may be outside x, is there already."""
 

@@ -11,6 +11,8 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     flat(x)                      its elements as an array of one axis
     array_at(x, start, rows, columns)   a part of a flat x as an array of that shape
                                  Both must not outlive x, for they count no references to it.
+    stack_array(x, registers)    one of a constant number of registers, which lasts as long as the
+                                 function does: from the stack it comes for nothing
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
     -a                           free where it is an operand of fma
@@ -79,6 +81,7 @@ from ._meaning import (
     select,
     splat,
     sqrt,
+    stack_array,
     store,
     store_first,
     sum_lanes,
@@ -103,6 +106,7 @@ __all__ = [
     "select",
     "splat",
     "sqrt",
+    "stack_array",
     "store",
     "store_first",
     "sum_lanes",
@@ -177,6 +181,8 @@ def _address(
     return builder.gep(array.data, [offset])
 
 
+LARGEST_REGISTER = 64  # bytes
+
 # ---- typing rules and code generation ----
 
 
@@ -239,7 +245,14 @@ def _type_array_at(x: Any, start: Any, *shape: Any) -> Signature | None:
     return None
 
 
+def _type_stack_array(x: Any, registers: Any) -> Signature | None:
+    if _is_array(x) and isinstance(registers, types.IntegerLiteral):
+        return signature(types.Array(x.dtype, 1, "C"), x, registers)
+    return None
+
+
 _rule(prefetch, _type_prefetch)
+_rule(stack_array, _type_stack_array)
 _rule(array_at, _type_array_at)
 _rule(flat, lambda x: signature(types.Array(x.dtype, 1, "C"), x) if _is_array(x) else None)
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
@@ -356,6 +369,16 @@ def _array_at(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         count = builder.mul(count, length)
     data = _address(context, builder, sig.args[0], x, [start], count)
     return _borrowed(context, builder, sig.return_type, data, shape)
+
+
+@lower_builtin(stack_array, types.Array, types.IntegerLiteral)
+def _stack_array(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    dtype = sig.return_type.dtype
+    size = sig.args[1].literal_value * element_lanes(dtype.bitwidth // 8)
+    with builder.goto_entry_block():
+        data = builder.alloca(context.get_value_type(dtype), size)
+        data.align = LARGEST_REGISTER
+    return _borrowed(context, builder, sig.return_type, data, [INDEX(size)])
 
 
 @lower_builtin(splat, types.Array, types.Float)

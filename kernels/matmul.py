@@ -30,7 +30,7 @@ from ._blocks import (
 )
 from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
-from ._simd import flat, lanes, load_first, prefetch, splat, store_first
+from ._simd import flat, lanes, load_first, prefetch, splat, stack_array, store_first
 from ._tile import NARROW, TILE_ROWS, WIDE
 from .activation import (
     NO_ACTIVATION,
@@ -53,6 +53,7 @@ UNPACKED_ROWS = 128
 PAGE_LINES = 64
 # Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
 NARROW_DEPTH_BLOCK = 64
+PANEL_REGISTERS = DEPTH_BLOCK * WIDE
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -222,13 +223,13 @@ def _panel_product(
                 )
 
 
-@kernel(once=True)
+@kernel(once=True, allocates=False)
 def _product_part(plan, first, last, first_panel, last_panel, left, right, bias, addend, activation,
                   saved, out):  # fmt: skip
     """Compute rows first to last of some panels of columns, of all groups' panels in a row."""
     width = WIDE * lanes(out)
     panels = (plan.columns + width - 1) // width
-    panel = np.empty(min(plan.depth, DEPTH_BLOCK) * width, out.dtype)
+    panel = stack_array(out, PANEL_REGISTERS)
     for p in range(first_panel, last_panel):
         group, j = p // panels, p % panels * width
         _panel_product(

@@ -2,11 +2,11 @@
 
     x = table[tokens] + position_table[positions],   x = block(x) for each post-norm block
     logits = x[rows] W + bias,                       losses = cross_entropy(logits, targets)
-    gradients += scale * d(sum of losses) / d(parameters)
+    copies[shard] = scale * d(sum of the shard's losses) / d(parameters)
 
 Each thread takes some sequences all the way, so that what a layer wrote is still in the thread's
-own cache when backward reads it, and threads meet once and not at every layer. The gradients of a
-shard of the sequences are written to an array of its own, and the shards' are added in order.
+own cache when backward reads it, and threads meet once and not at every layer. Each shard of the
+sequences has its own copy of all gradients, which `add_gradients` adds in order.
 Every step is that of the op in a file of its own, where its formula and its source are.
 """
 
@@ -15,7 +15,7 @@ import inspect
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import array_at, lanes, load_first, splat, store_first
+from ._simd import array_at, lanes, splat, store_first
 from .activation import NO_ACTIVATION, RELU, SLOPED
 from .attention import longest_sequence
 from .cross_entropy import (
@@ -44,8 +44,6 @@ from .transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward_reference,
 )
-
-CHUNK = 4096
 
 # What a block has, by the names of the arguments of `transformer_block_forward` and its backward:
 # first its parameters, then what lies in the room.
@@ -176,8 +174,8 @@ def _block_gradients_reference(arrays, split):
 
 def transformer_gradients_reference(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
-    activation, has_bias, smoothing, scale, places, values, gradients, position_table, copies,
-    room, logits, losses,
+    activation, has_bias, smoothing, scale, places, values, position_table, copies, room, logits,
+    losses,
 ):  # fmt: skip
     """Compute `transformer_gradients` in NumPy."""
     N, (B, V), (T, C) = tokens.size, logits.shape, position_table.shape
@@ -229,7 +227,6 @@ def transformer_gradients_reference(
         embedding_backward_reference(tokens[t], dx, array_at(copy, p[EMBEDDING], V, C))
         if p[POSITIONS] >= 0:
             embedding_backward_reference(positions[t], dx, array_at(copy, p[POSITIONS], T, C))
-        gradients += copy
 
 
 @kernel
@@ -331,10 +328,12 @@ def _backward_block(
     weight_gradient_rows(
         first, last, attended, dsum1, doutput, array_at(gradients, p[OUTPUT_WEIGHT], 1, C, C)
     )
-    weight_gradient_rows(
-        first, last if split else first, array_at(room, p[CHOSEN], M, C), dq,
-        dqkv[: split * D], array_at(gradients, p[QKV_WEIGHT], split, C, C),
-    )  # fmt: skip
+    if split:
+        chosen, dquery = (
+            array_at(room, p[CHOSEN], M, C),
+            array_at(gradients, p[QKV_WEIGHT], 1, C, C),
+        )
+        weight_gradient_rows(first, last, chosen, dq, dqkv[:D], dquery)
     weight_gradient_rows(
         offsets[begin], offsets[end], x, dprojected, dqkv[split * D :],
         array_at(gradients, p[QKV_WEIGHT] + split * C * C, 3 - split, C, C),
@@ -421,10 +420,10 @@ def _shard_gradients(
 @kernel(parallel=True)
 def transformer_gradients(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
-    activation, has_bias, smoothing, scale, places, values, gradients, position_table, copies,
-    room, logits, losses,
+    activation, has_bias, smoothing, scale, places, values, position_table, copies, room, logits,
+    losses,
 ):  # fmt: skip
-    """Compute the losses, and add the gradients of `scale` times their sum.
+    """Compute the losses, and the gradients of `scale` times their sum.
 
     L blocks of width C, with H heads and feed-forward width F, for B sequences of N tokens; of each
     sequence one row is classified, into V classes, as many as there are token ids.
@@ -436,19 +435,17 @@ def transformer_gradients(
         attention_scale: 1 / sqrt(C / H).    epsilon: of the norms.
         activation: RELU, GELU or MISH.    has_bias: whether the attention's layers have biases.
         smoothing, scale: as in `cross_entropy_backward`.
-        places: int64, for each of L blocks PER_BLOCK places: where its PARAMETERS begin in values,
-            gradients and copies, and its ROOMS in the room, those of `room_places`; then PER_BLOCK
-            more, of which EMBEDDING, POSITIONS, HEAD_WEIGHT, HEAD_BIAS and DLOGITS are used.
-        values: (P,) float32|float64, all parameters.    gradients: (P,) accumulated.
-        position_table: (T, C).
+        places: int64, for each of L blocks PER_BLOCK places: where its PARAMETERS begin in values
+            and in each of the copies, and its ROOMS in the room, those of `room_places`; then
+            PER_BLOCK more, of which EMBEDDING to DLOGITS are used.
+        values: (P,) float32|float64, all parameters.    position_table: (T, C).
         copies: (shards, P), overwritten by the gradients of each shard of the sequences; where no
             parameter is, they must be 0.    room: (size,), overwritten.
         logits: (B, V), overwritten.    losses: (3, B), overwritten by the losses, the largest
             logits and the sums of exponentials.
-    Threads: shards, as many as there are copies, then parts of the gradients; the shards' are added
-    in order: bit-identical for any thread count.
+    Threads: shards, as many as there are copies; bit-identical for any thread count.
     """
-    shards, size = copies.shape
+    shards = copies.shape[0]
     for shard in prange(shards):
         _shard_gradients(
             first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets),
@@ -456,10 +453,3 @@ def transformer_gradients(
             activation, has_bias, smoothing, scale, places, values, copies[shard], position_table,
             room, logits, losses,
         )  # fmt: skip
-    for chunk in prange((size + CHUNK - 1) // CHUNK):
-        stop = min(size, (chunk + 1) * CHUNK)
-        for i in range(chunk * CHUNK, stop, lanes(gradients)):
-            total = load_first(gradients, stop - i, i)
-            for shard in range(shards):
-                total = total + load_first(copies, stop - i, shard, i)
-            store_first(gradients, stop - i, total, i)

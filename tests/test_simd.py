@@ -27,6 +27,7 @@ from fastformer.kernels._simd import (
     select,
     splat,
     sqrt,
+    stack_array,
     store,
     store_first,
     sum_lanes,
@@ -83,6 +84,18 @@ def _tails(x, n, start, out):
     store(out, drop_first(load(x, 0), n, -math.inf), 2, 0)
     store_first(out, n, load(x, 0), 3, 0)
     store(out, load_padded(x, n, 3.5, start), 4, 0)
+
+
+@kernel
+def _stacked(x, out):
+    """Write two registers of x in the other order, by way of two arrays on the stack."""
+    first, second = stack_array(x, 1), stack_array(x, 2)
+    size = lanes(x)
+    store(second, load(x, 0), size)
+    store(first, load(x, size), 0)
+    store(second, load(first, 0), 0)
+    for i in range(second.size):
+        out[i] = second[i]
 
 
 @kernel
@@ -192,6 +205,16 @@ def test_tails(rng, dtype):
         else:
             _tails.py_func(x, n, start, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+@DTYPE
+def test_arrays_on_the_stack(rng, dtype):
+    size = element_lanes(np.dtype(dtype).itemsize)
+    x = rng.standard_normal(2 * size).astype(dtype)
+    for function in (_stacked, _stacked.py_func):
+        found = np.zeros(2 * size, dtype)
+        function(x, found)
+        np.testing.assert_array_equal(found, np.concatenate([x[size:], x[:size]]))
 
 
 @DTYPE

@@ -85,7 +85,6 @@ def classifier_gradients(
         "scale": 1 / B,
         "places": np.array(places),
         "values": flat,
-        "gradients": Output(flat.shape, random.standard_normal(flat.size)),
         "position_table": table,
         "copies": Output((shards, flat.size), 0.0),
         "room": Output((size,), 0.0),
@@ -110,7 +109,7 @@ def _flops(B: int, T: int, C: int, H: int, F: int) -> int:
 CLASSIFIERS = (
     Spec(
         "transformer_gradients", "BTCHF", lambda s: [(s.B, s.T, s.C, s.H, s.F)], _make, _flops,
-        # All parameters are read, and their gradients added to.
-        lambda B, T, C, H, F: 3 * BLOCKS * C * (4 * C + 2 * F),
+        # All parameters are read, and a gradient written for each shard.
+        lambda B, T, C, H, F: (1 + SHARDS) * BLOCKS * C * (4 * C + 2 * F),
     ),
 )  # fmt: skip

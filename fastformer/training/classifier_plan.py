@@ -98,6 +98,7 @@ class ClassifierPlan:
             self._make_room(batch)
         logits = np.empty((sequences, classes), self.dtype)
         losses = np.empty((3, sequences), self.dtype)
+        copies = self._copies[: self._shards(batch.num_tokens, sequences)]
         self.ops.transformer_gradients(
             batch._tokens,
             batch._positions,
@@ -111,13 +112,13 @@ class ClassifierPlan:
             1 / max(1, count),
             self._places,
             self.parameters.values,
-            self.parameters.gradients,
             self.positions.table,
-            self._copies[: self._shards(batch.num_tokens, batch.num_sequences)],
+            copies,
             self._room,
             logits,
             losses,
         )
+        self.ops.add_gradients(copies, self.parameters.gradients)
         return float(losses[0].sum(dtype=np.float64) / max(1, count)), logits
 
     def _shards(self, tokens: int, sequences: int) -> int:

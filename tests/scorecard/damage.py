@@ -11,6 +11,8 @@ from models import make_batch, make_model
 from runs import Recorder, small_settings, tree
 
 import fastformer as ff
+import fastformer.training.loop as loop_module
+import fastformer.training.steps as steps_module
 from fastformer.data.batches import batch_order, iterate_batches
 from fastformer.training.digits_run import _trainer
 from fastformer.training.loop import Trainer, TrainingDivergedError
@@ -58,15 +60,16 @@ def _fault(
 ) -> str:
     """Damage one element, act, and mend it; return what went wrong, or nothing."""
     index = tuple(np.random.default_rng(len(said)).integers(0, array.shape))
-    before, model = _all(trainer), trainer.model
-    backward, old = model.backward, array[index].copy()
+    before = _all(trainer)
+    accumulate, old = steps_module.accumulate_gradients, array[index].copy()
 
-    def damaged_backward(dlogits: Array) -> None:
-        backward(dlogits)
+    def damaged(*arguments: Any) -> Any:
+        found = accumulate(*arguments)
         array[index] = value
+        return found
 
     if kind == "gradient":
-        vars(model)["backward"] = damaged_backward
+        loop_module.accumulate_gradients = steps_module.accumulate_gradients = damaged
     else:
         array[index] = value
     try:
@@ -75,7 +78,7 @@ def _fault(
     except (TrainingDivergedError, NotFiniteError) as error:
         fault = "" if said in f"{error} " else f"the message does not name {said}: {error}"
     finally:
-        vars(model).pop("backward", None)
+        loop_module.accumulate_gradients = steps_module.accumulate_gradients = accumulate
         array[index] = old
     return fault or ("" if _all(trainer) == before else "something was changed")
 

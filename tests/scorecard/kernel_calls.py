@@ -155,6 +155,11 @@ def _scale_gradient(rng: Random) -> Arguments:
     return Out(gradients.shape, gradients), 0.37
 
 
+def _add_gradients(rng: Random) -> Arguments:
+    size = _rows(rng) * _size(rng)
+    return _real(rng, int(rng.integers(1, 5)), size), Out((size,), _real(rng, size))
+
+
 def _zero_gradient(rng: Random) -> Arguments:
     return _scale_gradient(rng)[:1]
 
@@ -248,8 +253,9 @@ def _transformer_block_backward(rng: Random) -> Arguments:
 
 def _transformer_gradients(rng: Random) -> Arguments:
     values = classifier_gradients(
-        rng, rng.integers(1, 12, int(rng.integers(1, 6))), int(rng.integers(1, 4)), _size(rng),
-        _size(rng), _size(rng), int(rng.integers(1, 4)), activation=int(rng.choice([RELU, GELU])),
+        rng, rng.integers(1, 12, int(rng.integers(1, 6))), int(rng.integers(1, 3)),
+        int(rng.choice(SIZES[:9])), _size(rng), _size(rng), int(rng.integers(1, 4)),
+        activation=int(rng.choice([RELU, GELU])),
         bias=bool(rng.integers(2)), learned=bool(rng.integers(2)), smoothing=0.1,
         shards=int(rng.choice([1, 2, 4])),
     )  # fmt: skip
