@@ -26,8 +26,8 @@ MOST_SHARDS = 8
 class ClassifierPlan:
     """What `transformer_gradients` is given for one model, gathered once.
 
-    The layers' own forward and backward are not called, and their state stays as it was. Loss and
-    gradients are theirs but for the rounding of the gradients' sums, whose parts are others.
+    The layers' own forward and backward are not called, and what they keep stays as it was. Logits
+    and loss are theirs; gradients are too, but for the rounding of their sums over shards.
     """
 
     def __init__(self, model: Transformer, positions: PositionalEncoding) -> None:

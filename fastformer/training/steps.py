@@ -56,7 +56,8 @@ def accumulate_gradients(
     A large batch goes through forward, loss and backward in parts, one after the other, so that
     what backward needs is in memory for one part alone. Loss and gradient are those of the whole
     batch but for the rounding of their sums; the parts depend on nothing but the model's and the
-    batch's sizes. A dropout drops anew in each part.
+    batch's sizes. A dropout drops anew in each part. A small classifier is one call of one kernel
+    instead (`ClassifierPlan`), and what its layers keep is then from their own last forward.
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
