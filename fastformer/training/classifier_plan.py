@@ -13,11 +13,11 @@ from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array, Parameter, aligned_zeros
 from fastformer.training.loss import CrossEntropyLoss
 
-# Sequences and elements of a batch's states for which one region for the whole model is the faster
-# way, and parameters of which a few copies of all gradients stay in the cache.
+# Sequences, elements of a batch's states, and parameters, for which one region for all of a model is
+# the faster way. With more, shards are few for many cores, or their copies of all gradients large.
 FEWEST_SEQUENCES = 4
 MOST_ELEMENTS = 1 << 17
-MOST_PARAMETERS = 1 << 18
+MOST_PARAMETERS = 1 << 19
 # Tokens of a shard, about, each of which is one thread's; and the most shards.
 SHARD_TOKENS = 128
 MOST_SHARDS = 8
