@@ -13,8 +13,8 @@ from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array, Parameter, aligned_zeros
 from fastformer.training.loss import CrossEntropyLoss
 
-# Sequences, elements of a batch's states, and parameters, for which one region for all of a model is
-# the faster way. With more, shards are few for many cores, or their copies of all gradients large.
+# Sequences, elements of a batch's states, and parameters, for which one region for all of a model
+# is the faster way. Beyond, shards are few for many cores, or their copies of gradients large.
 FEWEST_SEQUENCES = 4
 MOST_ELEMENTS = 1 << 17
 MOST_PARAMETERS = 1 << 19
