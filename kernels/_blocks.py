@@ -67,14 +67,17 @@ def pack_panel(b, b_start, b_step, depth, columns, panel, start):
         b: 1-D; row k begins at b_start + k * b_step.    columns: 1 to WIDE registers' worth.
         panel: 1-D, overwritten from `start` on.
     """
-    width = panel_width(columns, panel)
-    if columns == width:
+    size, width = lanes(panel), panel_width(columns, panel)
+    if columns == WIDE * size:
+        # Not in a loop, of which the compiler makes a call of the C library for each row.
         for k in range(depth):
-            for j in range(0, width, lanes(panel)):
-                store(panel, load(b, b_start + k * b_step + j), start + k * width + j)
+            row, place = b_start + k * b_step, start + k * width
+            left, right = load(b, row), load(b, row + size)
+            store(panel, left, place)
+            store(panel, right, place + size)
     else:
         for k in range(depth):
-            for j in range(0, width, lanes(panel)):
+            for j in range(0, width, size):
                 row = load_first(b, columns - j, b_start + k * b_step + min(j, columns))
                 store(panel, row, start + k * width + j)
 

@@ -135,15 +135,15 @@ def masked_store_ir(
     builder.call(function, [value, address, align, mask])
 
 
-def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Ask for a cache line that will be read; an address outside any array does no harm."""
+def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> None:
+    """Ask for a cache line, into the cache of a level; an address outside any array does no harm."""
     address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     function = cgutils.get_or_insert_function(
         builder.module,
         ir.FunctionType(ir.VoidType(), [address.type, INT32, INT32, INT32]),
         "llvm.prefetch.p0",
     )
-    builder.call(function, [address, INT32(0), INT32(3), INT32(1)])
+    builder.call(function, [address, INT32(0), INT32(4 - level), INT32(1)])
 
 
 def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:

@@ -10,6 +10,7 @@ multiply-adds in the order of k, whatever the tile is, so tiles do not change bi
 Source: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,9 @@ WIDE, NARROW = 2, 1
 TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 # Heights that there is code for; the rows that are left over are cut into these.
 TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
-
+# From so many rows on, what a tile writes comes from memory or the third-level cache, and is asked
+# for into the second-level one: rows 2 KiB apart share few places of the first.
+FAR_ROWS = 256
 
 # Emits a * b + c: (builder, vector type, a, b, c) -> value.
 MultiplyAdd = Callable[..., ir.Value]
@@ -236,13 +239,18 @@ def define_multiply(
 
     def tile(row: ir.Value, height: int) -> ir.Value:
         """Emit the product of the rows from `row` on, and return the next one."""
-        a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
         offset = builder.mul(row, step)
+        out_rows = builder.gep(out, [offset])
+        if height == TILE_ROWS:
+            with builder.if_then(builder.icmp_signed(">=", rows, INDEX(FAR_ROWS))):
+                for r, v in itertools.product(range(height), range(vectors)):
+                    place = builder.add(builder.mul(step, INDEX(r)), INDEX(v * kind.count))
+                    prefetch_ir(builder, builder.gep(out_rows, [place]), level=2)
+        a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
         a_steps, panel_step = (a_rows, a_row_step, a_k_step), (panel[0], panel[1])
         sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel_step, multiply_add)
-        out_rows = builder.gep(out, [offset])
         _store_ir(builder, sums, columns, bias, added, rectifies, out_rows, step)
         return builder.add(row, INDEX(height))
 

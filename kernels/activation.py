@@ -137,11 +137,11 @@ def _slope_times_cubic(x, high, low):
 
 @kernel
 def _quotient(top, top_low, bottom, bottom_low, inverse):
-    """Return (top + top_low) / (bottom + bottom_low), rounded about once.
+    """Return (top + top_low) / (bottom + bottom_low), rounded about once, without a division.
 
-    `inverse` is 1 / bottom to a few percent: it serves the correction only.
+    `inverse` is 1 / bottom, rounded: one division serves several quotients.
     """
-    result = top / bottom
+    result = top * inverse
     rest = fma(-result, bottom, top) + top_low
     return fma(fma(-result, bottom_low, rest), inverse, result)
 
@@ -158,9 +158,8 @@ def _times_sigmoid(x, e, steep, steep_low):
     """
     b = 1.0 + e
     b_low = e - (b - 1.0)
+    inverse = 1.0 / b
     chosen = select(x < 0.0, e, 1.0)
-    # A line that is near 1 / b on [1, 2].
-    inverse = fma(b, -0.5, 1.457)
     top = x * chosen
     value = _quotient(top, fma(x, chosen, -top), b, b_low, inverse)
     signed = select(x < 0.0, e, -e)
@@ -197,17 +196,6 @@ def silu_and_slope(x):
 
 
 @kernel
-def _corrected(top, top_low, bottom, bottom_low, inverse):
-    """Return (top + top_low) / (bottom + bottom_low), rounded about once, without a division.
-
-    `inverse` is 1 / bottom, rounded.
-    """
-    result = top * inverse
-    rest = fma(-result, bottom, top) + top_low
-    return fma(fma(-result, bottom_low, rest), inverse, result)
-
-
-@kernel
 def mish_and_slope(x):
     """Return mish of a register, and its derivative.
 
@@ -226,7 +214,7 @@ def mish_and_slope(x):
     inverse = 1.0 / bottom
     product = x * top
     product_low = fma(x, top, -product) + x * top_low
-    value = _corrected(product, product_low, bottom, bottom_low, inverse)
+    value = _quotient(product, product_low, bottom, bottom_low, inverse)
     factor = select(x < 0.0, 1.0, e)
     line = e + square
     line_low = (square - (line - e)) + square_low
@@ -240,7 +228,7 @@ def mish_and_slope(x):
     total_low = sum_low + first_low + second_low
     whole = bottom * bottom
     whole_low = fma(bottom, bottom, -whole) + bottom * bottom_low * 2.0
-    slope = _corrected(total, total_low, whole, whole_low, inverse * inverse)
+    slope = _quotient(total, total_low, whole, whole_low, inverse * inverse)
     return select(x > CERTAIN, x, value), slope
 
 
