@@ -60,6 +60,11 @@ def element_lanes(itemsize: int) -> int:
     return max(1, VECTOR_BITS // (8 * itemsize))
 
 
+def element_size(element: ir.Type) -> int:
+    """Return the bytes of an element of a register."""
+    return 4 if element == ir.FloatType() else 8
+
+
 def splat_ir(builder: ir.IRBuilder, scalar: ir.Value, count: int) -> ir.Value:
     """Return a vector with the scalar in each of `count` lanes."""
     kind = ir.VectorType(scalar.type, count)
@@ -95,14 +100,21 @@ def first_lanes_ir(builder: ir.IRBuilder, count: ir.Value, lanes: int, skip: int
 def load_ir(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType) -> ir.Value:
     """Load a whole register from an address that is aligned to an element only."""
     value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    value.align = 4 if kind.element == ir.FloatType() else 8
+    value.align = element_size(kind.element)
     return value
 
 
 def store_ir(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
     """Store a whole register at an address that is aligned to an element only."""
     instruction = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
-    instruction.align = 4 if value.type.element == ir.FloatType() else 8
+    instruction.align = element_size(value.type.element)
+
+
+def stream_ir(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    """Store a whole register past the caches, at an address that is aligned to it."""
+    instruction = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    instruction.align = value.type.count * element_size(value.type.element)
+    instruction.set_metadata("nontemporal", builder.module.add_metadata([INT32(1)]))
 
 
 def masked_load_ir(
@@ -111,7 +123,7 @@ def masked_load_ir(
     """Load the lanes of the mask, and 0 in the others, whose memory is not touched."""
     name = f"llvm.masked.load.v{kind.count}{'f32' if kind.element == ir.FloatType() else 'f64'}.p0"
     address = builder.bitcast(pointer, kind.as_pointer())
-    align = ir.Constant(INT32, 4 if kind.element == ir.FloatType() else 8)
+    align = ir.Constant(INT32, element_size(kind.element))
     zero = constant_ir(kind, 0.0)
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(kind, [address.type, INT32, mask.type, kind]), name
@@ -126,7 +138,7 @@ def masked_store_ir(
     kind = value.type
     name = f"llvm.masked.store.v{kind.count}{'f32' if kind.element == ir.FloatType() else 'f64'}.p0"
     address = builder.bitcast(pointer, kind.as_pointer())
-    align = ir.Constant(INT32, 4 if kind.element == ir.FloatType() else 8)
+    align = ir.Constant(INT32, element_size(kind.element))
     function = cgutils.get_or_insert_function(
         builder.module,
         ir.FunctionType(ir.VoidType(), [kind, address.type, INT32, mask.type]),
@@ -136,7 +148,7 @@ def masked_store_ir(
 
 
 def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> None:
-    """Ask for a cache line, into the cache of a level; an address outside any array does no harm."""
+    """Ask for a line, into the cache of a level; an address outside any array does no harm."""
     address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     function = cgutils.get_or_insert_function(
         builder.module,

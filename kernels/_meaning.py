@@ -54,6 +54,15 @@ def store_first(x: Any, count: int, v: Any, *index: int) -> None:
     _part(x, index, used)[...] = v[:used]
 
 
+def stream_first(x: Any, count: int, v: Any, *index: int) -> None:
+    """Store past the caches; see `_simd`."""
+    store_first(x, count, v, *index)
+
+
+def end_stream(x: Any) -> None:
+    """See `_simd`."""
+
+
 def stack_array(x: Any, registers: int) -> Any:
     """Return an array of x's dtype for so many registers, whose elements are not set."""
     return np.empty(registers * lanes(x), x.dtype)

@@ -7,6 +7,9 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
                                  other lanes are 0 and their memory is not touched: a row's tail
     load_padded(x, n, other, i, j)   as load_first, with the scalar `other` in the other lanes
     store(x, v, i, j), store_first(x, n, v, i, j)
+    stream_first(x, n, v, i, j)  as store_first, but past the caches, for what another thread reads
+                                 next: a line that both have in their caches takes ten times as long
+    end_stream(x)                where a task that did so ends, so that others see it
     prefetch(x, i, j)            ask for the memory there, which is needed soon
     flat(x)                      its elements as an array of one axis
     array_at(x, start, rows, columns)   a part of a flat x as an array of that shape
@@ -60,11 +63,13 @@ from ._llvm import (
     prefetch_ir,
     splat_ir,
     store_ir,
+    stream_ir,
     tree_ir,
 )
 from ._meaning import (
     array_at,
     drop_first,
+    end_stream,
     exp,
     exp_of_sum,
     flat,
@@ -84,12 +89,14 @@ from ._meaning import (
     stack_array,
     store,
     store_first,
+    stream_first,
     sum_lanes,
 )
 
 __all__ = [
     "array_at",
     "drop_first",
+    "end_stream",
     "exp",
     "exp_of_sum",
     "flat",
@@ -109,6 +116,7 @@ __all__ = [
     "stack_array",
     "store",
     "store_first",
+    "stream_first",
     "sum_lanes",
 ]
 
@@ -251,6 +259,8 @@ def _type_stack_array(x: Any, registers: Any) -> Signature | None:
     return None
 
 
+_rule(stream_first, _type_store_first)
+_rule(end_stream, lambda x: signature(types.none, x) if _is_array(x) else None)
 _rule(prefetch, _type_prefetch)
 _rule(stack_array, _type_stack_array)
 _rule(array_at, _type_array_at)
@@ -334,6 +344,29 @@ def _store_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
             store_ir(builder, v, address)
         with otherwise:
             masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+    return context.get_dummy_value()
+
+
+@lower_builtin(stream_first, types.Array, types.Integer, Vector, types.VarArg(types.Integer))
+def _stream_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, count, v, *index = args
+    lanes, size = sig.args[2].lanes, sig.args[2].lanes * sig.args[0].dtype.bitwidth // 8
+    used = _at_most(builder, count, lanes)
+    address = _address(context, builder, sig.args[0], x, index, used)
+    offset = builder.and_(builder.ptrtoint(address, INDEX), INDEX(size - 1))
+    aligned = builder.icmp_signed("==", offset, INDEX(0))
+    streams = builder.and_(_is_whole(builder, count, lanes), aligned)
+    with builder.if_else(streams, likely=True) as (then, otherwise):
+        with then:
+            stream_ir(builder, v, address)
+        with otherwise:
+            masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+    return context.get_dummy_value()
+
+
+@lower_builtin(end_stream, types.Array)
+def _end_stream(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    builder.fence("seq_cst")
     return context.get_dummy_value()
 
 

@@ -31,6 +31,7 @@ from ._llvm import (
     call_ir,
     constant_ir,
     element_lanes,
+    element_size,
     first_lanes_ir,
     load_ir,
     masked_load_ir,
@@ -234,7 +235,7 @@ def define_multiply(
     function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
     rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend = function.args[:-3]
     rectifies, out, step = function.args[-3:]
-    kind = ir.VectorType(element, element_lanes(4 if element == ir.FloatType() else 8))
+    kind = ir.VectorType(element, element_lanes(element_size(element)))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
     def tile(row: ir.Value, height: int) -> ir.Value:

@@ -10,7 +10,7 @@ algorithm 2, for the decay, which is not part of the gradient. Adam is weight_de
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import fma, lanes, load_first, sqrt, store_first
+from ._simd import end_stream, fma, lanes, load_first, sqrt, store_first, stream_first
 
 CHUNK = 8192
 
@@ -56,4 +56,5 @@ def adam_step(
             store_first(exp_avg, n, m, i)
             store_first(exp_avg_sq, n, v, i)
             change = m * -step_size / (sqrt(v * correction) + epsilon)
-            store_first(parameters, n, fma(load_first(parameters, n, i), kept, change), i)
+            stream_first(parameters, n, fma(load_first(parameters, n, i), kept, change), i)
+        end_stream(parameters)

@@ -7,7 +7,7 @@ in PyTorch's form, where the learning rate is not part of the velocity.
 """
 
 from ._compile import kernel, prange
-from ._simd import fma, lanes, load_first, store_first
+from ._simd import end_stream, fma, lanes, load_first, store_first, stream_first
 
 CHUNK = 8192
 
@@ -35,4 +35,5 @@ def sgd_step(parameters, gradients, velocity, lr, momentum):
             n = stop - i
             moved = fma(load_first(velocity, n, i), momentum, load_first(gradients, n, i))
             store_first(velocity, n, moved, i)
-            store_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
+            stream_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
+        end_stream(parameters)

@@ -247,7 +247,7 @@ import numpy as np
 from numba import prange
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._simd import (
-    array_at, lanes, load, load_first, load_padded, store, store_first
+    array_at, lanes, load, load_first, load_padded, store, store_first, stream_first
 )
 
 @kernel
@@ -257,6 +257,10 @@ def copy(x, out, shift):
 @kernel
 def copy_first(x, out, n):
     store_first(out, n, load_first(x, n, 0), 0)
+
+@kernel
+def stream(x, out, n):
+    stream_first(out, n, load(x, 0), 0)
 
 @kernel
 def copy_padded(x, out, n):
@@ -284,6 +288,7 @@ for dtype in (np.float32, np.float64):
         (copy, (x, x.copy(), 0), (x, short.copy(), 0)),
         (copy_first, (short, x.copy(), short.size), (short, x.copy(), x.size)),
         (copy_first, (x, short.copy(), short.size), (x, short.copy(), x.size)),
+        (stream, (x, short.copy(), short.size), (x, short.copy(), x.size)),
         (copy_padded, (short, x.copy(), short.size), (short, x.copy(), x.size)),
         (copy_view, (x, x.copy(), x.size), (x, x.copy(), x.size + 1)),
         (copy_parallel, (x, x.copy(), 0), (x, x.copy(), 1)),
@@ -306,7 +311,7 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
     where = {"FASTFORMER_BUILD": "checked", "FASTFORMER_CACHE_DIR": str(tmp_path)}
     code, output, errors = run_python(str(program), **where)
     assert code == 0, errors
-    assert output.split() == ["caught"] * 18
+    assert output.split() == ["caught"] * 20
 
 
 @pytest.mark.skipif(IS_VARIANT, reason="is itself such a run")

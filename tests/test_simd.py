@@ -1,17 +1,29 @@
 """Vector operations against their Python bodies, accuracy of exp and log, other widths."""
 
+import itertools
 import math
+import platform
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from twins import DTYPES, IS_VARIANT, TRUTH, assert_passes, guarded, start_variant_run
+from twins import (
+    DTYPES,
+    IS_VARIANT,
+    TRUTH,
+    assembly,
+    assert_passes,
+    guarded,
+    start_variant_run,
+)
 
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
 from fastformer.kernels._simd import (
     array_at,
     drop_first,
+    end_stream,
     exp,
     exp_of_sum,
     flat,
@@ -30,6 +42,7 @@ from fastformer.kernels._simd import (
     stack_array,
     store,
     store_first,
+    stream_first,
     sum_lanes,
 )
 
@@ -84,6 +97,13 @@ def _tails(x, n, start, out):
     store(out, drop_first(load(x, 0), n, -math.inf), 2, 0)
     store_first(out, n, load(x, 0), 3, 0)
     store(out, load_padded(x, n, 3.5, start), 4, 0)
+
+
+@kernel
+def _streamed(x, n, start, out):
+    """Write the first n lanes of x to out from `start` on, past the caches."""
+    stream_first(out, n, load(x, 0), start)
+    end_stream(out)
 
 
 @kernel
@@ -205,6 +225,33 @@ def test_tails(rng, dtype):
         else:
             _tails.py_func(x, n, start, expected)
         np.testing.assert_array_equal(found, expected)
+
+
+@DTYPE
+def test_what_goes_past_the_caches_is_there_wherever_it_begins(rng, dtype):
+    size = element_lanes(np.dtype(dtype).itemsize)
+    x = rng.standard_normal(size).astype(dtype)
+    # Arrays end at a page that cannot be written, so they begin at aligned addresses and others.
+    for start, n in itertools.product(range(size + 1), (0, 1, size - 1, size, size + 1)):
+        kept = min(n, size)
+        for room in (kept, kept + 1, 2 * size):
+            found = guarded(np.full(start + room, 7, dtype))
+            _streamed(x, n, start, found)
+            expected = np.full(start + room, 7, dtype)
+            expected[start : start + kept] = x[:kept]
+            np.testing.assert_array_equal(found, expected)
+            _streamed.py_func(x, n, start, found)
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+def test_whole_aligned_registers_go_past_the_caches():
+    x = np.zeros(64, np.float32)
+    text = assembly(_streamed, x, 1, 0, x)
+    assert re.search(r"\bv?movnt", text)
+    # Others see it only then.
+    assert re.search(r"\bmfence\b|\block\b", text)
+    assert not re.search(r"\bv?movnt", assembly(_tails, x, 1, 0, np.zeros((5, 64), np.float32)))
 
 
 @DTYPE
