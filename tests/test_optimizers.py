@@ -1,6 +1,7 @@
 """Optimizers against formulas that are written here, and their state."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,36 @@ def test_what_is_not_finite_is_refused_before_anything_changes(
         assert optimizer.steps == 1
         view[0] = old
     optimizer.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [partial(ff.SGD, momentum=0.999), ff.Adam, ff.AdamW])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_largest_gradients_of_a_step_leave_the_state_finite(
+    make: Any, backend: str, dtype: str
+) -> None:
+    """So that a state which nobody else has need not be looked at before each step."""
+    parameters = model(backend, dtype=dtype).parameters()
+    optimizer = make(parameters, lr=1e-30)
+    limit = np.sqrt(np.finfo(dtype).max)
+    while np.isinf(np.square(limit)):
+        limit = np.nextafter(limit, limit.dtype.type(0))
+    parameters.gradients[...] = limit
+    for _ in range(20):
+        with np.errstate(over="ignore"):  # of the second moment's correction: the change is then 0
+            optimizer.step()
+    assert all(np.isfinite(flat).all() for flat in optimizer.state.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_was_given_away_is_looked_at_from_then_on(backend: str) -> None:
+    parameters = model(backend).parameters()
+    optimizer = ff.Adam(parameters)
+    moments = optimizer.state["exp_avg"]
+    optimizer.step()
+    moments[0] = np.nan
+    with pytest.raises(NotFiniteError, match="exp_avg of"):
+        optimizer.step()
 
 
 def test_a_state_that_is_not_finite_is_not_loaded() -> None:

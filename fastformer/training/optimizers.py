@@ -41,10 +41,21 @@ class Optimizer:
         self.parameters = parameters
         self.learning_rate = checks.number("lr", lr, above=0)
         self.steps = 0
-        self.state = {
+        self._state = {
             name: aligned_zeros(parameters.values.size, parameters.values.dtype)
             for name in self.state_names
         }
+        self._state_was_given = False
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The arrays of the state, by their names, as they are: each (P,).
+
+        Whoever has them may write into them, so that each step looks at them from then on.
+        Otherwise they are finite, for the squares of all gradients are.
+        """
+        self._state_was_given = True
+        return self._state
 
     def step(self) -> None:
         """Change the parameters; the gradients stay as they are.
@@ -69,16 +80,19 @@ class Optimizer:
         """Return the first tensor that is not finite, such as "the gradient of x", or None.
 
         One pass over each flat array; tensors are looked at only where something is wrong.
+        With gradients, as before a step, the state is looked at only where it was given away.
         """
         values, gradient = self.parameters.values, self.parameters.gradients
         nothing = gradient[:0]
-        states = [*self.state.values(), nothing, nothing]
+        states = [nothing, nothing]
+        if self._state_was_given or not gradients:
+            states = [*self._state.values(), nothing]
         if not gradients:
             gradient = nothing
         if self.parameters.ops.may_step(values, gradient, *states[:2]):
             return None
         kinds = [("the parameter ", values, np.inf)]
-        kinds += [(f"{name} of ", flat, np.inf) for name, flat in self.state.items()]
+        kinds += [(f"{name} of ", flat, np.inf) for name, flat in self._state.items()]
         # Moments are of squares.
         limit = float(np.finfo(gradient.dtype).max) ** 0.5
         kinds.append(("the gradient of ", gradient, limit))
@@ -99,7 +113,7 @@ class Optimizer:
         """Return a copy of the state: for each of its arrays and each parameter `array.name`."""
         return {
             f"{state_name}.{name}": view.copy()
-            for state_name, flat in self.state.items()
+            for state_name, flat in self._state.items()
             for name, view in self.parameters.views_of(flat)
         }
 
@@ -113,7 +127,7 @@ class Optimizer:
         steps = checks.integer("steps", steps, 0)
         owned = {
             f"{state_name}.{name}": view
-            for state_name, flat in self.state.items()
+            for state_name, flat in self._state.items()
             for name, view in self.parameters.views_of(flat)
         }
         arrays = checks.fitting_arrays(type(self).__name__, "state", owned, state)
@@ -136,7 +150,7 @@ class SGD(Optimizer):
         self.parameters.ops.sgd_step(
             self.parameters.values,
             self.parameters.gradients,
-            self.state["velocity"],
+            self._state["velocity"],
             self.learning_rate,
             self.momentum,
         )
@@ -184,8 +198,8 @@ class AdamW(Optimizer):
         self.parameters.ops.adam_step(
             self.parameters.values[part],
             self.parameters.gradients[part],
-            self.state["exp_avg"][part],
-            self.state["exp_avg_sq"][part],
+            self._state["exp_avg"][part],
+            self._state["exp_avg_sq"][part],
             self.learning_rate,
             self.beta1,
             self.beta2,
