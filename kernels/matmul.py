@@ -51,8 +51,9 @@ ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 128
 PAGE_LINES = 64
-# Where there are few columns, sums can be shorter at little cost, and are as accurate as others'.
-NARROW_DEPTH_BLOCK = 64
+# Where there are few columns, less than two panels or a last narrow one, sums can be shorter at
+# little cost, and are as accurate as others'.
+SHORT_DEPTH_BLOCK = 64
 PANEL_REGISTERS = DEPTH_BLOCK * WIDE
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
@@ -176,7 +177,8 @@ def _panel_product(
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
     of_weights = plan.form >= WEIGHT_GRADIENT
-    block = DEPTH_BLOCK if used > NARROW * lanes(out) else NARROW_DEPTH_BLOCK
+    few = plan.columns < 2 * WIDE * lanes(out) or used <= NARROW * lanes(out)
+    block = SHORT_DEPTH_BLOCK if few else DEPTH_BLOCK
     for part in range(plan.parts):
         left_start = (group + part) * plan.left_group
         right_start = (group + part) * plan.right_group

@@ -23,7 +23,7 @@ from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
 from fastformer.kernels._tile import TILE_ROWS
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
-    NARROW_DEPTH_BLOCK,
+    SHORT_DEPTH_BLOCK,
     matmul,
     matmul_backward,
     matmul_backward_reference,
@@ -46,7 +46,7 @@ DEPTHS = [
     1,
     2,
     17,
-    *range(NARROW_DEPTH_BLOCK - 1, NARROW_DEPTH_BLOCK + 2),
+    *range(SHORT_DEPTH_BLOCK - 1, SHORT_DEPTH_BLOCK + 2),
     DEPTH_BLOCK - 1,
     DEPTH_BLOCK,
     DEPTH_BLOCK + 1,
@@ -265,7 +265,7 @@ def test_a_row_does_not_depend_on_the_others(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns"), [(DEPTH_BLOCK, 2 * WIDTH), (NARROW_DEPTH_BLOCK, 37)])
+@pytest.mark.parametrize(("rows", "columns"), [(DEPTH_BLOCK, 2 * WIDTH), (SHORT_DEPTH_BLOCK, 37)])
 def test_second_weight_gradient_doubles(dtype, rows, columns):
     """Exact within one block of the depth, where a call adds one finished sum."""
     case = Case(rows, 21, columns, groups=2)
