@@ -25,7 +25,7 @@ OPS = {
     "embedding": ("embedding_forward", "embedding_backward"),
     "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "add_gradients", "may_step"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
-    "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward", "weight_gradients"),
+    "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
     "matmul_bfloat16": (
         "matmul_bfloat16", "matmul_nt_bfloat16", "matmul_tn_bfloat16", "matmul_backward_bfloat16",
     ),

@@ -34,7 +34,6 @@ KERNELS = {
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
     "transformer_gradients.transformer_gradients": ("k k k k k k i i f f i b f f k r m m r m m"),
-    "matmul.weight_gradients": "m m r t m m r t m m r t m m r t m m r t",
     "adam.adam_step": "r r r r f f f f f i",
     "cross_entropy.cross_entropy_forward": "m k f r r r",
     "cross_entropy.cross_entropy_backward": "m k r r f f m",
@@ -49,7 +48,7 @@ KERNELS = {
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-WHOLE_BLOCKS = ("transformer_", "gradient.add_gradients", "matmul.weight_gradients")
+WHOLE_BLOCKS = ("transformer_", "gradient.add_gradients")
 MOST_PROCESSES = 4
 
 

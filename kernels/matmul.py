@@ -4,7 +4,6 @@
     matmul_nt:  out[g] = (a[g] @ b[g].T + addend[g]) * activation'(saved[g])   its input's gradient
     matmul_tn:  out[g] += a[g].T @ b[g];  column_sums[g] += sum of b[g]'s rows  its weights'
     matmul_backward: the last two at once, for a linear layer
-    weight_gradients: the third for several linear layers at once
 
 Matrices that have a row for each token are two-dimensional; their G groups are stacked. Weights,
 `b` of the first two and `out` of the third, have an axis for G. Where `a` has as many rows as one
@@ -108,22 +107,6 @@ def matmul_tn_reference(a, b, column_sums, out):
     out += np.matmul(_stacked(a, groups, right.shape[1]).transpose(0, 2, 1), right)
     if column_sums.size:
         column_sums += right.sum(axis=1).reshape(column_sums.shape)
-
-
-def weight_gradients_reference(
-    a1, b1, column_sums1, out1,
-    a2, b2, column_sums2, out2,
-    a3, b3, column_sums3, out3,
-    a4, b4, column_sums4, out4,
-    a5, b5, column_sums5, out5,
-):  # fmt: skip
-    """Compute `weight_gradients` in NumPy."""
-    for a, b, column_sums, out in (
-        (a1, b1, column_sums1, out1), (a2, b2, column_sums2, out2), (a3, b3, column_sums3, out3),
-        (a4, b4, column_sums4, out4), (a5, b5, column_sums5, out5),
-    ):  # fmt: skip
-        if a.size:
-            matmul_tn_reference(a, b, column_sums, out)
 
 
 def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, column_sums):
@@ -381,67 +364,6 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
                 flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
                 flat_dweight,
             )  # fmt: skip
-
-
-@kernel
-def _deal(grids):
-    """Return (product, its task) for each task of several products, which take turns evenly.
-
-    Threads are given tasks that follow each other, and those of one product are alike.
-    """
-    left = np.empty(grids.shape[0], np.int64)
-    total = 0
-    for i in range(grids.shape[0]):
-        left[i] = grids[i, 0] * grids[i, 1]
-        total += left[i]
-    tasks = np.empty((total, 2), np.int64)
-    for task in range(total):
-        chosen, largest = 0, 0.0
-        for i in range(grids.shape[0]):
-            share = left[i] / max(1, grids[i, 0] * grids[i, 1])
-            if share > largest:
-                chosen, largest = i, share
-        tasks[task, 0] = chosen
-        tasks[task, 1] = grids[chosen, 0] * grids[chosen, 1] - left[chosen]
-        left[chosen] -= 1
-    return tasks
-
-
-@kernel(parallel=True)
-def weight_gradients(
-    a1, b1, column_sums1, out1,
-    a2, b2, column_sums2, out2,
-    a3, b3, column_sums3, out3,
-    a4, b4, column_sums4, out4,
-    a5, b5, column_sums5, out5,
-):  # fmt: skip
-    """Do `matmul_tn` for up to five linear layers in one parallel region.
-
-    Args:
-        a1, b1, column_sums1, out1: its arguments for one layer; (0, 0), (0, 0), (0,) and (0, K, N)
-            for none.    The others: likewise for four more.
-    Threads: blocks of the gradients, as in `matmul_tn`, and with the same bits.
-    """
-    inputs, douts = (a1, a2, a3, a4, a5), (b1, b2, b3, b4, b5)
-    sums = (column_sums1, column_sums2, column_sums3, column_sums4, column_sums5)
-    gradients = (out1, out2, out3, out4, out5)
-    grids = np.zeros((len(inputs), 2), np.int64)
-    for i in range(len(inputs)):
-        if inputs[i].size:
-            grids[i, 0], grids[i, 1] = product_grid(
-                WEIGHT_GRADIENT, inputs[i].shape[0], gradients[i].shape, douts[i].shape[0],
-                inputs[i],
-            )  # fmt: skip
-    tasks = _deal(grids)
-    for task in prange(tasks.shape[0]):
-        i = tasks[task, 0]
-        x, y, dweight = inputs[i], douts[i], gradients[i]
-        flat_x = flat(x)
-        product_task(
-            tasks[task, 1], grids[i, 0], grids[i, 1], WEIGHT_GRADIENT, x.shape[0], dweight.shape,
-            y.shape[0], flat_x, flat(y), sums[i], flat_x[:0], NO_ACTIVATION,
-            flat_x[:0], flat(dweight),
-        )  # fmt: skip
 
 
 def matmul(a, b, bias, addend, activation, slope, out):

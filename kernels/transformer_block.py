@@ -340,7 +340,7 @@ def transformer_block_backward(
 ):  # fmt: skip
     """Differentiate the block by x, by what each linear layer gave, and by the norms' parameters.
 
-    The gradients of the linear layers' weights are `weight_gradients` of these.
+    The gradients of the linear layers' weights are `matmul_tn` of these.
 
     Args:
         dout: (M, C), the gradient by the result.    saved: hidden for ReLU, else slope.

@@ -32,8 +32,6 @@ from fastformer.kernels.matmul import (
     matmul_reference,
     matmul_tn,
     matmul_tn_reference,
-    weight_gradients,
-    weight_gradients_reference,
 )
 
 task_grid, task_part = map(called, (task_grid, task_part))
@@ -334,28 +332,6 @@ def test_both_gradients_at_once_have_the_bits_of_each(dtype, rows):
     sums_alone, dweight_alone = run(matmul_tn, *case.weight_gradient(), dtype=dtype)
     for together, alone in ((dx, dx_alone), (dweight, dweight_alone), (sums, sums_alone)):
         np.testing.assert_array_equal(together, alone)
-
-
-def several():
-    """Return the arguments of `weight_gradients` for five layers, one of which is not wanted."""
-    cases = [Case(90, 70, 90), Case(200, 33, 1), Case(1, 5, 300), Case(150, 40, 65, 3, shared=True)]
-    arguments = [case.weight_gradient() for case in cases]
-    arguments.insert(1, (NONE, NONE, Out((0,)), Out((0, 9, 9))))
-    return [argument for layer in arguments for argument in layer]
-
-
-def test_gradients_of_several_layers_equal_twin():
-    assert_equals_twin(weight_gradients, weight_gradients_reference, *several())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_of_several_layers_have_the_bits_of_each(dtype):
-    assert_same_bits(weight_gradients, *several())
-    found = run(weight_gradients, *several(), dtype=dtype)
-    layers = [several()[first : first + 4] for first in range(0, 20, 4)]
-    for layer, together in zip(layers, zip(found[::2], found[1::2], strict=True), strict=True):
-        for one, alone in zip(together, run(matmul_tn, *layer, dtype=dtype), strict=True):
-            np.testing.assert_array_equal(one, alone)
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -162,28 +162,11 @@ def _flops(attention_products: int, B: int, T: int, C: int, H: int, F: int) -> i
     return 2 * B * T * C * (4 * C + 2 * F) + attention
 
 
-def _weight_gradients(random: Random, N: int, C: int, F: int) -> Arguments:
-    arguments: Arguments = {}
-    layers = ((C, F, 1), (F, C, 1), (C, C, 3), (C, C, 1), (C, C, 0))
-    for number, (inputs, outputs, groups) in enumerate(layers, 1):
-        arguments |= {
-            f"a{number}": normal(random, N, inputs) if groups else NOTHING,
-            f"b{number}": normal(random, groups * N, outputs) if groups else NOTHING,
-            f"column_sums{number}": Output((groups * outputs,), 0.0),
-            f"out{number}": Output((groups, inputs, outputs), 0.0),
-        }
-    return arguments
-
-
 BLOCKS = (
     Spec(
         "transformer_block_forward", "BTCHF", _shapes, _forward, lambda *shape: _flops(2, *shape)
     ),
     Spec(
         "transformer_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)
-    ),
-    Spec(
-        "weight_gradients", "NCF", lambda s: [(s.N, s.C, s.F)],
-        _weight_gradients, lambda N, C, F: 2 * N * C * (4 * C + 2 * F),
     ),
 )  # fmt: skip

@@ -103,7 +103,8 @@ class BlockPlan:
             offsets,
             *self._backward,
         )
-        block.ops.weight_gradients(*self._weights)
+        for arguments in self._weights:
+            block.ops.matmul_tn(*arguments)
         return self.dx
 
     def _prepare_backward(self, dout: Array) -> None:
@@ -138,13 +139,14 @@ class BlockPlan:
             norm1.weight.gradient, norm1.bias.gradient, norm2.weight.gradient,
             norm2.bias.gradient,
         )  # fmt: skip
-        gradient, bias = weight.gradient, attention.qkv_bias.gradient
-        self._weights = (
-            expand.x, dhidden, expand.bias.gradient, expand.weight.gradient,
-            contract.x, dout if block.pre_norm else dsum2, contract.bias.gradient,
-            contract.weight.gradient,
-            attention.x, dprojected, bias[split:].reshape(-1), gradient[split:],
-            attention.attended, dsum1, attention.output.bias.gradient,
-            attention.output.weight.gradient,
-            attention.x_rows if some else nothing, dq, bias[:split].reshape(-1), gradient[:split],
-        )  # fmt: skip
+        output, gradient, bias = attention.output, weight.gradient, attention.qkv_bias.gradient
+        dout_of_contract = dout if block.pre_norm else dsum2
+        self._weights = [
+            (expand.x, dhidden, expand.bias.gradient, expand.weight.gradient),
+            (contract.x, dout_of_contract, contract.bias.gradient, contract.weight.gradient),
+            (attention.x, dprojected, bias[split:].reshape(-1), gradient[split:]),
+            (attention.attended, dsum1, output.bias.gradient, output.weight.gradient),
+        ]
+        if some:
+            chosen = (attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split])
+            self._weights.append(chosen)

@@ -237,12 +237,6 @@ def _matmul_tn(rng: Random) -> Arguments:
     return a, _real(rng, G * M, N), sums, Out((G, K, N), _real(rng, G, K, N))
 
 
-def _weight_gradients(rng: Random) -> Arguments:
-    layers = [_matmul_tn(rng) for _ in range(4)]
-    none = NONE, NONE, Out((0,)), Out((0, _size(rng), _size(rng)))
-    return tuple(argument for layer in (*layers[:2], none, *layers[2:]) for argument in layer)
-
-
 def _transformer_block_forward(rng: Random) -> Arguments:
     return tuple(forward_arguments(draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
 
