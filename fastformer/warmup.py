@@ -48,7 +48,10 @@ KERNELS = {
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-WHOLE_BLOCKS = ("transformer_", "gradient.add_gradients")
+# What only those models call whose training is one kernel, and those whose training is not. Either
+# compiles it at the first call where it must.
+WHOLE_MODEL = ("transformer_gradients.transformer_gradients", "gradient.add_gradients")
+WHOLE_BLOCK = ("transformer_block.transformer_block_backward",)
 MOST_PROCESSES = 4
 
 
@@ -70,11 +73,17 @@ def signature(name: str) -> tuple[Any, ...]:
     return tuple(kinds[code] for code in codes.split())
 
 
-def kernels_of(precision: str) -> list[str]:
-    """Return the names of the kernels that training with a precision of products calls."""
+def kernels_of(precision: str, in_one: bool) -> list[str]:
+    """Return the names of the kernels that training calls.
+
+    Args:
+        precision: of products.    in_one: whether the model's gradients are one kernel's.
+    """
     if precision == "float32":
-        return list(KERNELS)
-    layers = [name for name in KERNELS if not name.startswith(WHOLE_BLOCKS)]
+        others = WHOLE_BLOCK if in_one else WHOLE_MODEL
+        return [name for name in KERNELS if name not in others]
+    layers = [name for name in KERNELS if not name.startswith("transformer_")]
+    layers.remove("gradient.add_gradients")
     return [PRODUCTS[precision] if name == PRODUCT else name for name in layers]
 
 
@@ -87,32 +96,35 @@ def dispatcher(name: str) -> Any:
     return getattr(module, function)
 
 
-def _marker(precision: str) -> Path | None:
-    """Return the file that says that all kernels were compiled, or None where nothing is kept."""
+def _markers() -> Path | None:
+    """Return the directory of files named after what was compiled, or None if nothing is kept."""
     from fastformer.kernels._compile import BUILD, CACHE_DIRECTORY
 
     if CACHE_DIRECTORY is None or BUILD != "production":
         return None
-    return CACHE_DIRECTORY / f"compiled-{precision}"
+    return CACHE_DIRECTORY / "compiled"
 
 
 @functools.cache
-def ensure_compiled(precision: str = "float32") -> None:
+def ensure_compiled(precision: str, in_one: bool) -> None:
     """Compile what is not compiled yet; do nothing where there is no place to keep it.
 
     A process tries it once.
 
     Args:
-        precision: of products; no kernel of another one is compiled.
+        precision, in_one: as of `kernels_of`; no other kernels are compiled.
 
     Whatever goes wrong in the processes is left to the first call of the kernel, which compiles
     it again and raises what there is to raise.
     """
-    marker = _marker(precision)
+    markers = _markers()
     processes = min(MOST_PROCESSES, threads.available_threads())
-    if marker is None or marker.exists() or processes < 2 or not sys.executable:
+    if markers is None or processes < 2 or not sys.executable:
         return
-    started, names = time.monotonic(), kernels_of(precision)
+    names = [name for name in kernels_of(precision, in_one) if not (markers / name).exists()]
+    if not names:
+        return
+    started = time.monotonic()
     waiting: Queue[str] = Queue()
     for name in names:
         waiting.put(name)
@@ -127,8 +139,10 @@ def ensure_compiled(precision: str = "float32") -> None:
             seconds = time.monotonic() - started
             left = seconds / len(done) * (len(names) - len(done))
             _say(f"compiling {len(names)} kernels, once: {left:.0f} s left", "\r")
+    markers.mkdir(exist_ok=True)
+    for name in done:
+        (markers / name).touch()
     if len(done) == len(names):
-        marker.touch()
         _say(f"compiled {len(names)} kernels in {time.monotonic() - started:.0f} s")
 
 

@@ -40,11 +40,10 @@ def test_signature_is_what_training_calls(name):
 
 
 def test_another_precision_has_its_own_product_and_the_default_has_not():
-    names, rounded = warmup.kernels_of("float32"), warmup.kernels_of("bfloat16")
-    assert names == list(warmup.KERNELS)
+    names, rounded = set(warmup.KERNELS), set(warmup.kernels_of("bfloat16", False))
     blocks = {name for name in names if name.startswith(("transformer_", "gradient.add_"))}
-    assert set(rounded) - set(names) == {"matmul_bfloat16._product"}
-    assert set(names) - set(rounded) == {"matmul._product", *blocks}
+    assert rounded - names == {"matmul_bfloat16._product"}
+    assert names - rounded == {"matmul._product", *blocks}
     model = ff.Transformer(
         ff.TransformerConfig(vocab_size=20, embed_dim=8, num_heads=2, ffn_dim=8),
         precision="bfloat16",
@@ -52,6 +51,38 @@ def test_another_precision_has_its_own_product_and_the_default_has_not():
     train_once(model, IDS, np.array([3, 4]))
     product = warmup.dispatcher("matmul_bfloat16._product")
     assert list(product.overloads) == [warmup.signature("matmul_bfloat16._product")]
+
+
+def test_models_compile_what_they_train_with():
+    """A classifier of the usual kind trains in one kernel, other models in several."""
+    sizes = {"vocab_size": 20, "embed_dim": 8, "num_heads": 2, "ffn_dim": 8}
+    models = {
+        True: ff.Transformer(ff.TransformerConfig(**sizes)),
+        False: ff.TransformerDecoder(ff.DecoderConfig(**sizes)),
+    }
+    for in_one, model in models.items():
+        called = set()
+
+        def watched(name, op, called=called):
+            def call(*arguments):
+                called.add(name)
+                return op(*arguments)
+
+            return call
+
+        watching = {name: watched(name, op) for name, op in vars(model.ops).items() if callable(op)}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, op in watching.items():
+                patch.setattr(model.ops, name, op)
+            targets = np.arange(4) if in_one else np.arange(32) % 20
+            ff.train_step(
+                model, ff.pack(IDS * 2), targets, ff.CrossEntropyLoss(), ff.Adam(model.parameters())
+            )
+        compiled = {name.partition(".")[2] for name in warmup.kernels_of("float32", in_one)}
+        products = {"matmul", "matmul_nt", "matmul_tn", "matmul_backward"}
+        assert called - products <= compiled
+        assert ("transformer_gradients" in called) == in_one
+        assert ("transformer_block_backward" in called) == (not in_one)
 
 
 def test_a_default_run_compiles_and_loads_nothing_for_bfloat16():
@@ -83,20 +114,20 @@ def test_what_another_process_compiled_is_loaded():
 
 @pytest.fixture
 def cold(tmp_path, monkeypatch):
-    marker = tmp_path / "compiled"
-    monkeypatch.setattr(warmup, "_marker", lambda precision: marker)
+    markers = tmp_path / "compiled"
+    monkeypatch.setattr(warmup, "_markers", lambda: markers)
     monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
     monkeypatch.setattr(warmup, "KERNELS", {"gradient.gradient_norm": "r"})
     warmup.ensure_compiled.cache_clear()
-    return marker
+    return markers / "gradient.gradient_norm"
 
 
 def test_compiles_once_and_says_so(cold, capsys):
-    warmup.ensure_compiled()
+    warmup.ensure_compiled("float32", False)
     assert cold.exists()
     assert "compiled 1 kernels" in capsys.readouterr().err
     warmup.ensure_compiled.cache_clear()  # as in another process
-    warmup.ensure_compiled()
+    warmup.ensure_compiled("float32", False)
     assert capsys.readouterr().err == ""
 
 
@@ -106,5 +137,5 @@ def test_a_process_that_dies_leaves_the_work_to_the_first_call(cold, monkeypatch
 
     subprocess_popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", broken)
-    warmup.ensure_compiled()
+    warmup.ensure_compiled("float32", False)
     assert not cold.exists()

@@ -49,7 +49,8 @@ class Model(Layer):
             )
         check_precision(precision, dtype)
         if (backend, dtype) == ("numba", "float32"):
-            ensure_compiled(precision)
+            reads_a_row = getattr(config, "pooling", "mean") != "mean"
+            ensure_compiled(precision, config.norm == "post" and reads_a_row)
         super().__init__(backend, dtype, precision)
         self.config = config
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
