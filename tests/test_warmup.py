@@ -131,6 +131,14 @@ def test_compiles_once_and_says_so(cold, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_place_that_takes_no_marker_costs_the_next_start_its_time_only(cold, capsys):
+    cold.parent.write_text("a file where the directory of markers should be")
+    for _ in range(2):
+        warmup.ensure_compiled.cache_clear()
+        warmup.ensure_compiled("float32", False)
+        assert "compiled 1 kernels" in capsys.readouterr().err
+
+
 def test_a_process_that_dies_leaves_the_work_to_the_first_call(cold, monkeypatch):
     def broken(command, **options):
         return subprocess_popen([sys.executable, "-c", "raise SystemExit(1)"], **options)
