@@ -91,7 +91,7 @@ def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
         d = load_first(dout, C - j, i, j)
         xhat = load_first(x, C - j, i, j) * row_rrms
         total_xhat = fma(d * load_first(weight, C - j, j), xhat, total_xhat)
-        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, 1, j)), task, 1, j)
+        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, j)), task, j)
     mean_g_xhat = sum_lanes(total_xhat) / C
     for j in range(0, C, lanes(x)):
         xhat = load_first(x, C - j, i, j) * row_rrms
@@ -103,16 +103,16 @@ def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
 
 
 @kernel
-def _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums):
-    """Differentiate the rows of one task, whose sums are of sums of a few rows."""
+def _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums, totals):
+    """Differentiate the rows of one task; its totals, in float64, gain the sums of a few rows."""
     N, C = x.shape
     last = N * (task + 1) // tasks
     for start in range(N * task // tasks, last, SUM_BLOCK):
         for i in range(start, min(last, start + SUM_BLOCK)):
             _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums)
         for j in range(C):
-            sums[task, 0, j] += sums[task, 1, j]
-            sums[task, 1, j] = 0
+            totals[task, j] += sums[task, j]
+            sums[task, j] = 0
 
 
 @kernel(parallel=True)
@@ -128,14 +128,14 @@ def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
     """
     N, C = x.shape
     tasks = row_tasks(N, C)
-    sums = np.zeros((tasks, 2, C), x.dtype)
+    sums, totals = np.zeros((tasks, C), x.dtype), np.zeros((tasks, C))
     if tasks == 1:
-        _rmsnorm_backward_rows(0, 1, dout, x, weight, rrms, residual, dx, sums)
+        _rmsnorm_backward_rows(0, 1, dout, x, weight, rrms, residual, dx, sums, totals)
     else:
         for task in prange(tasks):
-            _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums)
+            _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sums, totals)
     for task in range(1, tasks):
         for j in range(C):
-            sums[0, 0, j] += sums[task, 0, j]
+            totals[0, j] += totals[task, j]
     for j in range(C):
-        dweight[j] += sums[0, 0, j]
+        dweight[j] += totals[0, j]
