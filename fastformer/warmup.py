@@ -83,8 +83,8 @@ def kernels_of(precision: str, in_one: bool) -> list[str]:
     if precision == "float32":
         others = WHOLE_BLOCK if in_one else WHOLE_MODEL
         return [name for name in KERNELS if name not in others]
-    layers = [name for name in KERNELS if not name.startswith("transformer_")]
-    layers.remove("gradient.add_gradients")
+    several = (*WHOLE_MODEL, "transformer_block.")  # whose products are not each its own call
+    layers = [name for name in KERNELS if not name.startswith(several)]
     return [PRODUCTS[precision] if name == PRODUCT else name for name in layers]
 
 

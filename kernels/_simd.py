@@ -360,6 +360,8 @@ def _stream_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         with then:
             stream_ir(builder, v, address)
         with otherwise:
+            # Also where it is whole: of two stores that differ in nothing but this, the compiler
+            # makes a plain one.
             masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
     return context.get_dummy_value()
 

@@ -84,9 +84,8 @@ class Optimizer:
         """
         values, gradient = self.parameters.values, self.parameters.gradients
         nothing = gradient[:0]
-        states = [nothing, nothing]
-        if self._state_was_given or not gradients:
-            states = [*self._state.values(), nothing]
+        looked_at = self._state if self._state_was_given or not gradients else {}
+        states = [*looked_at.values(), nothing, nothing]
         if not gradients:
             gradient = nothing
         if self.parameters.ops.may_step(values, gradient, *states[:2]):
