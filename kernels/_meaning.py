@@ -5,6 +5,7 @@ A register is a one-dimensional array of `lanes(x)` elements.
 
 from typing import Any
 
+import numba
 import numpy as np
 
 from ._llvm import element_lanes
@@ -61,6 +62,11 @@ def stream_first(x: Any, count: int, v: Any, *index: int) -> None:
 
 def end_stream(x: Any) -> None:
     """See `_simd`."""
+
+
+def thread_count() -> int:
+    """Return how many threads a parallel region that begins now has."""
+    return int(numba.get_num_threads())
 
 
 def stack_array(x: Any, registers: int) -> Any:

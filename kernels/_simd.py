@@ -16,6 +16,8 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
                                  Both must not outlive x, for they count no references to it.
     stack_array(x, registers)    one of a constant number of registers, which lasts as long as the
                                  function does: from the stack it comes for nothing
+    thread_count()               how many threads a parallel region that begins now has; 2 in the
+                                 checked build, which has no threads
     splat(x, s)                  the scalar s in every lane, in the dtype of x
     a + b, a - b, a * b, a / b, a > b, a < b     lane by lane; either side may be a scalar
     -a                           free where it is an operand of fma
@@ -91,6 +93,7 @@ from ._meaning import (
     store_first,
     stream_first,
     sum_lanes,
+    thread_count,
 )
 
 __all__ = [
@@ -118,6 +121,7 @@ __all__ = [
     "store_first",
     "stream_first",
     "sum_lanes",
+    "thread_count",
 ]
 
 
@@ -265,6 +269,7 @@ _rule(prefetch, _type_prefetch)
 _rule(stack_array, _type_stack_array)
 _rule(array_at, _type_array_at)
 _rule(flat, lambda x: signature(types.Array(x.dtype, 1, "C"), x) if _is_array(x) else None)
+_rule(thread_count, lambda: signature(types.intp))
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
 _rule(load_first, _type_load_first)
@@ -414,6 +419,14 @@ def _stack_array(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         data = builder.alloca(context.get_value_type(dtype), size)
         data.align = LARGEST_REGISTER
     return _borrowed(context, builder, sig.return_type, data, [INDEX(size)])
+
+
+@lower_builtin(thread_count)
+def _thread_count(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    # Numba's own function cannot be kept on disk; the symbol is there once a pool is.
+    kind = ir.FunctionType(INDEX, [])
+    count = cgutils.get_or_insert_function(builder.module, kind, "get_num_threads")
+    return INDEX(2) if BUILD == "checked" else builder.call(count, [])
 
 
 @lower_builtin(splat, types.Array, types.Float)

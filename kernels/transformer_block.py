@@ -14,6 +14,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04
 import numpy as np
 
 from ._compile import kernel, prange
+from ._simd import thread_count
 from .activation import NO_ACTIVATION
 from .attention import (
     attention_backward_pairs,
@@ -34,8 +35,9 @@ from .layernorm import (
 from .matmul import FORWARD, INPUT_GRADIENT, matmul_nt_reference, matmul_reference, product_rows
 from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_reference
 
-# Tokens of a shard, about: each packs all weights for itself, which costs as much as 4 rows.
-SHARD_TOKENS = 64
+# Tokens of a shard, about, and the most shards: what sums of the norms' gradients are made of. A
+# thread takes all of its shards at once, for it packs all weights, which costs as much as 4 rows.
+SHARD_TOKENS = 16
 MOST_SHARDS = 64
 
 
@@ -134,25 +136,46 @@ def transformer_block_backward_reference(
 @kernel
 def shard_count(tokens, sequences):
     """Return the number of shards of a batch: by its size, never by the number of threads."""
-    shards = 1
-    while 2 * shards <= min(MOST_SHARDS, sequences, tokens // SHARD_TOKENS):
-        shards *= 2
-    return shards
+    return max(1, min(MOST_SHARDS, sequences, tokens // SHARD_TOKENS))
 
 
 def _first_sequence(shard, shards, offsets):
     """Return the first sequence of a shard: shards have whole sequences and alike many tokens."""
-    tokens, b = offsets[offsets.size - 1], 0
-    while offsets[b] * shards < tokens * shard:
-        b += 1
-    return b
+    low, high = 0, offsets.size - 1
+    before = offsets[high] * shard
+    while low < high:
+        middle = (low + high) // 2
+        if offsets[middle] * shards < before:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 first_sequence = kernel(_first_sequence)
 
 
+@kernel
+def _norm_gradient(
+    first_shard, last_shard, shards, query_offsets, key_offsets, dout, x, weight, mean, rstd,
+    residual, dx, sums,
+):  # fmt: skip
+    """Differentiate a norm of the rows that are read out of some shards, and add to sums of each.
+
+    Args:
+        sums: (last_shard - first_shard, 2, C).
+    """
+    first = query_offsets[first_sequence(first_shard, shards, key_offsets)]
+    for shard in range(first_shard, last_shard):
+        last = query_offsets[first_sequence(shard + 1, shards, key_offsets)]
+        layernorm_backward_rows(
+            first, last, dout, x, weight, mean, rstd, residual, dx, shard - first_shard, sums
+        )
+        first = last
+
+
 @kernel(once=True)
-def forward_shard(
+def forward_sequences(
     begin, end, longest, x, rows, query_offsets, key_offsets, pre_norm, causal, scale, epsilon,
     activation, norm1_weight, norm1_bias, query_weight, query_bias, projection_weight,
     projection_bias, output_weight, output_bias, norm2_weight, norm2_bias, expand_weight,
@@ -250,12 +273,13 @@ def transformer_block_forward(
     Threads: sequences; bit-identical for any thread count.
     """
     shards = shard_count(x.shape[0], key_offsets.size - 1)
+    parts = min(shards, thread_count())
     longest = longest_sequence(key_offsets)
     nothing = x[:0]
-    for shard in prange(shards):
-        begin = first_sequence(shard, shards, key_offsets)
-        end = first_sequence(shard + 1, shards, key_offsets)
-        forward_shard(
+    for part in prange(parts):
+        begin = first_sequence(part * shards // parts, shards, key_offsets)
+        end = first_sequence((part + 1) * shards // parts, shards, key_offsets)
+        forward_sequences(
             begin, end, longest, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
             epsilon, activation, norm1_weight, norm1_bias, query_weight, query_bias,
             projection_weight, projection_bias, output_weight, output_bias, norm2_weight,
@@ -266,21 +290,27 @@ def transformer_block_forward(
 
 
 @kernel(once=True)
-def backward_shard(
-    begin, end, longest, shard, dout, x, rows, query_offsets, key_offsets, pre_norm, causal, scale,
-    activation, norm1_weight, query_weight, projection_weight, output_weight, norm2_weight,
-    expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest, total,
-    attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq,
+def backward_shards(
+    first_shard, last_shard, shards, longest, dout, x, rows, query_offsets, key_offsets, pre_norm,
+    causal, scale, activation, norm1_weight, query_weight, projection_weight, output_weight,
+    norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest,
+    total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq,
     dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
 ):  # fmt: skip
-    """Take the gradients of sequences begin to end back through the block, line by line."""
+    """Take the gradients of some shards' sequences back through the block, line by line.
+
+    Args:
+        sums1, sums2: (last_shard - first_shard, 2, C), each shard's of the norms' gradients.
+    """
+    begin = first_sequence(first_shard, shards, key_offsets)
+    end = first_sequence(last_shard, shards, key_offsets)
     heads = largest.shape[1]
     first, last = key_offsets[begin], key_offsets[end]
     first_query, last_query = query_offsets[begin], query_offsets[end]
     if not pre_norm:
-        layernorm_backward_rows(
-            first_query, last_query, dout, out, norm2_weight, mean2, rstd2, nothing, dsum2, shard,
-            sums2,
+        _norm_gradient(
+            first_shard, last_shard, shards, query_offsets, key_offsets, dout, out, norm2_weight,
+            mean2, rstd2, nothing, dsum2, sums2,
         )  # fmt: skip
     product_rows(
         INPUT_GRADIENT, first_query, last_query, dhidden, contract_weight,
@@ -291,14 +321,14 @@ def backward_shard(
         nothing if pre_norm else dsum2, NO_ACTIVATION, nothing, dinner,
     )  # fmt: skip
     if pre_norm:
-        layernorm_backward_rows(
-            first_query, last_query, dinner, attention_out, norm2_weight, mean2, rstd2, dout,
-            dsum1, shard, sums2,
+        _norm_gradient(
+            first_shard, last_shard, shards, query_offsets, key_offsets, dinner, attention_out,
+            norm2_weight, mean2, rstd2, dout, dsum1, sums2,
         )  # fmt: skip
     else:
-        layernorm_backward_rows(
-            first_query, last_query, dinner, attention_out, norm1_weight, mean1, rstd1, nothing,
-            dsum1, shard, sums1,
+        _norm_gradient(
+            first_shard, last_shard, shards, query_offsets, key_offsets, dinner, attention_out,
+            norm1_weight, mean1, rstd1, nothing, dsum1, sums1,
         )  # fmt: skip
     product_rows(
         INPUT_GRADIENT, first_query, last_query, dattended, output_weight, dsum1, no_bias, nothing,
@@ -323,9 +353,9 @@ def backward_shard(
         )  # fmt: skip
         add_rows(begin, end, dchosen, rows, dx)
     if pre_norm:
-        layernorm_backward_rows(
-            first, last, dx, x, norm1_weight, mean1, rstd1, nothing if rows.size else dsum1, dx,
-            shard, sums1,
+        _norm_gradient(
+            first_shard, last_shard, shards, key_offsets, key_offsets, dx, x, norm1_weight, mean1,
+            rstd1, nothing if rows.size else dsum1, dx, sums1,
         )  # fmt: skip
         add_rows(begin, end if rows.size else begin, dsum1, rows, dx)
 
@@ -356,19 +386,20 @@ def transformer_block_backward(
     order: bit-identical for any thread count.
     """
     shards = shard_count(x.shape[0], key_offsets.size - 1)
+    parts = min(shards, thread_count())
     longest = longest_sequence(key_offsets)
     nothing, no_bias = x[:0], mean1[:0]
     sums1 = np.zeros((shards, 2, x.shape[1]), x.dtype)
     sums2 = np.zeros((shards, 2, x.shape[1]), x.dtype)
-    for shard in prange(shards):
-        begin = first_sequence(shard, shards, key_offsets)
-        end = first_sequence(shard + 1, shards, key_offsets)
-        backward_shard(
-            begin, end, longest, np.int64(shard), dout, x, rows, query_offsets, key_offsets,
+    for part in prange(parts):
+        first, last = np.int64(part * shards // parts), np.int64((part + 1) * shards // parts)
+        backward_shards(
+            first, last, shards, longest, dout, x, rows, query_offsets, key_offsets,
             pre_norm, causal, scale, activation, norm1_weight, query_weight, projection_weight,
             output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected,
             attended, largest, total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden,
-            dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing, no_bias,
+            dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1[first:last],
+            sums2[first:last], nothing, no_bias,
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)

@@ -38,9 +38,9 @@ from .matmul import (
 from .pooling import add_rows
 from .transformer_block import (
     _first_sequence,
-    backward_shard,
+    backward_shards,
     first_sequence,
-    forward_shard,
+    forward_sequences,
     transformer_block_backward_reference,
     transformer_block_forward_reference,
 )
@@ -248,7 +248,7 @@ def _forward_block(
     D = C if has_bias else 0
     slopes = 0 if activation == RELU else M
     no = bool(0)  # of the type of a variable: a literal's would have kernels compiled once more
-    forward_shard(
+    forward_sequences(
         begin, end, longest, array_at(room, p[X], N, C), rows, query_offsets, offsets, no, no,
         scale, epsilon, activation,
         array_at(values, p[NORM1_WEIGHT], C), array_at(values, p[NORM1_BIAS], C),
@@ -273,15 +273,15 @@ def _forward_block(
 
 @kernel(once=True)
 def _backward_block(
-    begin, end, longest, offsets, query_offsets, rows, N, C, H, F, scale, activation, has_bias, p,
-    values, gradients, room,
+    shard, shards, longest, offsets, query_offsets, rows, N, C, H, F, scale, activation, has_bias,
+    p, values, gradients, room,
 ):  # fmt: skip
     """Differentiate a block by its input and its parameters, whose gradients are the shard's."""
     M = query_offsets[query_offsets.size - 1]
     split = 1 if rows.size else 0
     D = C if has_bias else 0
     saved = p[HIDDEN] if activation == RELU else p[SLOPE]
-    no, first_sum, nothing = bool(0), np.int64(0), array_at(room, 0, 0, 0)
+    no, nothing = bool(0), array_at(room, 0, 0, 0)
     x, hidden = array_at(room, p[X], N, C), array_at(room, p[HIDDEN], M, F)
     attended = array_at(room, p[ATTENDED], M, C)
     dsum2, dsum1 = array_at(room, p[DSUM2], M, C), array_at(room, p[DSUM1], M, C)
@@ -289,8 +289,8 @@ def _backward_block(
     dprojected = array_at(room, p[DPROJECTED], (3 - split) * N, C)
     sums1 = np.zeros((1, 2, C), values.dtype)
     sums2 = np.zeros((1, 2, C), values.dtype)
-    backward_shard(
-        begin, end, longest, first_sum, array_at(room, p[DOUT], M, C), x, rows, query_offsets,
+    backward_shards(
+        shard, shard + 1, shards, longest, array_at(room, p[DOUT], M, C), x, rows, query_offsets,
         offsets, no, no, scale, activation, array_at(values, p[NORM1_WEIGHT], C),
         array_at(values, p[QKV_WEIGHT], split, C, C),
         array_at(values, p[QKV_WEIGHT] + split * C * C, 3 - split, C, C),
@@ -317,6 +317,7 @@ def _backward_block(
         _zero(vector)
     add_layernorm_sums(sums1, dnorm1[0], dnorm1[1])
     add_layernorm_sums(sums2, dnorm2[0], dnorm2[1])
+    begin, end = first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets)
     first, last = query_offsets[begin], query_offsets[end]
     weight_gradient_rows(
         first, last, hidden, dsum2, dcontract, array_at(gradients, p[CONTRACT_WEIGHT], 1, F, C)
@@ -369,13 +370,14 @@ def _read_out(
 
 @kernel(once=True)
 def _shard_gradients(
-    begin, end, tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale,
+    shard, shards, tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale,
     epsilon, activation, has_bias, smoothing, scale, places, values, gradients, position_table,
     room, logits, losses,
 ):  # fmt: skip
-    """Take sequences begin to end forward and back; write their gradients of all parameters."""
+    """Take a shard's sequences forward and back; write their gradients of all parameters."""
     N, B, C, V = tokens.size, rows.size, position_table.shape[1], logits.shape[1]
     blocks = places.size // PER_BLOCK - 1
+    begin, end = first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets)
     first, last = offsets[begin], offsets[end]
     longest = longest_sequence(offsets)
     p = places[blocks * PER_BLOCK :]
@@ -404,7 +406,7 @@ def _shard_gradients(
         block, ends = blocks - 1 - back, back == 0
         query_offsets = row_offsets if ends else offsets
         _backward_block(
-            begin, end, longest, offsets, query_offsets, rows[: B * ends], N, C, H, F,
+            shard, shards, longest, offsets, query_offsets, rows[: B * ends], N, C, H, F,
             attention_scale, activation, has_bias, places[block * PER_BLOCK :], values, gradients,
             room,
         )  # fmt: skip
@@ -448,8 +450,7 @@ def transformer_gradients(
     shards = copies.shape[0]
     for shard in prange(shards):
         _shard_gradients(
-            first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets),
-            tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
-            activation, has_bias, smoothing, scale, places, values, copies[shard], position_table,
-            room, logits, losses,
+            np.int64(shard), shards, tokens, positions, offsets, rows, row_offsets, targets, H, F,
+            attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
+            copies[shard], position_table, room, logits, losses,
         )  # fmt: skip

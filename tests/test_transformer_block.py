@@ -143,7 +143,7 @@ def test_gradient_of_the_kernels_input(rng, kind):
 
 @pytest.mark.parametrize(
     ("tokens", "sequences", "shards"),
-    [(1, 1, 1), (2 * SHARD_TOKENS - 1, 9, 1), (2 * SHARD_TOKENS, 9, 2), (10**6, 3, 2)],
+    [(1, 1, 1), (2 * SHARD_TOKENS - 1, 9, 1), (2 * SHARD_TOKENS, 9, 2), (10**6, 3, 3)],
 )
 def test_number_of_shards(tokens, sequences, shards):
     assert shard_count(tokens, sequences) == shards
@@ -219,6 +219,25 @@ def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, monkeypatch, o
     monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
     block = make_block(**options)
     block.forward(rng.standard_normal((8, WIDTH)), BATCH)
+    assert not block.in_one
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FEWEST_SEQUENCES", 4), ("MOST_OF_A_SEQUENCE", 15), ("MOST_PARAMETERS", 263)],
+)
+def test_few_or_long_sequences_and_wide_blocks_are_done_layer_by_layer(
+    rng, monkeypatch, name, value
+):
+    """Of three sequences of 16 elements, with 264 parameters in products."""
+    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 3)
+    x = rng.standard_normal((8, WIDTH))
+    block = make_block()
+    block.forward(x, BATCH)
+    assert block.in_one
+    monkeypatch.setattr(transformer_block, name, value)
+    block = make_block()
+    block.forward(x, BATCH)
     assert not block.in_one
 
 

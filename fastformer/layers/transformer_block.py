@@ -12,10 +12,11 @@ from fastformer.layers.relative_positions import RelativePositions, relative_pos
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
-# Sequences and elements of x for which one region for the whole block is the faster way: threads
-# share sequences then, and with more elements each layer's own cut of the work is as good.
+# One region for the whole block is the faster way where threads share enough sequences, none of
+# which has more elements than this, and where each of them reads no more parameters than this.
 FEWEST_SEQUENCES = 4
-MOST_ELEMENTS = 1 << 16
+MOST_OF_A_SEQUENCE = 1 << 14
+MOST_PARAMETERS = 1 << 20
 
 
 class TransformerBlock(Layer):
@@ -88,6 +89,8 @@ class TransformerBlock(Layer):
             and self.feed_forward.gate is None
             and self.attention.positions is None
         )
+        parameters = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
+        self.small = parameters <= MOST_PARAMETERS
         self.plan: BlockPlan | None = None
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
@@ -139,9 +142,10 @@ class TransformerBlock(Layer):
         The bits are the same but for the norms' gradients, whose sums have other parts.
         """
         drops = self.attention.dropout.active or self.feed_forward.dropout.active
-        if drops or not self.usual:
+        if drops or not self.usual or not self.small:
             return False
-        return batch.num_sequences >= FEWEST_SEQUENCES and x.size <= MOST_ELEMENTS
+        sequences = batch.num_sequences
+        return sequences >= FEWEST_SEQUENCES and x.size <= sequences * MOST_OF_A_SEQUENCE
 
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])
