@@ -20,7 +20,18 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import exp, exp_of_sum, flat, fma, lanes, load_first, select, store_first
+from ._simd import (
+    end_stream,
+    exp,
+    exp_of_sum,
+    flat,
+    fma,
+    lanes,
+    load_first,
+    select,
+    store_first,
+    stream_first,
+)
 
 NO_ACTIVATION, RELU, GELU, MISH = 0, 1, 2, 3
 # Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
@@ -291,15 +302,23 @@ def activate_block(activation, first, last, columns, slope, out, start, step):
     """Apply an activation to rows first to last of a block of `columns`, hot from its product.
 
     `out` is 1-D, its row r begins at start + r * step. The derivative is left in `slope`, of the
-    same layout: what they share, most of the work, is then done once. ReLU is the product's own.
+    same layout: what they share, most of the work, is then done once. It is stored past the caches,
+    for backward is the next to read it: `end_activation` follows. ReLU is the product's own.
     """
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
             i = start + row * step + j
             v = load_first(out, columns - j, i)
             value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
-            store_first(slope, columns - j, derivative, i)
+            stream_first(slope, columns - j, derivative, i)
             store_first(out, columns - j, value, i)
+
+
+@kernel
+def end_activation(slope):
+    """End what calls of `activate_block` stored, so that others see it."""
+    if slope.size:
+        end_stream(slope)
 
 
 @kernel

@@ -39,6 +39,7 @@ from .activation import (
     activation_forward_reference,
     activation_slope,
     differentiate_block,
+    end_activation,
 )
 
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
@@ -187,7 +188,7 @@ def _panel_product(
             size = ACTIVATED_ROWS if activates else max(1, last - first)
             for row in range(first, last, size):
                 stop = min(last, row + size)
-                if activates:
+                if activates and plan.form != FORWARD:
                     ask_for(saved, row, stop, used, start, plan.columns)
                 multiply_rows(
                     row, stop, used, depth, left, left_start + k * plan.left_k_step,
@@ -206,6 +207,8 @@ def _panel_product(
                 _add_column_sums(
                     used_panel, panel_start, step, depth, used, bias, group * plan.columns + j
                 )
+    if plan.form == FORWARD:
+        end_activation(saved)
 
 
 @kernel(once=True, allocates=False)

@@ -31,7 +31,13 @@ from ._compile import kernel, prange
 from ._rows import SUM_BLOCK
 from ._simd import flat, lanes, load_first, splat, store_first
 from ._tile import TILE_ROWS, WIDE
-from .activation import NO_ACTIVATION, RELU, activate_block, differentiate_block
+from .activation import (
+    NO_ACTIVATION,
+    RELU,
+    activate_block,
+    differentiate_block,
+    end_activation,
+)
 from .matmul import (
     ACTIVATED_ROWS,
     FORWARD,
@@ -143,7 +149,7 @@ def _multiply_panel(
     size = ACTIVATED_ROWS if activates else max(1, last - first)
     for row in range(first, last, size):
         stop = min(last, row + size)
-        if activates:
+        if activates and plan.form != FORWARD:
             ask_for(saved, row, stop, used, start, plan.columns)
         multiply_packed(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
@@ -156,6 +162,8 @@ def _multiply_panel(
             activate_block(activation, row, stop, used, saved, out, start, plan.columns)
         elif activates:
             differentiate_block(activation, row, stop, used, saved, out, start, plan.columns)
+    if plan.form == FORWARD:
+        end_activation(saved)
 
 
 @kernel

@@ -184,3 +184,18 @@ def test_tied_weights_refuse(shape, error):
     tied.forward(np.zeros((4, 5), np.float32))
     with pytest.raises(error, match=r"TiedLinear.backward: dout must be \(4, 6\) float32"):
         tied.backward(np.zeros((3, 6), np.float32))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [ff.Linear(5, 6), TiedLinear(ff.Embedding(6, 5))],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_result_goes_where_it_is_wanted(rng, layer):
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    wanted = np.empty((4, 6), np.float32)
+    assert layer.forward(x, out=wanted) is wanted
+    np.testing.assert_array_equal(wanted, layer.forward(x))
+    for shape, dtype in (((3, 6), np.float32), ((4, 5), np.float32), ((4, 6), np.float64)):
+        with pytest.raises((InvalidValueError, InvalidTypeError), match=r"out must be \(4, 6\)"):
+            layer.forward(x, out=np.empty(shape, dtype))

@@ -22,7 +22,8 @@ class BlockPlan:
         self, block: "TransformerBlock", x: Array, batch: PackedBatch, rows: Ids | None
     ) -> None:
         """Gather what forward needs; arguments as of `TransformerBlock.forward`."""
-        self.block, self.x, self.sequences = block, x, batch.num_sequences
+        self.block, self.x = block, x
+        self.tokens, self.sequences = batch.num_tokens, batch.num_sequences
         self.some_rows = rows is not None
         self.weight = block.norm1.weight.value
         self.dout: Array | None = None
@@ -64,11 +65,19 @@ class BlockPlan:
         """Return None: a copied block makes a plan of its own."""
 
     def fits(self, x: Array, batch: PackedBatch, rows: Ids | None) -> bool:
-        """Tell whether the plan is for these arguments, and for the parameters as they are."""
+        """Tell whether the plan is for these arguments, and for the parameters as they are.
+
+        What fits needs no other check: of rows, only a batch's own fit.
+        """
+        if self.some_rows:
+            fits = rows is batch._first_rows or rows is batch._last_rows
+        else:
+            fits = rows is None
         return (
-            x is self.x
+            fits
+            and x is self.x
+            and batch.num_tokens == self.tokens
             and batch.num_sequences == self.sequences
-            and (rows is not None) is self.some_rows
             and self.weight is self.block.norm1.weight.value
         )
 

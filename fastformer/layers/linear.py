@@ -52,18 +52,24 @@ class Linear(Layer):
         self.bias = Parameter(np.zeros(out_features if bias else 0, self.dtype))
 
     def forward(
-        self, x: Array, *, residual: Array | None = None, activation: int = NO_ACTIVATION
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        activation: int = NO_ACTIVATION,
+        out: Array | None = None,
     ) -> Array:
         """Return activation(x W + b + residual).
 
         Args:
             x: (N, in).    residual: (N, out) or None.
             activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
+            out: (N, out), where to write; a buffer unless given.
 
         Returns:
-            (N, out), a buffer.
+            out.
         """
-        out = self.prepare(x, activation)
+        out = self.prepare(x, activation, out)
         if residual is not None:
             checks.same_shape("Linear", "residual", residual, out.shape, self.dtype)
         self.ops.matmul(
@@ -77,11 +83,14 @@ class Linear(Layer):
         )
         return out
 
-    def prepare(self, x: Array, activation: int = NO_ACTIVATION) -> Array:
-        """Keep x for backward, and return the buffer for the result, (N, out)."""
+    def prepare(self, x: Array, activation: int = NO_ACTIVATION, out: Array | None = None) -> Array:
+        """Keep x for backward, and return where the result goes, (N, out): a buffer, or out."""
         checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
         self.x = x
-        out = self.buffers.get("out", x.shape[0], self.out_features)
+        if out is None:
+            out = self.buffers.get("out", x.shape[0], self.out_features)
+        else:
+            checks.matrix("Linear", "out", out, x.shape[0], self.out_features, self.dtype)
         # What the activation's derivative needs: ReLU's output, else the derivative itself.
         self.saved = out
         if activation in SLOPED:
@@ -141,11 +150,14 @@ class TiedLinear(Layer):
         super().__init__(embedding.ops.name, embedding.dtype.name, precision)
         self.weight = embedding.weight
 
-    def forward(self, x: Array) -> Array:
-        """Return (N, V) for x of (N, C), a buffer."""
+    def forward(self, x: Array, *, out: Array | None = None) -> Array:
+        """Return (N, V) for x of (N, C): in out of that shape, or a buffer."""
         vocab_size, embed_dim = self.weight.value.shape
         checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
-        out = self.buffers.get("out", x.shape[0], vocab_size)
+        if out is None:
+            out = self.buffers.get("out", x.shape[0], vocab_size)
+        else:
+            checks.matrix("TiedLinear", "out", out, x.shape[0], vocab_size, self.dtype)
         self.x = x
         self.ops.matmul_nt(
             x, self.weight.value[None], self.nothing, self.nothing, NO_ACTIVATION, out

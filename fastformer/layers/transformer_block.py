@@ -99,12 +99,15 @@ class TransformerBlock(Layer):
         Only keys and values then need all rows; the rest is computed for the chosen ones, and
         the result is the same.
         """
+        plan = self.plan
+        if plan is not None and plan.fits(x, batch, rows) and not self._drops():
+            self.rows, self.in_one = rows, True
+            return plan.forward(batch, rows)
         self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
         self.in_one = self._in_one(x, batch)
         if self.in_one:
-            if self.plan is None or not self.plan.fits(x, batch, rows):
-                self.plan = BlockPlan(self, x, batch, rows)
+            self.plan = BlockPlan(self, x, batch, rows)
             return self.plan.forward(batch, rows)
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
@@ -141,11 +144,13 @@ class TransformerBlock(Layer):
 
         The bits are the same but for the norms' gradients, whose sums have other parts.
         """
-        drops = self.attention.dropout.active or self.feed_forward.dropout.active
-        if drops or not self.usual or not self.small:
+        if self._drops() or not self.usual or not self.small:
             return False
         sequences = batch.num_sequences
         return sequences >= FEWEST_SEQUENCES and x.size <= sequences * MOST_OF_A_SEQUENCE
+
+    def _drops(self) -> bool:
+        return self.attention.dropout.active or self.feed_forward.dropout.active
 
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])

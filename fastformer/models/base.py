@@ -11,6 +11,7 @@ from fastformer.errors import InvalidTypeError
 from fastformer.layers.base import Layer, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
+from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.layers.norm import new_norm
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.layers.relative_positions import relative_positions
@@ -29,6 +30,8 @@ BESIDE_SINES_STD = 0.5**0.5
 
 class Model(Layer):
     """Embedding with positions, blocks, and a last norm where the blocks are pre-norm."""
+
+    output: Linear | TiedLinear
 
     def __init__(
         self,
@@ -111,6 +114,6 @@ class Model(Layer):
     def _embed_backward(self, dx: Array) -> None:
         self.embedding.backward(self.dropout.backward(dx))
 
-    def _logits(self, out: Array) -> Array:
-        # Of the caller's own: the next forward must not change logits that somebody holds.
-        return np.array(out)
+    def _logits(self, x: Array) -> Array:
+        """Read out x: an array of the caller's own, which the next forward must not change."""
+        return self.output.forward(x, out=np.empty((len(x), self.config.vocab_size), self.dtype))

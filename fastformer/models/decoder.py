@@ -39,7 +39,6 @@ class TransformerDecoder(Model):
             dtype=dtype,
             precision=precision,
         )
-        self.output: Linear | TiedLinear
         if config.tied_embeddings:
             self.output = TiedLinear(self.embedding, precision=precision)
         else:
@@ -60,7 +59,7 @@ class TransformerDecoder(Model):
             x = block.forward(x, batch)
         if self.final_norm is not None:
             x = self.final_norm.forward(x)
-        return self._logits(self.output.forward(x))
+        return self._logits(x)
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient (N, V) by the logits."""

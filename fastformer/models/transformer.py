@@ -64,7 +64,7 @@ class Transformer(Model):
         if self.config.pooling == "mean":
             tokens, x = x, self.buffers.get("mean", batch.num_sequences, x.shape[1])
             self.ops.mean_forward(tokens, batch._offsets, x)
-        return self._logits(self.output.forward(x))
+        return self._logits(x)
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient (B, V) by the logits."""
