@@ -50,11 +50,16 @@ FIRST_WEIGHT_GRADIENT = 4
 ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 128
-PAGE_LINES = 64
+# Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them.
+PAGE, CACHE_WAYS = 4096, 8
 # Where there are few columns, less than two panels or a last narrow one, sums can be shorter at
 # little cost, and are as accurate as others'.
 SHORT_DEPTH_BLOCK = 64
-PANEL_REGISTERS = DEPTH_BLOCK * WIDE
+# Sums of a layer's products that are no longer than this are not cut.
+WHOLE_DEPTH = DEPTH_BLOCK * 3 // 2
+PANEL_REGISTERS = WHOLE_DEPTH * WIDE
+# Room for the rows of `left` that are copied at once, as many as leave packing panels cheap.
+ROWS_REGISTERS = 1 << 12
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -139,35 +144,72 @@ def ask_for(x, first, last, columns, start, step):
 
 
 @kernel(inline=True)
+def _pages_apart(step, x):
+    """Tell whether rows of so many elements are in one place of the first-level cache."""
+    return step * x.itemsize % PAGE == 0
+
+
+@kernel(inline=True)
 def _reads_in_place(rows, right_step, out):
     """Tell whether so many rows are multiplied by a panel where it lies, and not by a copy of it.
 
-    Where its rows are pages apart, they are in one place of the first-level cache, and low tiles
-    take twice as long.
+    Low tiles take twice as long where the panel's rows push each other out of the cache.
     """
-    conflicts = right_step % (PAGE_LINES * lanes(out)) == 0
-    return rows <= UNPACKED_ROWS and (rows >= TILE_ROWS or not conflicts)
+    return rows <= UNPACKED_ROWS and (rows >= TILE_ROWS or not _pages_apart(right_step, out))
+
+
+@kernel(inline=True)
+def _copies_rows(plan, rows, left):
+    """Tell whether so many rows of `left` are copied before they are multiplied.
+
+    A tile's rows push each other out of the cache, which doubles its time, where there are more
+    than the cache has room for in one place.
+    """
+    enough = rows >= TILE_ROWS > CACHE_WAYS and plan.left_k_step == 1
+    return enough and _pages_apart(plan.left_row_step, left)
+
+
+@kernel
+def _copy_rows(left, start, row_step, count, depth, rows, copied_step):
+    """Copy `count` rows of `depth` elements to where they are copied_step apart."""
+    for row in range(count):
+        for k in range(0, depth, lanes(left)):
+            v = load_first(left, depth - k, start + row * row_step + k)
+            store_first(rows, depth - k, v, row * copied_step + k)
 
 
 @kernel(part=True)
 def _panel_product(
-    plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
-):
-    """Compute rows first to last of one panel of columns, from column j of a group on.
+    plan, group, j, first, last, first_part, last_part, first_k, last_k, left, copied, rows, right,
+    bias, addend, activation, saved, out, panel,
+):  # fmt: skip
+    """Compute, of one panel of columns from column j of a group on, some terms of some rows' sums.
 
     An activation follows each few tiles, while they are in the first-level cache.
+
+    Args:
+        first, last: the rows.    first_part, last_part, first_k, last_k: the terms.
+        copied: whether `rows`, instead of left, has these rows' elements from first_k on.
     """
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
     of_weights = plan.form >= WEIGHT_GRADIENT
     few = plan.columns < 2 * WIDE * lanes(out) or used <= NARROW * lanes(out)
-    block = SHORT_DEPTH_BLOCK if few else DEPTH_BLOCK
-    for part in range(plan.parts):
+    block = DEPTH_BLOCK
+    if few:
+        block = SHORT_DEPTH_BLOCK
+    elif plan.depth <= WHOLE_DEPTH and not of_weights:
+        block = WHOLE_DEPTH
+    for part in range(first_part, last_part):
+        used_left, left_row_step = left, plan.left_row_step
         left_start = (group + part) * plan.left_group
+        if copied:
+            used_left, left_row_step = rows, DEPTH_BLOCK + lanes(out)
+            left_start = -first * left_row_step - first_k
         right_start = (group + part) * plan.right_group
-        for k in range(0, max(plan.depth, 1), block):
-            depth = min(block, plan.depth - k)
+        for k in range(first_k, max(last_k, 1), block):
+            depth = min(block, last_k - k)
             # Whole panels are read where they lie, if there are few rows to multiply by them.
             used_panel, panel_start, step = panel, 0, panel_width(used, out)
             if plan.form == INPUT_GRADIENT:
@@ -191,8 +233,8 @@ def _panel_product(
                 if activates and plan.form != FORWARD:
                     ask_for(saved, row, stop, used, start, plan.columns)
                 multiply_rows(
-                    row, stop, used, depth, left, left_start + k * plan.left_k_step,
-                    plan.left_row_step, plan.left_k_step, used_panel, panel_start, step,
+                    row, stop, used, depth, used_left, left_start + k * plan.left_k_step,
+                    left_row_step, plan.left_k_step, used_panel, panel_start, step,
                     begins and not of_weights and bias.size > 0, bias, group * plan.columns + j,
                     accumulates or not begins or addend.size > 0, added, rectifies, out, start,
                     plan.columns,
@@ -218,11 +260,38 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
     width = WIDE * lanes(out)
     panels = (plan.columns + width - 1) // width
     panel = stack_array(out, PANEL_REGISTERS)
-    for p in range(first_panel, last_panel):
-        group, j = p // panels, p % panels * width
-        _panel_product(
-            plan, group, j, first, last, left, right, bias, addend, activation, saved, out, panel
-        )
+    rows = stack_array(out, ROWS_REGISTERS)
+    copies = _copies_rows(plan, last - first, left)
+    row_count, part_count, k_count = max(1, last - first), plan.parts, max(1, plan.depth)
+    copied_step = DEPTH_BLOCK + lanes(out)
+    if copies:
+        row_count = ROWS_REGISTERS * lanes(out) // copied_step // TILE_ROWS * TILE_ROWS
+        part_count, k_count = 1, DEPTH_BLOCK
+    begin = first_panel
+    while begin < last_panel:
+        # Panels for which the same rows are copied.
+        end = last_panel
+        if copies and plan.left_group > 0:
+            end = min(end, (begin // panels + 1) * panels)
+        for row in range(first, last, row_count):
+            last_row = min(last, row + row_count)
+            for part in range(0, plan.parts, part_count):
+                for k in range(0, max(1, plan.depth), k_count):
+                    last_k = min(plan.depth, k + k_count)
+                    if copies:
+                        start = (begin // panels + part) * plan.left_group
+                        start += row * plan.left_row_step + k
+                        _copy_rows(
+                            left, start, plan.left_row_step, last_row - row, last_k - k, rows,
+                            copied_step,
+                        )  # fmt: skip
+                    for p in range(begin, end):
+                        _panel_product(
+                            plan, p // panels, p % panels * width, row, last_row, part,
+                            part + part_count, k, last_k, left, copies, rows, right, bias, addend,
+                            activation, saved, out, panel,
+                        )  # fmt: skip
+        begin = end
 
 
 @kernel

@@ -23,7 +23,9 @@ from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
 from fastformer.kernels._tile import TILE_ROWS
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
+    PAGE,
     SHORT_DEPTH_BLOCK,
+    WHOLE_DEPTH,
     matmul,
     matmul_backward,
     matmul_backward_reference,
@@ -48,8 +50,11 @@ DEPTHS = [
     DEPTH_BLOCK - 1,
     DEPTH_BLOCK,
     DEPTH_BLOCK + 1,
+    WHOLE_DEPTH,
+    WHOLE_DEPTH + 1,
     2 * DEPTH_BLOCK + 3,
 ]
+FAR = PAGE // 4  # elements of rows that are pages apart, in either dtype
 ACTIVATIONS = {"none": NO_ACTIVATION, "relu": RELU, "gelu": GELU, "mish": MISH}
 
 
@@ -132,6 +137,14 @@ def test_depth_edges_equal_twin(depth, extras):
 def test_groups_and_epilogues_equal_twin(activation, extras, groups, shared):
     for rows, depth, columns in ((TILE_ROWS + 3, 21, WIDTH + 5), (2, DEPTH_BLOCK + 9, 7)):
         check(Case(rows, depth, columns, groups, shared, activation, extras))
+
+
+@pytest.mark.parametrize(("groups", "shared"), [(1, False), (2, True), (2, False)])
+def test_rows_that_are_pages_apart_equal_twin(groups, shared):
+    """They are copied before they are multiplied, some hundred at a time."""
+    check(Case(250, FAR, WIDTH + 5, groups, shared, GELU))
+    check(Case(250, WIDTH + 5, FAR, groups, shared, GELU))
+    check(Case(TILE_ROWS, 3 * FAR, 3, groups, shared))
 
 
 @settings(max_examples=40)
@@ -245,9 +258,13 @@ def test_gradient_through_activation(rng, activation):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_does_not_depend_on_the_others(dtype):
+@pytest.mark.parametrize(
+    ("depth", "columns"),
+    [(WHOLE_DEPTH, 2 * WIDTH + 3), (DEPTH_BLOCK + 50, WHOLE_DEPTH + 3), (FAR, FAR)],
+)
+def test_a_row_does_not_depend_on_the_others(dtype, depth, columns):
     """The same bits whatever the tile, the task and the batch that a row is in."""
-    case = Case(5 * TILE_ROWS + 3, DEPTH_BLOCK + 50, 2 * WIDTH + 3)
+    case = Case(5 * TILE_ROWS + 3, depth, columns)
     row_tasks, column_tasks = task_grid(case.rows, case.columns, case.depth, WIDTH)
     assert row_tasks * column_tasks > 1
     (out,) = run(matmul, *case.forward(), dtype=dtype)[1:]
