@@ -58,8 +58,9 @@ SHORT_DEPTH_BLOCK = 64
 # Sums of a layer's products that are no longer than this are not cut.
 WHOLE_DEPTH = DEPTH_BLOCK * 3 // 2
 PANEL_REGISTERS = WHOLE_DEPTH * WIDE
-# Room for the rows of `left` that are copied at once, as many as leave packing panels cheap.
-ROWS_REGISTERS = 1 << 12
+# Room for the rows of `left` that are copied at once: 266 of float32, so that packing a panel for
+# them is cheap, and what they give is asked for as what FAR_ROWS of `_tile` give.
+ROWS_REGISTERS = 18 * DEPTH_BLOCK
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
