@@ -198,6 +198,10 @@ def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
     plan = block.plan
     assert_as_new(BATCH, x)
     assert block.plan is plan, "a plan that fits is not used again"
+    with pytest.raises(InvalidTypeError, match="batch must be a PackedBatch, got NoneType"):
+        block.forward(x, None)
+    with pytest.raises(InvalidTypeError, match="rows must be"):
+        block.forward(x, BATCH, [0, 3, 4])
     assert_as_new(make_batch((1, 1, 6)), x)
     assert_as_new(make_batch((4, 4)), x)
     assert_as_new(make_batch((50, 70)), rng.standard_normal((120, WIDTH)))

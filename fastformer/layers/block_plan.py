@@ -22,8 +22,8 @@ class BlockPlan:
         self, block: "TransformerBlock", x: Array, batch: PackedBatch, rows: Ids | None
     ) -> None:
         """Gather what forward needs; arguments as of `TransformerBlock.forward`."""
-        self.block, self.x = block, x
-        self.tokens, self.sequences = batch.num_tokens, batch.num_sequences
+        self.block, self.x, self.shape = block, x, x.shape
+        self.sequences = batch.num_sequences
         self.some_rows = rows is not None
         self.weight = block.norm1.weight.value
         self.dout: Array | None = None
@@ -69,14 +69,15 @@ class BlockPlan:
 
         What fits needs no other check: of rows, only a batch's own fit.
         """
+        if x is not self.x or x.shape != self.shape or not isinstance(batch, PackedBatch):
+            return False
         if self.some_rows:
             fits = rows is batch._first_rows or rows is batch._last_rows
         else:
             fits = rows is None
         return (
             fits
-            and x is self.x
-            and batch.num_tokens == self.tokens
+            and batch.num_tokens == self.shape[0]
             and batch.num_sequences == self.sequences
             and self.weight is self.block.norm1.weight.value
         )
