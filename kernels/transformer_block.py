@@ -37,7 +37,7 @@ from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_re
 
 # Tokens of a shard, about, and the most shards: what sums of the norms' gradients are made of. A
 # thread takes all of its shards at once, for it packs all weights, which costs as much as 4 rows.
-SHARD_TOKENS = 16
+SHARD_TOKENS = 64
 MOST_SHARDS = 64
 
 
@@ -136,7 +136,10 @@ def transformer_block_backward_reference(
 @kernel
 def shard_count(tokens, sequences):
     """Return the number of shards of a batch: by its size, never by the number of threads."""
-    return max(1, min(MOST_SHARDS, sequences, tokens // SHARD_TOKENS))
+    shards = 1
+    while 2 * shards <= min(MOST_SHARDS, sequences, tokens // SHARD_TOKENS):
+        shards *= 2
+    return shards
 
 
 def _first_sequence(shard, shards, offsets):
