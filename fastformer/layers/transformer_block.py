@@ -12,8 +12,8 @@ from fastformer.layers.relative_positions import RelativePositions, relative_pos
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
-# One region for the whole block is the faster way where threads share enough sequences, none of
-# which has more elements than this, and where each of them reads no more parameters than this.
+# One region for the whole block is the faster way where threads share enough sequences, which have
+# no more elements than this on average, and where each thread reads no more parameters than this.
 FEWEST_SEQUENCES = 4
 MOST_OF_A_SEQUENCE = 1 << 14
 MOST_PARAMETERS = 1 << 20
