@@ -17,9 +17,10 @@ from numba.extending import intrinsic
 from . import _meaning
 from ._bfloat16 import DOT, STEP, dot_ir, unpack
 from ._compile import BUILD
+from ._llvm import INDEX, NARROW, TILE_ROWS, WIDE
 from ._meaning import lanes
 from ._precompiled import Precompiled, precompiled
-from ._tile import NARROW, WIDE, call_multiply, define_multiply
+from ._tile import call_multiply, define_multiply
 
 
 def _tile_module() -> str:
@@ -56,7 +57,7 @@ def _multiply_packed(
     left = unpack(left).reshape(rows * depth)
     right = unpack(right).transpose(0, 2, 1).reshape(depth * width)
     _meaning.multiply(
-        rows, columns, depth, left, 0, depth, 1, right, 0, width, has_bias, bias,
+        rows, columns, depth, left, 0, depth, 1, TILE_ROWS * depth, right, 0, width, has_bias, bias,
         bias_start, has_addend, addend, rectifies, out, out_start, out_step,
     )  # fmt: skip
 
@@ -93,7 +94,10 @@ def multiply_packed(
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         load_tiles()  # its symbols are looked for as soon as this code is compiled
         name = "multiply_pairs" if DOT else "multiply"
-        return call_multiply(context, builder, sig, args, name)
+        # The rows of all tiles are alike far apart.
+        tile_step = builder.mul(args[5], INDEX(TILE_ROWS))
+        kinds = (*sig.args[:7], i, *sig.args[7:])
+        return call_multiply(context, builder, kinds, [*args[:7], tile_step, *args[7:]], name)
 
     return sig, generate
 

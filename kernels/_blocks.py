@@ -5,26 +5,35 @@ never cut across tasks, so the bits of a product are the same for any number of 
 """
 
 from ._compile import kernel
-from ._simd import lanes, load, load_first, store
-from ._tile import NARROW, TILE_ROWS, WIDE, multiply, transpose_block
+from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
+from ._simd import lanes, load, load_first, store, store_first
+from ._tile import multiply, transpose_block
 
 # Rows of a packed panel: 256 of them stay in the first-level cache.
 DEPTH_BLOCK = 256
+# Steps of k for which the columns of all tiles are copied before the next ones, so that what the
+# tiles share of a cache line is read once.
+STEPS_OF_A_COPY = 16
 # A task is worth its start from about a million multiply-adds on.
 TASK_SIZE = 1 << 19
 MOST_TASKS = 32
-# Tasks that there are at least, and tiles that a task has at least, where the rows allow it.
-FEWEST_TASKS = 4
-TILES_OF_A_TASK = 16
+# Tasks that a thread has at least, and tiles that a task has at least, where the rows allow it.
+TASKS_OF_A_THREAD = 2
+TILES_OF_A_TASK = 16 if HIGH_TILES else 32
+# Rows that a task has at least; and panels, where it packs its rows by tiles, which costs as much
+# as multiplying them by half a panel; and more of these once each thread has its tasks.
+FEWEST_ROWS = 56
+FEWEST_PANELS, MANY_PANELS = 6, 24
 
 
 @kernel
-def task_grid(rows, columns, depth, width):
+def task_grid(rows, columns, depth, width, threads=2, packs_tiles=False):
     """Return (row tasks, column tasks) for an output of rows x columns.
 
     Each row task packs the panels that it uses for itself, which costs as much as multiplying 4
     rows: so rows are cut into large pieces, and columns into as many as are still wanted. Where
     there are few panels, some of them narrow, rows are cut further, so that halves are alike.
+    The number of threads matters, too: it changes no bits, for no sum is cut.
     """
     tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
     panels = max(1, (columns + width - 1) // width)
@@ -32,8 +41,16 @@ def task_grid(rows, columns, depth, width):
     row_tasks = 1
     while 2 * row_tasks <= min(wanted, tiles // TILES_OF_A_TASK):
         row_tasks *= 2
+    fewest = min(wanted, TASKS_OF_A_THREAD * threads)
     column_tasks = min(panels, (wanted + row_tasks - 1) // row_tasks)
-    while row_tasks * column_tasks < min(wanted, FEWEST_TASKS) and 8 * row_tasks <= tiles:
+    if packs_tiles:
+        most, column_tasks = column_tasks, 1
+        while 2 * column_tasks <= most:
+            each = FEWEST_PANELS if row_tasks * column_tasks < fewest else MANY_PANELS
+            if 2 * column_tasks * each > panels:
+                break
+            column_tasks *= 2
+    while row_tasks * column_tasks < fewest and 2 * row_tasks * FEWEST_ROWS <= rows:
         row_tasks *= 2
     return row_tasks, column_tasks
 
@@ -104,6 +121,43 @@ def pack_panel_transposed(b, b_start, b_step, depth, columns, panel, start):
 
 
 @kernel
+def copy_rows(a, start, row_step, count, depth, out, out_step):
+    """Copy `count` rows of `depth` elements to where they are out_step apart."""
+    for row in range(count):
+        for k in range(0, depth, lanes(a)):
+            v = load_first(a, depth - k, start + row * row_step + k)
+            store_first(out, depth - k, v, row * out_step + k)
+
+
+@kernel
+def pack_tiles(a, start, k_step, count, depth, out, tile_step):
+    """Copy `count` columns of `depth` elements, so that those of a tile are together.
+
+    Column i of step k goes to i // TILE_ROWS * tile_step + i % TILE_ROWS + k * TILE_ROWS.
+
+    Args:
+        a: 1-D; step k begins at start + k * k_step.
+        out: 1-D, overwritten.    tile_step: a register more than a tile has, at least.
+    """
+    size = lanes(a)
+    room = (TILE_ROWS + size - 1) // size * size
+    for first in range(0, depth, STEPS_OF_A_COPY):
+        last = min(depth, first + STEPS_OF_A_COPY)
+        for i in range(0, count, TILE_ROWS):
+            place = i // TILE_ROWS * tile_step
+            # Whole registers, whose ends the next step overwrites, for steps where the array does
+            # not end before they do.
+            whole = max(first, min(last, (a.size - room - start - i) // k_step + 1))
+            for k in range(first, whole):
+                for j in range(0, TILE_ROWS, size):
+                    v = load(a, start + k * k_step + i + j)
+                    store(out, v, place + k * TILE_ROWS + j)
+            for k in range(whole, last):
+                for j in range(min(TILE_ROWS, count - i)):
+                    out[place + k * TILE_ROWS + j] = a[start + k * k_step + i + j]
+
+
+@kernel
 def multiply_rows(
     first, last, columns, depth, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
     has_bias, bias, bias_start, has_addend, addend, rectifies, out, out_start, out_step,
@@ -111,8 +165,8 @@ def multiply_rows(
     """Multiply rows first to last of `a` by a panel; other arguments are those of `multiply`."""
     multiply(
         last - first, columns, depth, a, a_start + first * a_row_step, a_row_step, a_k_step,
-        panel, panel_start, panel_step, has_bias, bias, bias_start, has_addend, addend,
-        rectifies, out, out_start + first * out_step, out_step,
+        TILE_ROWS * a_row_step, panel, panel_start, panel_step, has_bias, bias, bias_start,
+        has_addend, addend, rectifies, out, out_start + first * out_step, out_step,
     )  # fmt: skip
 
 

@@ -30,6 +30,14 @@ VECTOR_REGISTERS = (
     32 if VECTOR_BITS == 512 or not binding.get_host_cpu_features().get("sse2") else 16
 )
 
+# A tile of a product: two columns of registers for its sums, two registers for a row of the panel,
+# the rest for safety.
+WIDE, NARROW = 2, 1
+TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
+# Where there are few registers, tiles are so low that two of them share a cache line of columns.
+LINE = 64
+HIGH_TILES = TILE_ROWS > 8
+
 HAS_SCALEF = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512f"))
 
 # Numba adds the kernels' fast-math flags to every instruction that has none of its own. This one

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from ._llvm import element_lanes
+from ._llvm import TILE_ROWS, element_lanes
 
 
 def lanes(x: Any) -> int:
@@ -155,14 +155,16 @@ def max_lanes(v: Any) -> Any:
 
 def multiply(
     rows: int, columns: int, depth: int, a: Any, a_start: int, a_row_step: int, a_k_step: int,
-    panel: Any, panel_start: int, panel_step: int, has_bias: bool, bias: Any, bias_start: int,
-    has_addend: bool, addend: Any, rectifies: bool, out: Any, out_start: int, out_step: int,
+    a_tile_step: int, panel: Any, panel_start: int, panel_step: int, has_bias: bool, bias: Any,
+    bias_start: int, has_addend: bool, addend: Any, rectifies: bool, out: Any, out_start: int,
+    out_step: int,
 ) -> None:  # fmt: skip
     """Multiply rows by a panel, and add bias and addend."""
     width = lanes(out) * (1 if columns <= lanes(out) else 2)
     lines = [_part(panel, (panel_start + k * panel_step,), width)[:columns] for k in range(depth)]
     for row in range(rows):
-        left = [_part(a, (a_start + row * a_row_step + k * a_k_step,), 1) for k in range(depth)]
+        start = a_start + row // TILE_ROWS * a_tile_step + row % TILE_ROWS * a_row_step
+        left = [_part(a, (start + k * a_k_step,), 1) for k in range(depth)]
         total = np.zeros(columns, out.dtype)
         for element, line in zip(left, lines, strict=True):
             total += element * line

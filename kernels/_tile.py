@@ -25,9 +25,12 @@ from . import _meaning
 from ._compile import BUILD
 from ._llvm import (
     EXACT,
+    HIGH_TILES,
     INDEX,
     INT32,
-    VECTOR_REGISTERS,
+    NARROW,
+    TILE_ROWS,
+    WIDE,
     call_ir,
     constant_ir,
     element_lanes,
@@ -44,9 +47,6 @@ from ._precompiled import precompiled
 from ._simd import check_extent_ir
 
 FLAG = ir.IntType(1)
-# Two columns of accumulators, two registers for a row of the panel, the rest for safety.
-WIDE, NARROW = 2, 1
-TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 # Heights that there is code for; the rows that are left over are cut into these.
 TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
 # From so many rows on, what a tile writes comes from memory or the third-level cache, and is asked
@@ -94,8 +94,9 @@ def _sums_ir(
         builder.gep(a_pointer, [builder.mul(a_row_step, INDEX(first))])
         for first in range(0, rows, 4)
     ]
-    # Each step of k asks for one cache line of `a` that is needed next: where rows are contiguous,
-    # of the rows below; where columns are, of the row 16 steps on (its end is what is new).
+    # With high tiles, each step of k asks for one cache line of `a` that is needed next: where rows
+    # are contiguous, of the rows below; where columns are, of the row 16 steps on (its end is what
+    # is new). Low ones take so few rows that the processor's own prefetching keeps up.
     across = builder.icmp_signed("==", a_row_step, INDEX(1))
     ahead_step = builder.select(across, a_k_step, a_row_step)
     ahead_rows = builder.select(across, INDEX(16), INDEX(rows))
@@ -124,7 +125,7 @@ def _sums_ir(
         updated.append(
             [multiply_add(builder, kind, element, columns[v], sums[row][v]) for v in range(vectors)]
         )
-    if rows == TILE_ROWS:
+    if rows == TILE_ROWS and HIGH_TILES:
         near = builder.mul(builder.and_(k, INDEX(15)), ahead_step)
         far = builder.mul(builder.lshr(k, INDEX(4)), builder.mul(a_k_step, INDEX(16)))
         prefetch_ir(builder, builder.gep(ahead, [builder.add(near, far)]))
@@ -224,7 +225,7 @@ def _symbol(element: ir.Type, vectors: int, name: str) -> str:
 def _signature_ir(element: ir.Type) -> ir.FunctionType:
     """Return the type: the arguments are those of `multiply`, with their starts in the pointers."""
     array = [element.as_pointer(), INDEX]
-    kinds = [INDEX, INDEX, INDEX, *array, INDEX, *array, array[0], array[0], FLAG, *array]
+    kinds = [INDEX, INDEX, INDEX, *array, INDEX, INDEX, *array, array[0], array[0], FLAG, *array]
     return ir.FunctionType(ir.VoidType(), kinds)
 
 
@@ -233,12 +234,13 @@ def define_multiply(
 ) -> None:
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
     function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
-    rows, columns, depth, a, a_row_step, a_k_step, *panel, bias, addend = function.args[:-3]
+    rows, columns, depth, a, a_row_step, a_k_step, a_tile_step = function.args[:7]
+    *panel, bias, addend = function.args[7:-3]
     rectifies, out, step = function.args[-3:]
     kind = ir.VectorType(element, element_lanes(element_size(element)))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
-    def tile(row: ir.Value, height: int) -> ir.Value:
+    def tile(row: ir.Value, a_rows: ir.Value, height: int) -> ir.Value:
         """Emit the product of the rows from `row` on, and return the next one."""
         offset = builder.mul(row, step)
         out_rows = builder.gep(out, [offset])
@@ -247,7 +249,6 @@ def define_multiply(
                 for r, v in itertools.product(range(height), range(vectors)):
                     place = builder.add(builder.mul(step, INDEX(r)), INDEX(v * kind.count))
                     prefetch_ir(builder, builder.gep(out_rows, [place]), level=2)
-        a_rows = builder.gep(a, [builder.mul(row, a_row_step)])
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
         a_steps, panel_step = (a_rows, a_row_step, a_k_step), (panel[0], panel[1])
@@ -257,26 +258,31 @@ def define_multiply(
 
     # What the compiler computes ahead of a loop takes as long as a small product, so that only
     # the highest tiles have a loop. Two rows take as long as four: these and a whole tile are two
-    # of the next height.
+    # of the next height, but not where tiles are packed.
     entry, head = builder.block, function.append_basic_block("head")
     whole, rest = function.append_basic_block("whole"), function.append_basic_block("rest")
     builder.branch(head)
     builder.position_at_end(head)
-    row = builder.phi(INDEX, "row")
+    row, a_rows = builder.phi(INDEX, "row"), builder.phi(a.type, "a_rows")
     row.add_incoming(INDEX(0), entry)
+    a_rows.add_incoming(a, entry)
     left = builder.sub(rows, row)
     fits = builder.icmp_signed(">=", left, INDEX(TILE_ROWS))
     halves = builder.icmp_signed("==", left, INDEX(2 * TILE_HEIGHTS[1]))
-    builder.cbranch(builder.and_(fits, builder.not_(halves)), whole, rest)
+    apart = builder.icmp_signed("!=", a_tile_step, builder.mul(a_row_step, INDEX(TILE_ROWS)))
+    builder.cbranch(builder.and_(fits, builder.or_(builder.not_(halves), apart)), whole, rest)
     builder.position_at_end(whole)
-    row.add_incoming(tile(row, TILE_ROWS), builder.block)
+    row.add_incoming(tile(row, a_rows, TILE_ROWS), builder.block)
+    a_rows.add_incoming(builder.gep(a_rows, [a_tile_step]), builder.block)
     builder.branch(head)
 
     builder.position_at_end(rest)
+    first = row
     for height in (TILE_HEIGHTS[1], *TILE_HEIGHTS[1:]):
         before = builder.block
         with builder.if_then(builder.icmp_signed("<=", builder.add(row, INDEX(height)), rows)):
-            after = tile(row, height)
+            offset = builder.mul(builder.sub(row, first), a_row_step)
+            after = tile(row, builder.gep(a_rows, [offset]), height)
             inside = builder.block
         merged = builder.phi(INDEX, "row")
         merged.add_incoming(row, before)
@@ -309,6 +315,7 @@ def multiply(
     a_start: Any,
     a_row_step: Any,
     a_k_step: Any,
+    a_tile_step: Any,
     panel: Any,
     panel_start: Any,
     panel_step: Any,
@@ -327,7 +334,8 @@ def multiply(
     Args:
         rows: any number.    columns: 1 to the panel's width; others are not written.
         depth: number of steps of k; 0 gives sums of 0.
-        a: 1-D; element (i, k) is at a_start + i * a_row_step + k * a_k_step.
+        a: 1-D; element (i, k) is at a_start + i // TILE_ROWS * a_tile_step
+            + i % TILE_ROWS * a_row_step + k * a_k_step.
         panel: 1-D; row k is at panel_start + k * panel_step, and is a whole row of registers, one
             where the columns fit into it, else two: packed, or a matrix as it is.
         bias: 1-D, used from bias_start on where has_bias.
@@ -336,32 +344,37 @@ def multiply(
         rectifies: whether ReLU comes last.
     """
     i, flag = types.intp, types.boolean
-    sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i
-    )
-    return sig, call_multiply
+    operands = (a, i, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i)
+    sig = signature(types.void, i, i, i, *operands)
+
+    def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+        return call_multiply(context, builder, sig.args, args, "multiply")
+
+    return sig, generate
 
 
 def call_multiply(
-    context: Any, builder: ir.IRBuilder, sig: Signature, args: Any, name: str = "multiply"
+    context: Any, builder: ir.IRBuilder, kinds: Any, args: Any, name: str
 ) -> ir.Value:
-    """Emit the checks of the checked build, and the call."""
-    kinds = sig.args
+    """Emit the checks of the checked build, and the call, for arguments as those of `multiply`."""
     rows, columns, depth = args[:3]
-    a_row_step, a_k_step = args[5:7]
-    panel_step, has_bias, has_addend, rectifies, out_step = (args[i] for i in (9, 10, 13, 15, 18))
+    a_row_step, a_k_step, a_tile_step = args[5:8]
+    panel_step, has_bias, has_addend, rectifies, out_step = (args[i] for i in (10, 11, 14, 16, 19))
     a = _Operand(context, builder, kinds[3], args[3], args[4])
-    panel = _Operand(context, builder, kinds[7], args[7], args[8])
-    bias = _Operand(context, builder, kinds[11], args[11], args[12])
-    addend = _Operand(context, builder, kinds[14], args[14], args[17])
-    out = _Operand(context, builder, kinds[16], args[16], args[17])
-    element = ir.FloatType() if kinds[16].dtype is types.float32 else ir.DoubleType()
-    lanes = element_lanes(kinds[16].dtype.bitwidth // 8)
+    panel = _Operand(context, builder, kinds[8], args[8], args[9])
+    bias = _Operand(context, builder, kinds[12], args[12], args[13])
+    addend = _Operand(context, builder, kinds[15], args[15], args[18])
+    out = _Operand(context, builder, kinds[17], args[17], args[18])
+    element = ir.FloatType() if kinds[17].dtype is types.float32 else ir.DoubleType()
+    lanes = element_lanes(kinds[17].dtype.bitwidth // 8)
     narrow = builder.icmp_signed("<=", columns, INDEX(NARROW * lanes))
     if BUILD == "checked":
         width = builder.select(narrow, INDEX(NARROW * lanes), INDEX(WIDE * lanes))
-        a_span = builder.mul(builder.sub(depth, INDEX(1)), a_k_step)
-        a.check(context, builder, rows, a_row_step, builder.add(a_span, INDEX(1)))
+        last, height = builder.sub(rows, INDEX(1)), INDEX(TILE_ROWS)
+        stop = builder.add(a.start, builder.mul(builder.sdiv(last, height), a_tile_step))
+        stop = builder.add(stop, builder.mul(builder.srem(last, height), a_row_step))
+        stop = builder.add(stop, builder.mul(builder.sub(depth, INDEX(1)), a_k_step))
+        check_extent_ir(context, builder, a.struct, a.start, builder.add(stop, INDEX(1)))
         panel.check(context, builder, depth, panel_step, width)
         out.check(context, builder, rows, out_step, columns)
         with builder.if_then(has_bias):
@@ -382,6 +395,7 @@ def call_multiply(
         a.pointer,
         a_row_step,
         a_k_step,
+        a_tile_step,
         panel.pointer,
         panel_step,
         builder.select(has_bias, bias.pointer, null),

@@ -30,6 +30,7 @@ from ._blocks import (
     whole_panels,
 )
 from ._compile import kernel, prange
+from ._llvm import WIDE
 from ._rows import SUM_BLOCK
 from ._simd import (
     drop_first,
@@ -47,7 +48,6 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
-from ._tile import WIDE
 
 # Scores are kept with a row for each key and a lane for each query, so that a softmax is a loop
 # over rows without sums across lanes. A block of them stays in the first-level cache.

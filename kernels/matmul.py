@@ -20,17 +20,19 @@ import numpy as np
 
 from ._blocks import (
     DEPTH_BLOCK,
-    multiply_rows,
+    copy_rows,
     pack_panel,
     pack_panel_transposed,
+    pack_tiles,
     panel_width,
     task_grid,
     task_part,
 )
 from ._compile import kernel, prange
+from ._llvm import HIGH_TILES, LINE, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
-from ._simd import flat, lanes, load_first, prefetch, splat, stack_array, store_first
-from ._tile import NARROW, TILE_ROWS, WIDE
+from ._simd import flat, lanes, load_first, prefetch, splat, stack_array, store_first, thread_count
+from ._tile import multiply
 from .activation import (
     NO_ACTIVATION,
     RELU,
@@ -49,7 +51,7 @@ FIRST_WEIGHT_GRADIENT = 4
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
-UNPACKED_ROWS = 128
+UNPACKED_ROWS = 128 if HIGH_TILES else 48
 # Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them.
 PAGE, CACHE_WAYS = 4096, 8
 # Where there are few columns, less than two panels or a last narrow one, sums can be shorter at
@@ -58,9 +60,11 @@ SHORT_DEPTH_BLOCK = 64
 # Sums of a layer's products that are no longer than this are not cut.
 WHOLE_DEPTH = DEPTH_BLOCK * 3 // 2
 PANEL_REGISTERS = WHOLE_DEPTH * WIDE
-# Room for the rows of `left` that are copied at once: 266 of float32, so that packing a panel for
+# Room for the rows of `left` that are copied at once, 266 of float32, so that packing a panel for
 # them is cheap, and what they give is asked for as what FAR_ROWS of `_tile` give.
-ROWS_REGISTERS = 18 * DEPTH_BLOCK
+ROWS_REGISTERS = (18 if HIGH_TILES else 36) * DEPTH_BLOCK
+# So few rows are not packed by tiles: their lines stay in the second-level cache.
+UNPACKED_COLUMNS = 95
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
 
 # out (groups, rows, columns) = left @ right, summed over `parts` groups and over `depth`. Element
@@ -70,6 +74,9 @@ Plan = namedtuple(
     "form groups parts rows columns depth "
     "left_group left_row_step left_k_step right_group right_step",
 )
+# Where elements of a plan's left matrix are, themselves or copies of some: of a group, of a row's
+# tile and place in it, and of k, as the plan counts them from a first row and a first k.
+Left = namedtuple("Left", "elements start group_step tile_step row_step k_step")
 
 
 def _stacked(a, groups, rows):
@@ -170,19 +177,21 @@ def _copies_rows(plan, rows, left):
     return enough and _pages_apart(plan.left_row_step, left)
 
 
-@kernel
-def _copy_rows(left, start, row_step, count, depth, rows, copied_step):
-    """Copy `count` rows of `depth` elements to where they are copied_step apart."""
-    for row in range(count):
-        for k in range(0, depth, lanes(left)):
-            v = load_first(left, depth - k, start + row * row_step + k)
-            store_first(rows, depth - k, v, row * copied_step + k)
+@kernel(inline=True)
+def _packs_tiles(plan, rows, left):
+    """Tell whether so many rows of `left`, whose columns are contiguous, are packed by tiles.
+
+    Low tiles use less than half of each cache line that they read across rows, and there is one
+    for each step of k: as much of the cache as the panel needs.
+    """
+    enough = rows > UNPACKED_COLUMNS and plan.left_k_step != 1
+    return enough and 2 * TILE_ROWS * left.itemsize <= LINE
 
 
 @kernel(part=True)
 def _panel_product(
-    plan, group, j, first, last, first_part, last_part, first_k, last_k, left, copied, rows, right,
-    bias, addend, activation, saved, out, panel,
+    plan, group, j, first, last, first_part, last_part, first_k, last_k, left, right, bias, addend,
+    activation, saved, out, panel,
 ):  # fmt: skip
     """Compute, of one panel of columns from column j of a group on, some terms of some rows' sums.
 
@@ -190,7 +199,7 @@ def _panel_product(
 
     Args:
         first, last: the rows.    first_part, last_part, first_k, last_k: the terms.
-        copied: whether `rows`, instead of left, has these rows' elements from first_k on.
+        left: a Left whose first row and k are `first` and first_k.
     """
     used = min(WIDE * lanes(out), plan.columns - j)
     start = group * plan.rows * plan.columns + j
@@ -203,11 +212,7 @@ def _panel_product(
     elif plan.depth <= WHOLE_DEPTH and not of_weights:
         block = WHOLE_DEPTH
     for part in range(first_part, last_part):
-        used_left, left_row_step = left, plan.left_row_step
-        left_start = (group + part) * plan.left_group
-        if copied:
-            used_left, left_row_step = rows, DEPTH_BLOCK + lanes(out)
-            left_start = -first * left_row_step - first_k
+        left_start = left.start + (group + part) * left.group_step
         right_start = (group + part) * plan.right_group
         for k in range(first_k, max(last_k, 1), block):
             depth = min(block, last_k - k)
@@ -233,12 +238,14 @@ def _panel_product(
                 stop = min(last, row + size)
                 if activates and plan.form != FORWARD:
                     ask_for(saved, row, stop, used, start, plan.columns)
-                multiply_rows(
-                    row, stop, used, depth, used_left, left_start + k * plan.left_k_step,
-                    left_row_step, plan.left_k_step, used_panel, panel_start, step,
+                tiles = (row - first) // TILE_ROWS
+                multiply(
+                    stop - row, used, depth, left.elements,
+                    left_start + tiles * left.tile_step + (k - first_k) * left.k_step,
+                    left.row_step, left.k_step, left.tile_step, used_panel, panel_start, step,
                     begins and not of_weights and bias.size > 0, bias, group * plan.columns + j,
-                    accumulates or not begins or addend.size > 0, added, rectifies, out, start,
-                    plan.columns,
+                    accumulates or not begins or addend.size > 0, added, rectifies, out,
+                    start + row * plan.columns, plan.columns,
                 )  # fmt: skip
                 if activates and plan.form == FORWARD:
                     activate_block(activation, row, stop, used, saved, out, start, plan.columns)
@@ -263,33 +270,47 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
     panel = stack_array(out, PANEL_REGISTERS)
     rows = stack_array(out, ROWS_REGISTERS)
     copies = _copies_rows(plan, last - first, left)
+    packs = _packs_tiles(plan, last - first, left)
     row_count, part_count, k_count = max(1, last - first), plan.parts, max(1, plan.depth)
+    # A register more than a row has, or than a row of a tile has.
     copied_step = DEPTH_BLOCK + lanes(out)
-    if copies:
+    if copies or packs:
         row_count = ROWS_REGISTERS * lanes(out) // copied_step // TILE_ROWS * TILE_ROWS
         part_count, k_count = 1, DEPTH_BLOCK
     begin = first_panel
     while begin < last_panel:
         # Panels for which the same rows are copied.
         end = last_panel
-        if copies and plan.left_group > 0:
+        if (copies or packs) and plan.left_group > 0:
             end = min(end, (begin // panels + 1) * panels)
         for row in range(first, last, row_count):
             last_row = min(last, row + row_count)
             for part in range(0, plan.parts, part_count):
                 for k in range(0, max(1, plan.depth), k_count):
                     last_k = min(plan.depth, k + k_count)
+                    start = row * plan.left_row_step + k * plan.left_k_step
+                    used_left = Left(
+                        left, start, plan.left_group, TILE_ROWS * plan.left_row_step,
+                        plan.left_row_step, plan.left_k_step,
+                    )  # fmt: skip
+                    start += (begin // panels + part) * plan.left_group
                     if copies:
-                        start = (begin // panels + part) * plan.left_group
-                        start += row * plan.left_row_step + k
-                        _copy_rows(
+                        copy_rows(
                             left, start, plan.left_row_step, last_row - row, last_k - k, rows,
                             copied_step,
                         )  # fmt: skip
+                        used_left = Left(rows, 0, 0, TILE_ROWS * copied_step, copied_step, 1)
+                    elif packs:
+                        tile_step = TILE_ROWS * copied_step
+                        pack_tiles(
+                            left, start, plan.left_k_step, last_row - row, last_k - k, rows,
+                            tile_step,
+                        )  # fmt: skip
+                        used_left = Left(rows, 0, 0, tile_step, 1, TILE_ROWS)
                     for p in range(begin, end):
                         _panel_product(
                             plan, p // panels, p % panels * width, row, last_row, part,
-                            part + part_count, k, last_k, left, copies, rows, right, bias, addend,
+                            part + part_count, k, last_k, used_left, right, bias, addend,
                             activation, saved, out, panel,
                         )  # fmt: skip
         begin = end
@@ -358,14 +379,15 @@ def product_plan(form, x_rows, weight_shape, y_rows):
 
 
 @kernel
-def product_grid(form, x_rows, weight_shape, y_rows, out):
+def product_grid(form, x_rows, weight_shape, y_rows, out, threads):
     """Return the (row tasks, column tasks) of a product; none where it is not wanted."""
     if form == NO_PRODUCT:
         return 0, 0
     plan = product_plan(form, x_rows, weight_shape, y_rows)
     return task_grid(
-        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out)
-    )
+        plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out),
+        threads, _packs_tiles(plan, plan.rows, out),
+    )  # fmt: skip
 
 
 @kernel(inline=True)
@@ -420,8 +442,9 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
     flat_x, flat_weight, flat_y = flat(x), flat(weight), flat(y)
     flat_dx, flat_dweight = flat(dx), flat(dweight)
     flat_addend, flat_saved = flat(addend), flat(saved)
-    first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y)
-    second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y)
+    threads = thread_count()
+    first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y, threads)
+    second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y, threads)
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
     if firsts <= 1 and seconds <= 1:
         for task in range(firsts + seconds):

@@ -28,9 +28,9 @@ from ._bfloat16_blocks import (
 from ._bfloat16_tile import load_tiles, multiply_packed
 from ._blocks import panel_width, task_part
 from ._compile import kernel, prange
+from ._llvm import TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
-from ._simd import flat, lanes, load_first, splat, store_first
-from ._tile import TILE_ROWS, WIDE
+from ._simd import flat, lanes, load_first, splat, store_first, thread_count
 from .activation import (
     NO_ACTIVATION,
     RELU,
@@ -259,8 +259,9 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
     flat_x, flat_weight, flat_y = flat(x), flat(weight), flat(y)
     flat_dx, flat_dweight = flat(dx), flat(dweight)
     flat_addend, flat_saved = flat(addend), flat(saved)
-    first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y)
-    second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y)
+    threads = thread_count()
+    first_grid = product_grid(form, x.shape[0], weight.shape, y.shape[0], y, threads)
+    second_grid = product_grid(and_then, x.shape[0], weight.shape, y.shape[0], y, threads)
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
     if firsts <= 1 and seconds <= 1:
         for task in range(firsts + seconds):

@@ -19,8 +19,8 @@ from twins import (
     run,
 )
 
-from fastformer.kernels._blocks import DEPTH_BLOCK, task_grid, task_part
-from fastformer.kernels._tile import TILE_ROWS
+from fastformer.kernels._blocks import DEPTH_BLOCK, TILES_OF_A_TASK, task_grid, task_part
+from fastformer.kernels._llvm import TILE_ROWS
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
     PAGE,
@@ -147,6 +147,13 @@ def test_rows_that_are_pages_apart_equal_twin(groups, shared):
     check(Case(TILE_ROWS, 3 * FAR, 3, groups, shared))
 
 
+@pytest.mark.parametrize(("groups", "shared"), [(1, False), (2, True), (2, False)])
+def test_columns_of_many_tiles_equal_twin(groups, shared):
+    """With few registers they are packed before they are multiplied, some tiles at a time."""
+    check(Case(DEPTH_BLOCK + 9, TILES_OF_A_TASK * TILE_ROWS + 2, WIDTH + 5, groups, shared))
+    check(Case(31, 3 * TILES_OF_A_TASK * TILE_ROWS + 1, 3, groups, shared))
+
+
 @settings(max_examples=40)
 @given(
     sizes=st.tuples(*[st.integers(1, 70)] * 3),
@@ -264,7 +271,7 @@ def test_gradient_through_activation(rng, activation):
 )
 def test_a_row_does_not_depend_on_the_others(dtype, depth, columns):
     """The same bits whatever the tile, the task and the batch that a row is in."""
-    case = Case(5 * TILE_ROWS + 3, depth, columns)
+    case = Case(max(150, 5 * TILE_ROWS) + 3, depth, columns)
     row_tasks, column_tasks = task_grid(case.rows, case.columns, case.depth, WIDTH)
     assert row_tasks * column_tasks > 1
     (out,) = run(matmul, *case.forward(), dtype=dtype)[1:]

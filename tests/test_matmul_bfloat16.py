@@ -12,7 +12,7 @@ from twins import LANES32, Out, assert_equals_twin, assert_same_bits, called, ru
 from fastformer.kernels._bfloat16 import round_bfloat16
 from fastformer.kernels._bfloat16_blocks import DEPTH_BLOCK
 from fastformer.kernels._blocks import task_grid
-from fastformer.kernels._tile import TILE_ROWS
+from fastformer.kernels._llvm import TILE_ROWS
 from fastformer.kernels.activation import GELU, NO_ACTIVATION
 from fastformer.kernels.matmul import (
     matmul_backward_reference,
@@ -185,7 +185,7 @@ def test_error_is_that_of_rounded_operands():
 
 
 def test_a_row_does_not_depend_on_the_others():
-    case = Case(LEFT_ROWS + 3, DEPTH_BLOCK + 50, 2 * WIDTH + 3)
+    case = Case(LEFT_ROWS + 3, DEPTH_BLOCK + 50, 6 * WIDTH + 3)
     assert np.prod(task_grid(case.rows, case.columns, case.depth, WIDTH)) > 1
     (out,) = run(matmul_bfloat16, *case.forward())[1:]
     x, dout, other = case.x, case.dout, case.other_out

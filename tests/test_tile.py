@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from twins import DTYPES, LANES32, called, guarded, has_full_width_fma
 
 from fastformer.kernels import _blocks
-from fastformer.kernels._blocks import DEPTH_BLOCK
-from fastformer.kernels._llvm import element_lanes
-from fastformer.kernels._tile import NARROW, TILE_HEIGHTS, TILE_ROWS, TILES, WIDE
+from fastformer.kernels._blocks import DEPTH_BLOCK, STEPS_OF_A_COPY
+from fastformer.kernels._compile import kernel
+from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE, element_lanes
+from fastformer.kernels._tile import TILE_HEIGHTS, TILES, multiply
 
+copy_rows = called(_blocks.copy_rows)
+pack_tiles = called(_blocks.pack_tiles)
 multiply_panels = called(_blocks.multiply_panels)
 multiply_rows = called(_blocks.multiply_rows)
 pack_panel = called(_blocks.pack_panel)
@@ -155,6 +158,59 @@ def test_product_with_a_part_of_many_panels(
     )
     expected = (a @ b[top:, first:last]).ravel() + accumulates * start
     np.testing.assert_array_equal(out, expected)
+
+
+@kernel
+def multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel_step, out):
+    multiply(
+        rows, columns, depth, tiles, 0, 1, TILE_ROWS, tile_step, panel, 0, panel_step,
+        False, panel, 0, False, panel, False, out, 0, columns,
+    )  # fmt: skip
+
+
+@DTYPE
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 4 * TILE_ROWS),
+    columns=COLUMNS,
+    depth=st.integers(1, 2 * STEPS_OF_A_COPY + 3),
+    left=st.integers(0, 5),
+    gap=st.integers(0, 20),
+)
+def test_packed_tiles_are_the_columns_and_multiply_as_they_do(
+    dtype, rows, columns, depth, left, gap
+):
+    """The columns may end where the array does: nothing beyond it may be read; small integers."""
+    rng = np.random.default_rng(0)
+    columns = min(columns, WIDE * lanes_of(dtype))
+    step = left + rows + gap
+    a, b = rng.integers(-8, 9, (depth, step)), rng.integers(-8, 9, (depth, columns))
+    tile_step = TILE_ROWS * depth + lanes_of(dtype)
+    tiles = guarded(np.full(-(-rows // TILE_ROWS) * tile_step, np.nan, dtype))
+    stored = guarded(a.ravel()[: depth * step - gap].astype(dtype))
+    pack_tiles(stored, left, step, rows, depth, tiles, tile_step)
+    for i in range(rows):
+        place = i // TILE_ROWS * tile_step + i % TILE_ROWS
+        packed = tiles[place : place + TILE_ROWS * depth : TILE_ROWS]
+        np.testing.assert_array_equal(packed, a[:, left + i])
+
+    out = guarded(np.full(rows * columns, np.nan, dtype))
+    panel = guarded(padded(b.astype(dtype)))
+    multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel.size // depth, out)
+    expected = a[:, left : left + rows].T @ b
+    np.testing.assert_array_equal(out, expected.ravel())
+
+
+@DTYPE
+@settings(max_examples=30)
+@given(count=st.integers(1, 9), depth=st.integers(1, 40), gap=st.integers(0, 5))
+def test_copied_rows_are_the_rows(dtype, count, depth, gap):
+    a = np.random.default_rng(0).standard_normal((count, depth + gap)).astype(dtype)
+    out = guarded(np.full(count * (depth + 2) - 2, np.nan, dtype))
+    copy_rows(guarded(a.ravel()[: a.size - gap]), 0, depth + gap, count, depth, out, depth + 2)
+    found = np.append(out, [np.nan, np.nan]).reshape(count, depth + 2)
+    np.testing.assert_array_equal(found[:, :depth], a[:, :depth])
+    assert np.isnan(found[:, depth:]).all()
 
 
 @DTYPE
