@@ -5,7 +5,7 @@ Functions whose names end in `_ir` emit code at the builder's place and return i
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from llvmlite import binding, ir
 from numba.core import cgutils
@@ -38,6 +38,7 @@ TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 LINE = 64
 HIGH_TILES = TILE_ROWS > 8
 
+HAS_MASKS = VECTOR_BITS == 512
 HAS_SCALEF = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512f"))
 
 # Numba adds the kernels' fast-math flags to every instruction that has none of its own. This one
@@ -153,6 +154,43 @@ def masked_store_ir(
         name,
     )
     builder.call(function, [value, address, align, mask])
+
+
+def _lanes_ir(builder: ir.IRBuilder, value: ir.Value, order: Iterable[int]) -> ir.Value:
+    """Return a vector of some lanes."""
+    numbers = list(order)
+    index = ir.Constant(ir.VectorType(INT32, len(numbers)), numbers)
+    return builder.shuffle_vector(value, value, index)
+
+
+def store_first_ir(
+    builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, count: ir.Value
+) -> None:
+    """Store the first lanes; none where the count is below 1, all where there are no more.
+
+    AVX-512 has registers for masks. Elsewhere a masked store may take twenty cycles; there all
+    lanes are stored, or half of them, and half of that, for each bit of the count.
+    """
+    lanes = value.type.count
+    if HAS_MASKS:
+        masked_store_ir(builder, value, pointer, first_lanes_ir(builder, count, lanes))
+        return
+    for limit, sign in ((0, ">"), (lanes, "<")):
+        within = builder.icmp_signed(sign, count, INDEX(limit))
+        count = builder.select(within, count, INDEX(limit))
+    part = lanes
+    while part:
+        before = builder.block
+        chosen = builder.icmp_signed("!=", builder.and_(count, INDEX(part)), INDEX(0))
+        with builder.if_then(chosen):
+            store_ir(builder, _lanes_ir(builder, value, range(part)), pointer)
+            others = _lanes_ir(builder, value, [(lane + part) % lanes for lane in range(lanes)])
+            after, inside = builder.gep(pointer, [INDEX(part)]), builder.block
+        merged, place = builder.phi(value.type), builder.phi(pointer.type)
+        for phi, old, new in ((merged, value, others), (place, pointer, after)):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, inside)
+        value, pointer, part = merged, place, part // 2
 
 
 def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> None:

@@ -64,6 +64,7 @@ from ._llvm import (
     maximum_ir,
     prefetch_ir,
     splat_ir,
+    store_first_ir,
     store_ir,
     stream_ir,
     tree_ir,
@@ -348,7 +349,7 @@ def _store_first(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         with then:
             store_ir(builder, v, address)
         with otherwise:
-            masked_store_ir(builder, v, address, first_lanes_ir(builder, count, lanes))
+            store_first_ir(builder, v, address, count)
     return context.get_dummy_value()
 
 

@@ -38,9 +38,9 @@ from ._llvm import (
     first_lanes_ir,
     load_ir,
     masked_load_ir,
-    masked_store_ir,
     prefetch_ir,
     splat_ir,
+    store_first_ir,
     store_ir,
 )
 from ._precompiled import precompiled
@@ -213,7 +213,8 @@ def _store_ir(
                 for v, value in enumerate(line):
                     address = builder.gep(start, [INDEX(v * kind.count)])
                     if masked:
-                        masked_store_ir(builder, value, address, masks[v])
+                        left = builder.sub(columns, INDEX(v * kind.count))
+                        store_first_ir(builder, value, address, left)
                     else:
                         store_ir(builder, value, address)
 
