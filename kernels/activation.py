@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
+from ._llvm import WIDE
 from ._simd import (
     end_stream,
     exp,
@@ -27,8 +28,11 @@ from ._simd import (
     flat,
     fma,
     lanes,
+    load,
     load_first,
     select,
+    stack_array,
+    store,
     store_first,
     stream_first,
 )
@@ -55,6 +59,9 @@ CERTAIN = 40.0
 # Below its negative, an exponential is 0 in either dtype.
 DEEP = 1000.0
 
+# Rows of a block of which the first part of GELU is kept, three registers for each of a row's.
+KEPT_ROWS = 16
+KEPT_REGISTERS = 3 * WIDE * KEPT_ROWS
 # Elements of one task: enough to pay for its start.
 CHUNK = 16384
 
@@ -193,13 +200,24 @@ def _times_sigmoid(x, e, steep, steep_low):
 
 
 @kernel
-def gelu_and_slope(x):
-    """Return gelu of a register, and its derivative; what is not used is not computed."""
-    size = _minus_size(x, REACH)
-    argument, argument_low, steep, steep_low = _argument_of_gelu(size)
-    e = exp_of_sum(argument, argument_low)
+def _exponential_of_gelu(x):
+    """Return e, steep and steep_low, for which `_times_sigmoid` gives gelu and its derivative."""
+    argument, argument_low, steep, steep_low = _argument_of_gelu(_minus_size(x, REACH))
+    return exp_of_sum(argument, argument_low), steep, steep_low
+
+
+@kernel
+def _gelu_of_exponential(x, e, steep, steep_low):
+    """Return gelu of a register, and its derivative."""
     value, slope = _times_sigmoid(x, e, steep, steep_low)
     return select(x > REACH, x, value), slope
+
+
+@kernel
+def gelu_and_slope(x):
+    """Return gelu of a register, and its derivative; what is not used is not computed."""
+    e, steep, steep_low = _exponential_of_gelu(x)
+    return _gelu_of_exponential(x, e, steep, steep_low)
 
 
 @kernel
@@ -302,18 +320,53 @@ def activation_backward(dout, x, activation, dx):
 
 
 @kernel
+def _gelu_block(first, last, columns, slope, out, start, step):
+    """Do what `activate_block` does, in two passes over some rows.
+
+    A register's hundred operations wait for each other, and a processor sees some hundred ahead:
+    in two passes it works at more registers at a time.
+    """
+    size = lanes(out)
+    kept = stack_array(out, KEPT_REGISTERS)
+    for begin in range(first, last, KEPT_ROWS):
+        end, place = min(last, begin + KEPT_ROWS), 0
+        for row in range(begin, end):
+            for j in range(0, columns, size):
+                v = load_first(out, columns - j, start + row * step + j)
+                e, steep, steep_low = _exponential_of_gelu(v)
+                store(kept, e, place)
+                store(kept, steep, place + size)
+                store(kept, steep_low, place + 2 * size)
+                place += 3 * size
+        place = 0
+        for row in range(begin, end):
+            for j in range(0, columns, size):
+                i = start + row * step + j
+                e, steep = load(kept, place), load(kept, place + size)
+                value, derivative = _gelu_of_exponential(
+                    load_first(out, columns - j, i), e, steep, load(kept, place + 2 * size)
+                )
+                stream_first(slope, columns - j, derivative, i)
+                store_first(out, columns - j, value, i)
+                place += 3 * size
+
+
+@kernel
 def activate_block(activation, first, last, columns, slope, out, start, step):
     """Apply an activation to rows first to last of a block of `columns`, hot from its product.
 
+    There are no more columns than a panel of the product has.
     `out` is 1-D, its row r begins at start + r * step. The derivative is left in `slope`, of the
     same layout: what they share, most of the work, is then done once. It is stored past the caches,
     for backward is the next to read it: `end_activation` follows. ReLU is the product's own.
     """
+    if activation == GELU:
+        _gelu_block(first, last, columns, slope, out, start, step)
+        return
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
             i = start + row * step + j
-            v = load_first(out, columns - j, i)
-            value, derivative = gelu_and_slope(v) if activation == GELU else mish_and_slope(v)
+            value, derivative = mish_and_slope(load_first(out, columns - j, i))
             stream_first(slope, columns - j, derivative, i)
             store_first(out, columns - j, value, i)
 
