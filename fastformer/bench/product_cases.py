@@ -14,7 +14,7 @@ NO_VECTOR = np.zeros(0)
 
 def _linear_layers(s: Sizes) -> list[Shape]:
     """Return (rows, inputs, outputs) of a model's linear layers."""
-    layers: list[Shape] = [(s.N, s.C, 3 * s.C), (s.N, s.C, s.F)]
+    layers: list[Shape] = [(s.N, s.C, 3 * s.C), (s.N, s.C, s.F), (s.N, s.F, s.C)]
     # GPT-2's output layer alone would take longer than all others.
     return layers if s.V > 10_000 else [*layers, (s.N, s.C, s.V)]
 
