@@ -1,7 +1,7 @@
 """Serial pieces of a blocked matrix product: panels, rows of tiles, and how work is cut.
 
-Work is cut by the problem's size and never by the number of threads, and the sum over k is
-never cut across tasks, so the bits of a product are the same for any number of threads.
+The sum over k is never cut across tasks, so the bits of a product are the same for any number of
+tasks and threads.
 """
 
 from ._compile import kernel
@@ -33,7 +33,10 @@ def task_grid(rows, columns, depth, width, threads=2, packs_tiles=False):
     Each row task packs the panels that it uses for itself, which costs as much as multiplying 4
     rows: so rows are cut into large pieces, and columns into as many as are still wanted. Where
     there are few panels, some of them narrow, rows are cut further, so that halves are alike.
-    The number of threads matters, too: it changes no bits, for no sum is cut.
+
+    Args:
+        width: of a panel.    threads: that share the tasks.
+        packs_tiles: whether each task packs its rows by tiles, and so wants many panels for them.
     """
     tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
     panels = max(1, (columns + width - 1) // width)
