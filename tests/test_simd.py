@@ -376,6 +376,7 @@ WIDTH_TESTS = [
 ]
 PRODUCT_TESTS = [
     "test_matmul.py::test_integers_are_exact",
+    "test_matmul.py::test_columns_of_many_tiles_equal_twin",
     "test_matmul_bfloat16.py::test_groups_and_epilogues_equal_twin",
     "test_matmul_bfloat16.py::test_integers_are_exact",
 ]
