@@ -124,7 +124,7 @@ def pack_panel_transposed(b, b_start, b_step, depth, columns, panel, start):
 
 
 @kernel
-def copy_rows(a, start, row_step, count, depth, out, out_step):
+def pack_rows(a, start, row_step, count, depth, out, out_step):
     """Copy `count` rows of `depth` elements to where they are out_step apart."""
     for row in range(count):
         for k in range(0, depth, lanes(a)):

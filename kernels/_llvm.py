@@ -5,7 +5,7 @@ Functions whose names end in `_ir` emit code at the builder's place and return i
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from llvmlite import binding, ir
 from numba.core import cgutils
@@ -35,7 +35,6 @@ VECTOR_REGISTERS = (
 WIDE, NARROW = 2, 1
 TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 # Where there are few registers, tiles are so low that two of them share a cache line of columns.
-LINE = 64
 HIGH_TILES = TILE_ROWS > 8
 
 HAS_MASKS = VECTOR_BITS == 512
@@ -156,10 +155,10 @@ def masked_store_ir(
     builder.call(function, [value, address, align, mask])
 
 
-def _lanes_ir(builder: ir.IRBuilder, value: ir.Value, order: Iterable[int]) -> ir.Value:
-    """Return a vector of some lanes."""
-    numbers = list(order)
-    index = ir.Constant(ir.VectorType(INT32, len(numbers)), numbers)
+def _lanes_ir(builder: ir.IRBuilder, value: ir.Value, first: int, count: int) -> ir.Value:
+    """Return `count` lanes from one on; the first lane follows the last."""
+    order = [(first + lane) % value.type.count for lane in range(count)]
+    index = ir.Constant(ir.VectorType(INT32, count), order)
     return builder.shuffle_vector(value, value, index)
 
 
@@ -183,8 +182,8 @@ def store_first_ir(
         before = builder.block
         chosen = builder.icmp_signed("!=", builder.and_(count, INDEX(part)), INDEX(0))
         with builder.if_then(chosen):
-            store_ir(builder, _lanes_ir(builder, value, range(part)), pointer)
-            others = _lanes_ir(builder, value, [(lane + part) % lanes for lane in range(lanes)])
+            store_ir(builder, _lanes_ir(builder, value, 0, part), pointer)
+            others = _lanes_ir(builder, value, part, lanes)
             after, inside = builder.gep(pointer, [INDEX(part)]), builder.block
         merged, place = builder.phi(value.type), builder.phi(pointer.type)
         for phi, old, new in ((merged, value, others), (place, pointer, after)):
@@ -319,9 +318,7 @@ def tree_ir(combine: Callable[..., ir.Value]) -> Callable[..., ir.Value]:
     def emit(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
         value, half = v[0], kind.count // 2
         while half:
-            order = [(lane + half) % kind.count for lane in range(kind.count)]
-            index = ir.Constant(ir.VectorType(INT32, kind.count), order)
-            value = combine(builder, kind, [value, builder.shuffle_vector(value, value, index)])
+            value = combine(builder, kind, [value, _lanes_ir(builder, value, half, kind.count)])
             half //= 2
         return builder.extract_element(value, INT32(0))
 

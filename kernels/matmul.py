@@ -20,16 +20,16 @@ import numpy as np
 
 from ._blocks import (
     DEPTH_BLOCK,
-    copy_rows,
     pack_panel,
     pack_panel_transposed,
+    pack_rows,
     pack_tiles,
     panel_width,
     task_grid,
     task_part,
 )
 from ._compile import kernel, prange
-from ._llvm import HIGH_TILES, LINE, NARROW, TILE_ROWS, WIDE
+from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
 from ._simd import flat, lanes, load_first, prefetch, splat, stack_array, store_first, thread_count
 from ._tile import multiply
@@ -52,8 +52,9 @@ FIRST_WEIGHT_GRADIENT = 4
 ACTIVATED_ROWS = 2 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 128 if HIGH_TILES else 48
-# Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them.
-PAGE, CACHE_WAYS = 4096, 8
+# Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them,
+# and bytes of its lines.
+PAGE, CACHE_WAYS, LINE = 4096, 8, 64
 # Where there are few columns, less than two panels or a last narrow one, sums can be shorter at
 # little cost, and are as accurate as others'.
 SHORT_DEPTH_BLOCK = 64
@@ -295,7 +296,7 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
                     )  # fmt: skip
                     start += (begin // panels + part) * plan.left_group
                     if copies:
-                        copy_rows(
+                        pack_rows(
                             left, start, plan.left_row_step, last_row - row, last_k - k, rows,
                             copied_step,
                         )  # fmt: skip
@@ -471,7 +472,7 @@ def matmul(a, b, bias, addend, activation, slope, out):
         activation: NO_ACTIVATION, or one of kernels/activation.py.
         slope: (G M, N), overwritten by the derivative of one of SLOPED; (0, 0) otherwise.
         out: (G M, N), overwritten.
-    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    Threads: blocks of rows and columns; no sum is cut: bit-identical for any count.
     """
     _product(FORWARD, NO_PRODUCT, a, b, out, bias, addend, activation, slope, a, b)
 
@@ -484,7 +485,7 @@ def matmul_nt(a, b, saved, addend, activation, out):
         saved: (rows of out, N), ReLU's output or another one's derivative; (0, 0) without any.
         addend: the shape of out, or (0, 0); not out.    activation: as of `matmul`.
         out: (G M, N), or (M, N) for the sum over the groups; overwritten.
-    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    Threads: blocks of rows and columns; no sum is cut: bit-identical for any count.
     """
     nothing = NOTHING[a.dtype]
     _product(INPUT_GRADIENT, NO_PRODUCT, out, b, a, nothing, addend, activation, saved, out, b)
@@ -496,8 +497,7 @@ def matmul_tn(a, b, column_sums, out):
     Args:
         a: (M, K) or (G M, K) float32|float64, C-contiguous.    b: (G M, N).
         column_sums: (G N,) accumulated, or (0,).    out: (G, K, N) accumulated.
-    Threads: blocks of out's rows and columns whose number the sizes fix; bit-identical for any
-    thread count.
+    Threads: blocks of out's rows and columns; no sum is cut: bit-identical for any count.
     """
     nothing = a[:0]
     _product(

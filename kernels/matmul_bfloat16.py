@@ -283,7 +283,7 @@ def matmul_bfloat16(a, b, bias, addend, activation, slope, out):
     """Multiply rounded operands, add a bias and a residual, apply an activation.
 
     Args: those of `matmul`, float32 alone.
-    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    Threads: blocks of rows and columns; no sum is cut: bit-identical for any count.
     """
     load_tiles()
     _product(FORWARD, NO_PRODUCT, a, b, out, bias, addend, activation, slope, a, b)
@@ -293,7 +293,7 @@ def matmul_nt_bfloat16(a, b, saved, addend, activation, out):
     """Multiply rounded operands, the second transposed, add, apply an activation's derivative.
 
     Args: those of `matmul_nt`, float32 alone.
-    Threads: blocks of rows and columns whose number the sizes fix; bit-identical for any count.
+    Threads: blocks of rows and columns; no sum is cut: bit-identical for any count.
     """
     load_tiles()
     nothing = NOTHING[a.dtype]
@@ -304,8 +304,7 @@ def matmul_tn_bfloat16(a, b, column_sums, out):
     """Add the product of rounded operands, the first transposed; and sums over unrounded rows.
 
     Args: those of `matmul_tn`, float32 alone.
-    Threads: blocks of out's rows and columns whose number the sizes fix; bit-identical for any
-    thread count.
+    Threads: blocks of out's rows and columns; no sum is cut: bit-identical for any count.
     """
     load_tiles()
     nothing = a[:0]

@@ -14,14 +14,14 @@ from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE, element_lanes
 from fastformer.kernels._tile import TILE_HEIGHTS, TILES, multiply
 
-copy_rows = called(_blocks.copy_rows)
-pack_tiles = called(_blocks.pack_tiles)
 multiply_panels = called(_blocks.multiply_panels)
 multiply_rows = called(_blocks.multiply_rows)
 pack_panel = called(_blocks.pack_panel)
 pack_panel_transposed = called(_blocks.pack_panel_transposed)
 pack_panels = called(_blocks.pack_panels)
 pack_panels_transposed = called(_blocks.pack_panels_transposed)
+pack_rows = called(_blocks.pack_rows)
+pack_tiles = called(_blocks.pack_tiles)
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 COLUMNS = st.integers(1, WIDE * LANES32)
@@ -204,10 +204,10 @@ def test_packed_tiles_are_the_columns_and_multiply_as_they_do(
 @DTYPE
 @settings(max_examples=30)
 @given(count=st.integers(1, 9), depth=st.integers(1, 40), gap=st.integers(0, 5))
-def test_copied_rows_are_the_rows(dtype, count, depth, gap):
+def test_packed_rows_are_the_rows(dtype, count, depth, gap):
     a = np.random.default_rng(0).standard_normal((count, depth + gap)).astype(dtype)
     out = guarded(np.full(count * (depth + 2) - 2, np.nan, dtype))
-    copy_rows(guarded(a.ravel()[: a.size - gap]), 0, depth + gap, count, depth, out, depth + 2)
+    pack_rows(guarded(a.ravel()[: a.size - gap]), 0, depth + gap, count, depth, out, depth + 2)
     found = np.append(out, [np.nan, np.nan]).reshape(count, depth + 2)
     np.testing.assert_array_equal(found[:, :depth], a[:, :depth])
     assert np.isnan(found[:, depth:]).all()
