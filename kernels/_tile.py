@@ -52,9 +52,14 @@ TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_
 # From so many rows on, what a tile writes comes from memory or the third-level cache, and is asked
 # for into the second-level one: rows 2 KiB apart share few places of the first.
 FAR_ROWS = 256
+# So many steps of k before its end, a high tile asks for what it writes, into the first level, for
+# stores that wait for their lines hold up the next tile. A multiple of the steps for a line of a.
+LATE_STEPS = 48
 
 # Emits a * b + c: (builder, vector type, a, b, c) -> value.
 MultiplyAdd = Callable[..., ir.Value]
+# The sums of a tile: for each row, its registers.
+Sums = list[list[ir.Value]]
 
 
 def _fma_ir(builder: ir.IRBuilder, kind: ir.VectorType, *operands: ir.Value) -> ir.Value:
@@ -85,8 +90,9 @@ def _sums_ir(
     a: tuple[ir.Value, ir.Value, ir.Value],
     panel: tuple[ir.Value, ir.Value],
     multiply_add: MultiplyAdd,
-) -> list[list[ir.Value]]:
-    """Emit the loop over k for a fixed number of rows, and return the finished sums."""
+    start: Sums | None = None,
+) -> Sums:
+    """Emit the loop over k for a fixed number of rows, and return the sums, begun from `start`."""
     a_pointer, a_row_step, a_k_step = a
     # Rows share a base pointer in fours, so that few address registers are needed.
     offsets = [builder.mul(a_row_step, INDEX(row)) for row in range(min(rows, 4))]
@@ -106,7 +112,7 @@ def _sums_ir(
     entry = builder.block
     body = builder.append_basic_block(f"multiply_{rows}_{vectors}")
     done = builder.append_basic_block(f"multiplied_{rows}_{vectors}")
-    start = [[constant_ir(kind, 0.0)] * vectors for _ in range(rows)]
+    start = start or [[constant_ir(kind, 0.0)] * vectors for _ in range(rows)]
     builder.cbranch(builder.icmp_signed(">", depth, INDEX(0)), body, done)
 
     builder.position_at_end(body)
@@ -139,7 +145,7 @@ def _sums_ir(
     builder.cbranch(builder.icmp_signed("<", k_next, depth), body, done)
 
     builder.position_at_end(done)
-    finished: list[list[ir.Value]] = []
+    finished: Sums = []
     for row in range(rows):
         finished.append([])
         for v in range(vectors):
@@ -152,7 +158,7 @@ def _sums_ir(
 
 def _store_ir(
     builder: ir.IRBuilder,
-    sums: list[list[ir.Value]],
+    sums: Sums,
     columns: ir.Value,
     bias: ir.Value,
     addend: ir.Value,
@@ -177,7 +183,7 @@ def _store_ir(
                 for row, line in enumerate(sums)
             ]
             inside = builder.block
-        merged: list[list[ir.Value]] = []
+        merged: Sums = []
         for line, inner_line in zip(sums, inner, strict=True):
             merged.append([])
             for value, inner_value in zip(line, inner_line, strict=True):
@@ -241,19 +247,37 @@ def define_multiply(
     kind = ir.VectorType(element, element_lanes(element_size(element)))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
+    def ask_for(out_rows: ir.Value, condition: ir.Value, level: int) -> None:
+        """Emit prefetches of what a whole tile writes, where a condition is true."""
+        with builder.if_then(condition):
+            for r, v in itertools.product(range(TILE_ROWS), range(vectors)):
+                place = builder.add(builder.mul(step, INDEX(r)), INDEX(v * kind.count))
+                prefetch_ir(builder, builder.gep(out_rows, [place]), level)
+
+    def sums_over(
+        k: ir.Value, steps: ir.Value, a_rows: ir.Value, height: int, start: Sums | None = None
+    ) -> Sums:
+        """Emit the sums over some steps from k on, begun from `start`."""
+        left = builder.gep(a_rows, [builder.mul(k, a_k_step)]), a_row_step, a_k_step
+        right = builder.gep(panel[0], [builder.mul(k, panel[1])]), panel[1]
+        return _sums_ir(builder, kind, height, vectors, steps, left, right, multiply_add, start)
+
     def tile(row: ir.Value, a_rows: ir.Value, height: int) -> ir.Value:
         """Emit the product of the rows from `row` on, and return the next one."""
         offset = builder.mul(row, step)
         out_rows = builder.gep(out, [offset])
         if height == TILE_ROWS:
-            with builder.if_then(builder.icmp_signed(">=", rows, INDEX(FAR_ROWS))):
-                for r, v in itertools.product(range(height), range(vectors)):
-                    place = builder.add(builder.mul(step, INDEX(r)), INDEX(v * kind.count))
-                    prefetch_ir(builder, builder.gep(out_rows, [place]), level=2)
+            ask_for(out_rows, builder.icmp_signed(">=", rows, INDEX(FAR_ROWS)), level=2)
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
-        a_steps, panel_step = (a_rows, a_row_step, a_k_step), (panel[0], panel[1])
-        sums = _sums_ir(builder, kind, height, vectors, depth, a_steps, panel_step, multiply_add)
+        if height == TILE_ROWS and HIGH_TILES:
+            deep = builder.icmp_signed(">=", depth, INDEX(2 * LATE_STEPS))
+            late = builder.select(deep, builder.sub(depth, INDEX(LATE_STEPS)), INDEX(0))
+            sums = sums_over(INDEX(0), late, a_rows, height)
+            ask_for(out_rows, deep, level=1)
+            sums = sums_over(late, builder.sub(depth, late), a_rows, height, sums)
+        else:
+            sums = sums_over(INDEX(0), depth, a_rows, height)
         _store_ir(builder, sums, columns, bias, added, rectifies, out_rows, step)
         return builder.add(row, INDEX(height))
 
