@@ -31,7 +31,18 @@ from ._blocks import (
 from ._compile import kernel, prange
 from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
-from ._simd import flat, lanes, load_first, prefetch, splat, stack_array, store_first, thread_count
+from ._simd import (
+    flat,
+    lanes,
+    load,
+    load_first,
+    prefetch,
+    splat,
+    stack_array,
+    store,
+    store_first,
+    thread_count,
+)
 from ._tile import multiply
 from .activation import (
     NO_ACTIVATION,
@@ -145,6 +156,24 @@ def _add_column_sums(panel, panel_start, step, depth, columns, column_sums, star
 
 
 @kernel
+def _pack_and_sum(b, b_start, b_step, depth, panel, column_sums, start):
+    """Pack a whole panel, and add the sums over its rows to column_sums, with the same bits."""
+    size = lanes(panel)
+    left_total, right_total = splat(panel, 0.0), splat(panel, 0.0)
+    for first in range(0, depth, SUM_BLOCK):
+        left_part, right_part = splat(panel, 0.0), splat(panel, 0.0)
+        for k in range(first, min(depth, first + SUM_BLOCK)):
+            row, place = b_start + k * b_step, k * WIDE * size
+            left, right = load(b, row), load(b, row + size)
+            store(panel, left, place)
+            store(panel, right, place + size)
+            left_part, right_part = left_part + left, right_part + right
+        left_total, right_total = left_total + left_part, right_total + right_part
+    store(column_sums, left_total + load(column_sums, start), start)
+    store(column_sums, right_total + load(column_sums, start + size), start + size)
+
+
+@kernel
 def ask_for(x, first, last, columns, start, step):
     """Ask for rows first to last of a block that is needed when their product is there."""
     for row in range(first, last if x.size else first):
@@ -206,6 +235,9 @@ def _panel_product(
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
     of_weights = plan.form >= WEIGHT_GRADIENT
+    whole = used == WIDE * lanes(out)
+    bias_start = group * plan.columns + j
+    sums = of_weights and first == 0 and bias.size > 0
     few = plan.columns < 2 * WIDE * lanes(out) or used <= NARROW * lanes(out)
     block = DEPTH_BLOCK
     if few:
@@ -217,14 +249,17 @@ def _panel_product(
         right_start = (group + part) * plan.right_group
         for k in range(first_k, max(last_k, 1), block):
             depth = min(block, last_k - k)
-            # Whole panels are read where they lie, if there are few rows to multiply by them.
+            # Whole panels are read where they lie, if there are few rows to multiply by them and no
+            # sums to take, which cost more than the copy.
             used_panel, panel_start, step = panel, 0, panel_width(used, out)
             if plan.form == INPUT_GRADIENT:
                 b_start = right_start + j * plan.right_step + k
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             else:
                 b_start = right_start + k * plan.right_step + j
-                if used == step and _reads_in_place(last - first, plan.right_step, out):
+                if sums and whole:
+                    _pack_and_sum(right, b_start, plan.right_step, depth, panel, bias, bias_start)
+                elif used == step and _reads_in_place(last - first, plan.right_step, out):
                     used_panel, panel_start, step = right, b_start, plan.right_step
                 else:
                     pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
@@ -244,7 +279,7 @@ def _panel_product(
                     stop - row, used, depth, left.elements,
                     left_start + tiles * left.tile_step + (k - first_k) * left.k_step,
                     left.row_step, left.k_step, left.tile_step, used_panel, panel_start, step,
-                    begins and not of_weights and bias.size > 0, bias, group * plan.columns + j,
+                    begins and not of_weights and bias.size > 0, bias, bias_start,
                     accumulates or not begins or addend.size > 0, added, rectifies, out,
                     start + row * plan.columns, plan.columns,
                 )  # fmt: skip
@@ -254,10 +289,8 @@ def _panel_product(
                     differentiate_block(
                         activation, row, stop, used, saved, out, start, plan.columns
                     )
-            if of_weights and first == 0 and bias.size:
-                _add_column_sums(
-                    used_panel, panel_start, step, depth, used, bias, group * plan.columns + j
-                )
+            if sums and not whole:
+                _add_column_sums(used_panel, panel_start, step, depth, used, bias, bias_start)
     if plan.form == FORWARD:
         end_activation(saved)
 
