@@ -43,7 +43,7 @@ def load_tiles() -> Precompiled | None:
 
 def _multiply_packed(
     rows, columns, steps, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
-    has_bias, bias, bias_start, has_addend, addend, rectifies, out, out_start, out_step,
+    has_bias, bias, bias_start, has_addend, addend, rectifies, is_far, out, out_start, out_step,
 ):  # fmt: skip
     """Say in NumPy what `multiply_packed` does, on operands that are unpacked."""
     width = lanes(out) * (NARROW if columns <= lanes(out) else WIDE)
@@ -58,7 +58,7 @@ def _multiply_packed(
     right = unpack(right).transpose(0, 2, 1).reshape(depth * width)
     _meaning.multiply(
         rows, columns, depth, left, 0, depth, 1, TILE_ROWS * depth, right, 0, width, has_bias, bias,
-        bias_start, has_addend, addend, rectifies, out, out_start, out_step,
+        bias_start, has_addend, addend, rectifies, is_far, out, out_start, out_step,
     )  # fmt: skip
 
 
@@ -81,15 +81,15 @@ def multiply_packed(
     has_addend: Any,
     addend: Any,
     rectifies: Any,
+    is_far: Any,
     out: Any,
     out_start: Any,
     out_step: Any,
 ) -> tuple[Signature, Any]:
     """Multiply packed rows by a packed panel: `multiply` of `_tile.py`, with packed lanes for k."""
     i, flag = types.intp, types.boolean
-    sig = signature(
-        types.void, i, i, i, a, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i
-    )
+    operands = (a, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, flag, out, i, i)
+    sig = signature(types.void, i, i, i, *operands)
 
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
         load_tiles()  # its symbols are looked for as soon as this code is compiled

@@ -165,11 +165,14 @@ def multiply_rows(
     first, last, columns, depth, a, a_start, a_row_step, a_k_step, panel, panel_start, panel_step,
     has_bias, bias, bias_start, has_addend, addend, rectifies, out, out_start, out_step,
 ):  # fmt: skip
-    """Multiply rows first to last of `a` by a panel; other arguments are those of `multiply`."""
+    """Multiply rows first to last of `a` by a panel, into an output that is near.
+
+    The other arguments are those of `multiply`.
+    """
     multiply(
         last - first, columns, depth, a, a_start + first * a_row_step, a_row_step, a_k_step,
         TILE_ROWS * a_row_step, panel, panel_start, panel_step, has_bias, bias, bias_start,
-        has_addend, addend, rectifies, out, out_start + first * out_step, out_step,
+        has_addend, addend, rectifies, False, out, out_start + first * out_step, out_step,
     )  # fmt: skip
 
 

@@ -156,8 +156,8 @@ def max_lanes(v: Any) -> Any:
 def multiply(
     rows: int, columns: int, depth: int, a: Any, a_start: int, a_row_step: int, a_k_step: int,
     a_tile_step: int, panel: Any, panel_start: int, panel_step: int, has_bias: bool, bias: Any,
-    bias_start: int, has_addend: bool, addend: Any, rectifies: bool, out: Any, out_start: int,
-    out_step: int,
+    bias_start: int, has_addend: bool, addend: Any, rectifies: bool, is_far: bool, out: Any,
+    out_start: int, out_step: int,
 ) -> None:  # fmt: skip
     """Multiply rows by a panel, and add bias and addend."""
     width = lanes(out) * (1 if columns <= lanes(out) else 2)

@@ -10,7 +10,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     stream_first(x, n, v, i, j)  as store_first, but past the caches, for what another thread reads
                                  next: a line that both have in their caches takes ten times as long
     end_stream(x)                where a task that did so ends, so that others see it
-    prefetch(x, i, j)            ask for the memory there, which is needed soon
+    prefetch(x, i, j)            ask for the memory there, into the second-level cache
     flat(x)                      its elements as an array of one axis
     array_at(x, start, rows, columns)   a part of a flat x as an array of that shape
                                  Both must not outlive x, for they count no references to it.
@@ -381,7 +381,7 @@ def _end_stream(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
 @lower_builtin(prefetch, types.Array, types.VarArg(types.Integer))
 def _prefetch(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     x, *index = args
-    prefetch_ir(builder, _address(context, builder, sig.args[0], x, index, INDEX(0)))
+    prefetch_ir(builder, _address(context, builder, sig.args[0], x, index, INDEX(0)), level=2)
     return context.get_dummy_value()
 
 

@@ -49,11 +49,9 @@ from ._simd import check_extent_ir
 FLAG = ir.IntType(1)
 # Heights that there is code for; the rows that are left over are cut into these.
 TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
-# From so many rows on, what a tile writes comes from memory or the third-level cache, and is asked
-# for into the second-level one: rows 2 KiB apart share few places of the first.
-FAR_ROWS = 256
-# So many steps of k before its end, a high tile asks for what it writes, into the first level, for
-# stores that wait for their lines hold up the next tile. A multiple of the steps for a line of a.
+# What a whole tile writes far away is asked for when it begins, into the second-level cache, for
+# rows 2 KiB apart share few places of the first; and so many steps of k before its end into the
+# first, for stores that wait hold up the next tile. A multiple of the steps for a line of a.
 LATE_STEPS = 48
 
 # Emits a * b + c: (builder, vector type, a, b, c) -> value.
@@ -232,7 +230,8 @@ def _symbol(element: ir.Type, vectors: int, name: str) -> str:
 def _signature_ir(element: ir.Type) -> ir.FunctionType:
     """Return the type: the arguments are those of `multiply`, with their starts in the pointers."""
     array = [element.as_pointer(), INDEX]
-    kinds = [INDEX, INDEX, INDEX, *array, INDEX, INDEX, *array, array[0], array[0], FLAG, *array]
+    kinds = [INDEX, INDEX, INDEX, *array, INDEX, INDEX, *array, array[0], array[0]]
+    kinds += [FLAG, FLAG, *array]
     return ir.FunctionType(ir.VoidType(), kinds)
 
 
@@ -242,8 +241,8 @@ def define_multiply(
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
     function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
     rows, columns, depth, a, a_row_step, a_k_step, a_tile_step = function.args[:7]
-    *panel, bias, addend = function.args[7:-3]
-    rectifies, out, step = function.args[-3:]
+    *panel, bias, addend = function.args[7:-4]
+    rectifies, is_far, out, step = function.args[-4:]
     kind = ir.VectorType(element, element_lanes(element_size(element)))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
@@ -267,14 +266,14 @@ def define_multiply(
         offset = builder.mul(row, step)
         out_rows = builder.gep(out, [offset])
         if height == TILE_ROWS:
-            ask_for(out_rows, builder.icmp_signed(">=", rows, INDEX(FAR_ROWS)), level=2)
+            ask_for(out_rows, is_far, level=2)
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
         if height == TILE_ROWS and HIGH_TILES:
-            deep = builder.icmp_signed(">=", depth, INDEX(2 * LATE_STEPS))
-            late = builder.select(deep, builder.sub(depth, INDEX(LATE_STEPS)), INDEX(0))
+            asks = builder.and_(is_far, builder.icmp_signed(">=", depth, INDEX(2 * LATE_STEPS)))
+            late = builder.select(asks, builder.sub(depth, INDEX(LATE_STEPS)), INDEX(0))
             sums = sums_over(INDEX(0), late, a_rows, height)
-            ask_for(out_rows, deep, level=1)
+            ask_for(out_rows, asks, level=1)
             sums = sums_over(late, builder.sub(depth, late), a_rows, height, sums)
         else:
             sums = sums_over(INDEX(0), depth, a_rows, height)
@@ -350,6 +349,7 @@ def multiply(
     has_addend: Any,
     addend: Any,
     rectifies: Any,
+    is_far: Any,
     out: Any,
     out_start: Any,
     out_step: Any,
@@ -367,9 +367,10 @@ def multiply(
         out: 1-D; element (i, j) is at out_start + i * out_step + j.
         addend: has out's layout, and may be out; used where has_addend.
         rectifies: whether ReLU comes last.
+        is_far: whether out is expected beyond the second-level cache, and so is asked for.
     """
     i, flag = types.intp, types.boolean
-    operands = (a, i, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, out, i, i)
+    operands = (a, i, i, i, i, panel, i, i, flag, bias, i, flag, addend, flag, flag, out, i, i)
     sig = signature(types.void, i, i, i, *operands)
 
     def generate(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
@@ -384,14 +385,15 @@ def call_multiply(
     """Emit the checks of the checked build, and the call, for arguments as those of `multiply`."""
     rows, columns, depth = args[:3]
     a_row_step, a_k_step, a_tile_step = args[5:8]
-    panel_step, has_bias, has_addend, rectifies, out_step = (args[i] for i in (10, 11, 14, 16, 19))
+    panel_step, has_bias, has_addend = args[10], args[11], args[14]
+    rectifies, is_far, out_step = args[16], args[17], args[20]
     a = _Operand(context, builder, kinds[3], args[3], args[4])
     panel = _Operand(context, builder, kinds[8], args[8], args[9])
     bias = _Operand(context, builder, kinds[12], args[12], args[13])
-    addend = _Operand(context, builder, kinds[15], args[15], args[18])
-    out = _Operand(context, builder, kinds[17], args[17], args[18])
-    element = ir.FloatType() if kinds[17].dtype is types.float32 else ir.DoubleType()
-    lanes = element_lanes(kinds[17].dtype.bitwidth // 8)
+    addend = _Operand(context, builder, kinds[15], args[15], args[19])
+    out = _Operand(context, builder, kinds[18], args[18], args[19])
+    element = ir.FloatType() if kinds[18].dtype is types.float32 else ir.DoubleType()
+    lanes = element_lanes(kinds[18].dtype.bitwidth // 8)
     narrow = builder.icmp_signed("<=", columns, INDEX(NARROW * lanes))
     if BUILD == "checked":
         width = builder.select(narrow, INDEX(NARROW * lanes), INDEX(WIDE * lanes))
@@ -426,6 +428,7 @@ def call_multiply(
         builder.select(has_bias, bias.pointer, null),
         builder.select(has_addend, addend.pointer, null),
         rectifies,
+        is_far,
         out.pointer,
         out_step,
     ]

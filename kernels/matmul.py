@@ -61,6 +61,9 @@ FIRST_WEIGHT_GRADIENT = 4
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
 ACTIVATED_ROWS = 2 * TILE_ROWS
+# From so many rows on, what a product reads and writes comes from beyond the second-level cache:
+# it is asked for, and of the next panel a part each time that ASKING_ROWS are multiplied.
+FAR_ROWS, ASKING_ROWS = 100, 4 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 128 if HIGH_TILES else 48
 # Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them,
@@ -73,7 +76,7 @@ SHORT_DEPTH_BLOCK = 64
 WHOLE_DEPTH = DEPTH_BLOCK * 3 // 2
 PANEL_REGISTERS = WHOLE_DEPTH * WIDE
 # Room for the rows of `left` that are copied at once, 266 of float32, so that packing a panel for
-# them is cheap, and what they give is asked for as what FAR_ROWS of `_tile` give.
+# them is cheap, and they are FAR_ROWS.
 ROWS_REGISTERS = (18 if HIGH_TILES else 36) * DEPTH_BLOCK
 # So few rows are not packed by tiles: their lines stay in the second-level cache.
 UNPACKED_COLUMNS = 95
@@ -175,7 +178,7 @@ def _pack_and_sum(b, b_start, b_step, depth, panel, column_sums, start):
 
 @kernel
 def ask_for(x, first, last, columns, start, step):
-    """Ask for rows first to last of a block that is needed when their product is there."""
+    """Ask for rows first to last of a block that is needed later; there is none if x has size 0."""
     for row in range(first, last if x.size else first):
         for j in range(0, columns, lanes(x)):
             prefetch(x, start + row * step + j)
@@ -218,6 +221,14 @@ def _packs_tiles(plan, rows, left):
     return enough and 2 * TILE_ROWS * left.itemsize <= LINE
 
 
+@kernel(inline=True)
+def _block_of_right(plan, right_start, j, columns, k, depth):
+    """Return where some columns and steps of k of `right` begin, in how many rows of how many."""
+    if plan.form == INPUT_GRADIENT:
+        return right_start + j * plan.right_step + k, columns, depth
+    return right_start + k * plan.right_step + j, depth, columns
+
+
 @kernel(part=True)
 def _panel_product(
     plan, group, j, first, last, first_part, last_part, first_k, last_k, left, right, bias, addend,
@@ -231,14 +242,15 @@ def _panel_product(
         first, last: the rows.    first_part, last_part, first_k, last_k: the terms.
         left: a Left whose first row and k are `first` and first_k.
     """
-    used = min(WIDE * lanes(out), plan.columns - j)
+    width = WIDE * lanes(out)
+    used = min(width, plan.columns - j)
     start = group * plan.rows * plan.columns + j
     accumulates = plan.form == WEIGHT_GRADIENT
     of_weights = plan.form >= WEIGHT_GRADIENT
-    whole = used == WIDE * lanes(out)
     bias_start = group * plan.columns + j
     sums = of_weights and first == 0 and bias.size > 0
-    few = plan.columns < 2 * WIDE * lanes(out) or used <= NARROW * lanes(out)
+    is_far = last - first >= FAR_ROWS
+    few = plan.columns < 2 * width or used <= NARROW * lanes(out)
     block = DEPTH_BLOCK
     if few:
         block = SHORT_DEPTH_BLOCK
@@ -252,26 +264,33 @@ def _panel_product(
             # Whole panels are read where they lie, if there are few rows to multiply by them and no
             # sums to take, which cost more than the copy.
             used_panel, panel_start, step = panel, 0, panel_width(used, out)
+            b_start, _, _ = _block_of_right(plan, right_start, j, used, k, depth)
             if plan.form == INPUT_GRADIENT:
-                b_start = right_start + j * plan.right_step + k
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
+            elif sums and used == width:
+                _pack_and_sum(right, b_start, plan.right_step, depth, panel, bias, bias_start)
+            elif used == step and _reads_in_place(last - first, plan.right_step, out):
+                used_panel, panel_start, step = right, b_start, plan.right_step
             else:
-                b_start = right_start + k * plan.right_step + j
-                if sums and whole:
-                    _pack_and_sum(right, b_start, plan.right_step, depth, panel, bias, bias_start)
-                elif used == step and _reads_in_place(last - first, plan.right_step, out):
-                    used_panel, panel_start, step = right, b_start, plan.right_step
-                else:
-                    pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
+                pack_panel(right, b_start, plan.right_step, depth, used, panel, 0)
             begins = part == 0 and k == 0
             added = addend if begins and not accumulates else out
             ends = part == plan.parts - 1 and k + block >= plan.depth
             # ReLU is made in registers; others follow a few tiles, and ReLU's gradient does.
             rectifies = ends and activation == RELU and plan.form == FORWARD
             activates = ends and activation != NO_ACTIVATION and not rectifies
-            size = ACTIVATED_ROWS if activates else max(1, last - first)
+            size = ACTIVATED_ROWS if activates else ASKING_ROWS if is_far else max(1, last - first)
+            next_j, next_k = (j, k + block) if k + block < last_k else (j + width, first_k)
+            next_start, next_rows, next_columns = _block_of_right(
+                plan, right_start, next_j, min(width, plan.columns - next_j), next_k,
+                min(block, last_k - next_k),
+            )  # fmt: skip
+            asked = 0
             for row in range(first, last, size):
                 stop = min(last, row + size)
+                if is_far and next_j < plan.columns:
+                    before, asked = asked, next_rows * (stop - first) // (last - first)
+                    ask_for(right, before, asked, next_columns, next_start, plan.right_step)
                 if activates and plan.form != FORWARD:
                     ask_for(saved, row, stop, used, start, plan.columns)
                 tiles = (row - first) // TILE_ROWS
@@ -280,7 +299,7 @@ def _panel_product(
                     left_start + tiles * left.tile_step + (k - first_k) * left.k_step,
                     left.row_step, left.k_step, left.tile_step, used_panel, panel_start, step,
                     begins and not of_weights and bias.size > 0, bias, bias_start,
-                    accumulates or not begins or addend.size > 0, added, rectifies, out,
+                    accumulates or not begins or addend.size > 0, added, rectifies, is_far, out,
                     start + row * plan.columns, plan.columns,
                 )  # fmt: skip
                 if activates and plan.form == FORWARD:
@@ -289,7 +308,7 @@ def _panel_product(
                     differentiate_block(
                         activation, row, stop, used, saved, out, start, plan.columns
                     )
-            if sums and not whole:
+            if sums and used < width:
                 _add_column_sums(used_panel, panel_start, step, depth, used, bias, bias_start)
     if plan.form == FORWARD:
         end_activation(saved)

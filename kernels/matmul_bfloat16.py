@@ -40,6 +40,7 @@ from .activation import (
 )
 from .matmul import (
     ACTIVATED_ROWS,
+    FAR_ROWS,
     FORWARD,
     INPUT_GRADIENT,
     NO_PRODUCT,
@@ -155,8 +156,8 @@ def _multiply_panel(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
             row_step, k_step, panel, panel_start, panel_width(used, panel),
             begins and not accumulates and bias.size > 0, bias, group * plan.columns + j,
-            accumulates or not begins or addend.size > 0, added, rectifies, out,
-            start + row * plan.columns, plan.columns,
+            accumulates or not begins or addend.size > 0, added, rectifies, plan.rows >= FAR_ROWS,
+            out, start + row * plan.columns, plan.columns,
         )  # fmt: skip
         if activates and plan.form == FORWARD:
             activate_block(activation, row, stop, used, saved, out, start, plan.columns)

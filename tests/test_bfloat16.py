@@ -44,7 +44,7 @@ def pack_all(a, b, out, runs):
 def multiply(rows, columns, steps, a, a_row_step, a_k_step, panel, bias, addend, out, out_step):
     multiply_packed(
         rows, columns, steps, a, 0, a_row_step, a_k_step, panel, 0, panel_width(columns, panel),
-        bias.size > 0, bias, 0, addend.size > 0, addend, False, out, 0, out_step,
+        bias.size > 0, bias, 0, addend.size > 0, addend, False, True, out, 0, out_step,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from fastformer.kernels import _blocks
 from fastformer.kernels._blocks import DEPTH_BLOCK, STEPS_OF_A_COPY
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE, element_lanes
-from fastformer.kernels._tile import TILE_HEIGHTS, TILES, multiply
+from fastformer.kernels._tile import LATE_STEPS, TILE_HEIGHTS, TILES, multiply
 
 multiply_panels = called(_blocks.multiply_panels)
 multiply_rows = called(_blocks.multiply_rows)
@@ -161,10 +161,10 @@ def test_product_with_a_part_of_many_panels(
 
 
 @kernel
-def multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel_step, out):
+def multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel_step, is_far, out):
     multiply(
         rows, columns, depth, tiles, 0, 1, TILE_ROWS, tile_step, panel, 0, panel_step,
-        False, panel, 0, False, panel, False, out, 0, columns,
+        False, panel, 0, False, panel, False, is_far, out, 0, columns,
     )  # fmt: skip
 
 
@@ -173,14 +173,21 @@ def multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel_step, ou
 @given(
     rows=st.integers(1, 4 * TILE_ROWS),
     columns=COLUMNS,
-    depth=st.integers(1, 2 * STEPS_OF_A_COPY + 3),
+    depth=st.one_of(
+        st.integers(1, 2 * STEPS_OF_A_COPY + 3),
+        st.integers(2 * LATE_STEPS - 1, 2 * LATE_STEPS + 1),
+        st.integers(2 * LATE_STEPS, 3 * LATE_STEPS),
+    ),
     left=st.integers(0, 5),
     gap=st.integers(0, 20),
+    is_far=st.booleans(),
 )
 def test_packed_tiles_are_the_columns_and_multiply_as_they_do(
-    dtype, rows, columns, depth, left, gap
+    dtype, rows, columns, depth, left, gap, is_far
 ):
-    """The columns may end where the array does: nothing beyond it may be read; small integers."""
+    """Also where tiles ask for what they write, some steps before their end.
+
+    The columns may end where the array does: nothing beyond it may be read; small integers."""
     rng = np.random.default_rng(0)
     columns = min(columns, WIDE * lanes_of(dtype))
     step = left + rows + gap
@@ -196,7 +203,7 @@ def test_packed_tiles_are_the_columns_and_multiply_as_they_do(
 
     out = guarded(np.full(rows * columns, np.nan, dtype))
     panel = guarded(padded(b.astype(dtype)))
-    multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel.size // depth, out)
+    multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel.size // depth, is_far, out)
     expected = a[:, left : left + rows].T @ b
     np.testing.assert_array_equal(out, expected.ravel())
 
