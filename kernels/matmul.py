@@ -58,12 +58,12 @@ from .activation import (
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
 # As WEIGHT_GRADIENT, but what `out` held does not count.
 FIRST_WEIGHT_GRADIENT = 4
-# Rows that are multiplied before an activation goes over them, which are near then. What it needs
-# of them is asked for before: a few columns of a wide matrix come from memory one by one.
-ROWS_AT_ONCE = 4 * TILE_ROWS
+# Rows that are multiplied before an activation goes over them, in the first-level cache. What it
+# needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
+ACTIVATED_ROWS = 2 * TILE_ROWS
 # From so many rows on, what a product reads and writes comes from beyond the second-level cache: it
-# is asked for, and of the next panel a part each time that ROWS_AT_ONCE are multiplied.
-FAR_ROWS = 100
+# is asked for, and of the next panel a part each time that ASKING_ROWS are multiplied.
+FAR_ROWS, ASKING_ROWS = 100, 4 * TILE_ROWS
 # Rows up to which a panel is read where it lies: packing costs as much as 4 rows.
 UNPACKED_ROWS = 128 if HIGH_TILES else 48
 # Bytes between rows that are in one place of the first-level cache, which holds CACHE_WAYS of them,
@@ -279,7 +279,7 @@ def _panel_product(
             # ReLU is made in registers; others follow a few tiles, and ReLU's gradient does.
             rectifies = ends and activation == RELU and plan.form == FORWARD
             activates = ends and activation != NO_ACTIVATION and not rectifies
-            size = ROWS_AT_ONCE if activates or is_far else max(1, last - first)
+            size = ASKING_ROWS if is_far else ACTIVATED_ROWS if activates else max(1, last - first)
             next_j, next_k = (j, k + block) if k + block < last_k else (j + width, first_k)
             next_start, next_rows, next_columns = _block_of_right(
                 plan, right_start, next_j, min(width, plan.columns - next_j), next_k,

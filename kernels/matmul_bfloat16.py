@@ -39,12 +39,12 @@ from .activation import (
     end_activation,
 )
 from .matmul import (
+    ACTIVATED_ROWS,
     FAR_ROWS,
     FORWARD,
     INPUT_GRADIENT,
     NO_PRODUCT,
     NOTHING,
-    ROWS_AT_ONCE,
     WEIGHT_GRADIENT,
     ask_for,
     matmul_nt_reference,
@@ -147,7 +147,7 @@ def _multiply_panel(
     added = addend if begins and not accumulates else out
     rectifies = ends and activation == RELU and plan.form == FORWARD
     activates = ends and activation != NO_ACTIVATION and not rectifies
-    size = ROWS_AT_ONCE if activates else max(1, last - first)
+    size = ACTIVATED_ROWS if activates else max(1, last - first)
     for row in range(first, last, size):
         stop = min(last, row + size)
         if activates and plan.form != FORWARD:
