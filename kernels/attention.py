@@ -30,7 +30,7 @@ from ._blocks import (
     whole_panels,
 )
 from ._compile import kernel, prange
-from ._llvm import WIDE
+from ._llvm import NARROW, WIDE
 from ._rows import SUM_BLOCK
 from ._simd import (
     drop_first,
@@ -52,6 +52,9 @@ from ._simd import (
 # Scores are kept with a row for each key and a lane for each query, so that a softmax is a loop
 # over rows without sums across lanes. A block of them stays in the first-level cache.
 BLOCK_KEYS = 128
+# Queries of a causal sequence that share their blocks, where one register has so many: the more,
+# the more scores are computed that are hidden.
+CAUSAL_QUERIES = 16
 # Pairs of sequence and head are dealt out to tasks, which reuse their buffers. A task is worth its
 # start from so many multiply-adds on.
 MOST_TASKS = 64
@@ -141,6 +144,12 @@ def attention_weights_reference(
 def _visible(i, last, T, causal):
     """Return how many of T keys query i sees, where `last` is the end of the queries."""
     return T - (last - 1 - i) if causal else T
+
+
+@kernel(inline=True)
+def _queries_at_once(causal, x):
+    """Return how many queries share their blocks of scores: one or two registers."""
+    return (NARROW if causal and WIDE * lanes(x) > CAUSAL_QUERIES else WIDE) * lanes(x)
 
 
 @kernel
@@ -367,7 +376,7 @@ def _attention_forward_pair(
         )  # fmt: skip
         return
     while i < last:
-        rows = min(WIDE * lanes(q), last - i)
+        rows = min(_queries_at_once(causal, q), last - i)
         width, start = panel_width(rows, q), i * C + column
         pack_panel_transposed(q, start, C, D, rows, queries, 0)
         for key in range(0, _visible(i + rows - 1, last, T, causal), BLOCK_KEYS):
@@ -570,7 +579,7 @@ def _attention_backward_pair(
     begun = 0
     i = first
     while i < last:
-        rows = min(WIDE * lanes(q), last - i)
+        rows = min(_queries_at_once(causal, q), last - i)
         width, start = panel_width(rows, q), i * C + column
         pack_panel_transposed(q, start, C, D, rows, queries_transposed, 0)
         pack_panel_transposed(dout, start, C, D, rows, douts_transposed, 0)
