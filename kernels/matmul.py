@@ -145,8 +145,8 @@ def matmul_backward_reference(a, b, dout, saved, addend, activation, da, db, col
 
 
 @kernel
-def _add_column_sums(panel, panel_start, step, depth, columns, column_sums, start):
-    """Add the sums over a panel's rows to `columns` elements of column_sums."""
+def add_column_sums(panel, panel_start, step, depth, columns, column_sums, start):
+    """Add the sums over rows of a panel, or of a block as it lies, to elements of column_sums."""
     for j in range(0, columns, lanes(panel)):
         total = splat(panel, 0.0)
         for first in range(0, depth, SUM_BLOCK):
@@ -222,7 +222,7 @@ def _packs_tiles(plan, rows, left):
 
 
 @kernel(inline=True)
-def _block_of_right(plan, right_start, j, columns, k, depth):
+def block_of_right(plan, right_start, j, columns, k, depth):
     """Return where some columns and steps of k of `right` begin, in how many rows of how many."""
     if plan.form == INPUT_GRADIENT:
         return right_start + j * plan.right_step + k, columns, depth
@@ -264,7 +264,7 @@ def _panel_product(
             # Whole panels are read where they lie, if there are few rows to multiply by them and no
             # sums to take, which cost more than the copy.
             used_panel, panel_start, step = panel, 0, panel_width(used, out)
-            b_start, _, _ = _block_of_right(plan, right_start, j, used, k, depth)
+            b_start, _, _ = block_of_right(plan, right_start, j, used, k, depth)
             if plan.form == INPUT_GRADIENT:
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             elif sums and used == width:
@@ -281,7 +281,7 @@ def _panel_product(
             activates = ends and activation != NO_ACTIVATION and not rectifies
             size = ASKING_ROWS if is_far else ACTIVATED_ROWS if activates else max(1, last - first)
             next_j, next_k = (j, k + block) if k + block < last_k else (j + width, first_k)
-            next_start, next_rows, next_columns = _block_of_right(
+            next_start, next_rows, next_columns = block_of_right(
                 plan, right_start, next_j, min(width, plan.columns - next_j), next_k,
                 min(block, last_k - next_k),
             )  # fmt: skip
@@ -309,7 +309,7 @@ def _panel_product(
                         activation, row, stop, used, saved, out, start, plan.columns
                     )
             if sums and used < width:
-                _add_column_sums(used_panel, panel_start, step, depth, used, bias, bias_start)
+                add_column_sums(used_panel, panel_start, step, depth, used, bias, bias_start)
     if plan.form == FORWARD:
         end_activation(saved)
 

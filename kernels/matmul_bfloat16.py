@@ -29,8 +29,7 @@ from ._bfloat16_tile import load_tiles, multiply_packed
 from ._blocks import panel_width, task_part
 from ._compile import kernel, prange
 from ._llvm import TILE_ROWS, WIDE
-from ._rows import SUM_BLOCK
-from ._simd import flat, lanes, load_first, splat, store_first, thread_count
+from ._simd import flat, lanes, thread_count
 from .activation import (
     NO_ACTIVATION,
     RELU,
@@ -46,7 +45,9 @@ from .matmul import (
     NO_PRODUCT,
     NOTHING,
     WEIGHT_GRADIENT,
+    add_column_sums,
     ask_for,
+    block_of_right,
     matmul_nt_reference,
     matmul_reference,
     matmul_tn_reference,
@@ -90,20 +91,6 @@ def matmul_backward_bfloat16_reference(a, b, dout, saved, addend, activation, da
     """Compute `matmul_backward_bfloat16` in NumPy."""
     matmul_tn_bfloat16_reference(a, dout, column_sums, db)
     matmul_nt_bfloat16_reference(dout, b, saved, addend, activation, da)
-
-
-@kernel
-def _add_column_sums(x, start, step, depth, columns, sums, sums_start):
-    """Add the sums over rows of a block of x to `columns` elements of `sums`."""
-    for j in range(0, columns, lanes(x)):
-        total = splat(x, 0.0)
-        for first in range(0, depth, SUM_BLOCK):
-            part = splat(x, 0.0)
-            for k in range(first, min(depth, first + SUM_BLOCK)):
-                part = part + load_first(x, columns - j, start + k * step + j)
-            total = total + part
-        total = total + load_first(sums, columns - j, sums_start + j)
-        store_first(sums, columns - j, total, sums_start + j)
 
 
 @kernel
@@ -183,15 +170,13 @@ def _multiply_panels(
             for p in range(first_panel, last_panel):
                 j = p * width
                 used = min(width, plan.columns - j)
-                start = right_start + j * plan.right_step + k
-                if plan.form != INPUT_GRADIENT:
-                    start = right_start + k * plan.right_step + j
+                start, _, _ = block_of_right(plan, right_start, j, used, k, depth)
                 _pack_right(
                     plan, start, depth, used, right, rows, panels, (p - first_panel) * panel_size
                 )
                 if plan.form == WEIGHT_GRADIENT and first == 0 and bias.size:
                     place = group * plan.columns + j
-                    _add_column_sums(right, start, plan.right_step, depth, used, bias, place)
+                    add_column_sums(right, start, plan.right_step, depth, used, bias, place)
             begins = part == 0 and k == 0
             ends = part == plan.parts - 1 and k + DEPTH_BLOCK >= plan.depth
             for row in range(first, last, LEFT_ROWS):

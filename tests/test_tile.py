@@ -185,9 +185,10 @@ def multiply_tiles(rows, columns, depth, tiles, tile_step, panel, panel_step, is
 def test_packed_tiles_are_the_columns_and_multiply_as_they_do(
     dtype, rows, columns, depth, left, gap, is_far
 ):
-    """Also where tiles ask for what they write, some steps before their end.
+    """Also where tiles ask for what they write, some steps before their end; small integers.
 
-    The columns may end where the array does: nothing beyond it may be read; small integers."""
+    The columns may end where the array does: nothing beyond it may be read.
+    """
     rng = np.random.default_rng(0)
     columns = min(columns, WIDE * lanes_of(dtype))
     step = left + rows + gap
