@@ -20,14 +20,14 @@ MOST_TASKS = 32
 # Tasks that a thread has at least, and tiles that a task has at least, where the rows allow it.
 TASKS_OF_A_THREAD = 2
 TILES_OF_A_TASK = 16 if HIGH_TILES else 32
-# Rows that a task has at least; and panels, where it packs its rows by tiles, which costs as much
-# as multiplying them by half a panel; and more of these once each thread has its tasks.
+# Rows that a task has at least; and panels, where it copies its rows, which costs as much as
+# multiplying them by half a panel; and more of these once each thread has its tasks.
 FEWEST_ROWS = 56
 FEWEST_PANELS, MANY_PANELS = 6, 24
 
 
 @kernel
-def task_grid(rows, columns, depth, width, threads=2, packs_tiles=False):
+def task_grid(rows, columns, depth, width, threads=2, copies_rows=False):
     """Return (row tasks, column tasks) for an output of rows x columns.
 
     Each row task packs the panels that it uses for itself, which costs as much as multiplying 4
@@ -36,7 +36,7 @@ def task_grid(rows, columns, depth, width, threads=2, packs_tiles=False):
 
     Args:
         width: of a panel.    threads: that share the tasks.
-        packs_tiles: whether each task packs its rows by tiles, and so wants many panels for them.
+        copies_rows: whether each task copies its rows, and so wants many panels for them.
     """
     tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
     panels = max(1, (columns + width - 1) // width)
@@ -46,7 +46,7 @@ def task_grid(rows, columns, depth, width, threads=2, packs_tiles=False):
         row_tasks *= 2
     fewest = min(wanted, TASKS_OF_A_THREAD * threads)
     column_tasks = min(panels, (wanted + row_tasks - 1) // row_tasks)
-    if packs_tiles:
+    if copies_rows:
         most, column_tasks = column_tasks, 1
         while 2 * column_tasks <= most:
             each = FEWEST_PANELS if row_tasks * column_tasks < fewest else MANY_PANELS

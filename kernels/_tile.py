@@ -47,12 +47,15 @@ from ._precompiled import precompiled
 from ._simd import check_extent_ir
 
 FLAG = ir.IntType(1)
+BYTES = ir.IntType(8).as_pointer()
 # Heights that there is code for; the rows that are left over are cut into these.
 TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_ROWS))
 # What a whole tile writes far away is asked for when it begins, into the second-level cache, for
 # rows 2 KiB apart share few places of the first; and so many steps of k before its end into the
 # first, for stores that wait hold up the next tile. A multiple of the steps for a line of a.
 LATE_STEPS = 48
+# Rows whose addresses share a base.
+BASE_ROWS = 7
 
 # Emits a * b + c: (builder, vector type, a, b, c) -> value.
 MultiplyAdd = Callable[..., ir.Value]
@@ -79,6 +82,11 @@ class _Operand:
         check_extent_ir(context, builder, self.struct, self.start, stop)
 
 
+def _opaque_ir(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Return a value of which the compiler does not see what it is made of."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
+
+
 def _sums_ir(
     builder: ir.IRBuilder,
     kind: ir.VectorType,
@@ -92,11 +100,15 @@ def _sums_ir(
 ) -> Sums:
     """Emit the loop over k for a fixed number of rows, and return the sums, begun from `start`."""
     a_pointer, a_row_step, a_k_step = a
-    # Rows share a base pointer in fours, so that few address registers are needed.
-    offsets = [builder.mul(a_row_step, INDEX(row)) for row in range(min(rows, 4))]
-    bases = [
-        builder.gep(a_pointer, [builder.mul(a_row_step, INDEX(first))])
-        for first in range(0, rows, 4)
+    size = INDEX(element_size(kind.element))
+    row_bytes, k_bytes = builder.mul(a_row_step, size), builder.mul(a_k_step, size)
+    # A row is a base and one, two or four times a distance, which an instruction adds for nothing.
+    # What the compiler sees through, it makes of additions, which take the place of fmas.
+    distances = {odd: _opaque_ir(builder, builder.mul(row_bytes, INDEX(odd))) for odd in (1, 3, 5)}
+    a_bytes = builder.bitcast(a_pointer, BYTES)
+    first_bases = [
+        builder.gep(a_bytes, [builder.mul(row_bytes, INDEX(first))])
+        for first in range(0, rows, BASE_ROWS)
     ]
     # With high tiles, each step of k asks for one cache line of `a` that is needed next: where rows
     # are contiguous, of the rows below; where columns are, of the row 16 steps on (its end is what
@@ -115,17 +127,23 @@ def _sums_ir(
 
     builder.position_at_end(body)
     k = builder.phi(INDEX)
+    base_phis = [builder.phi(BYTES) for _ in first_bases]
     sums = [[builder.phi(kind) for _ in range(vectors)] for _ in range(rows)]
     panel_row = builder.gep(panel[0], [builder.mul(k, panel[1])])
     columns = [
         load_ir(builder, builder.gep(panel_row, [INDEX(v * kind.count)]), kind)
         for v in range(vectors)
     ]
-    a_column = builder.mul(k, a_k_step)
+    bases = [_opaque_ir(builder, base) for base in base_phis]
     updated = []
     for row in range(rows):
-        address = builder.gep(builder.gep(bases[row // 4], [a_column]), [offsets[row % 4]])
-        element = splat_ir(builder, builder.load(address), kind.count)
+        address, number = bases[row // BASE_ROWS], row % BASE_ROWS
+        if number:
+            power = number & -number
+            distance = builder.mul(distances[number // power], INDEX(power))
+            address = builder.gep(address, [distance])
+        value = builder.load(builder.bitcast(address, kind.element.as_pointer()))
+        element = splat_ir(builder, value, kind.count)
         updated.append(
             [multiply_add(builder, kind, element, columns[v], sums[row][v]) for v in range(vectors)]
         )
@@ -136,6 +154,9 @@ def _sums_ir(
     k_next = builder.add(k, INDEX(1))
     k.add_incoming(INDEX(0), entry)
     k.add_incoming(k_next, body)
+    for phi, first_base, base in zip(base_phis, first_bases, bases, strict=True):
+        phi.add_incoming(first_base, entry)
+        phi.add_incoming(builder.gep(base, [k_bytes]), body)
     for row in range(rows):
         for v in range(vectors):
             sums[row][v].add_incoming(start[row][v], entry)

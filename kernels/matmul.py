@@ -215,10 +215,12 @@ def _packs_tiles(plan, rows, left):
     """Tell whether so many rows of `left`, whose columns are contiguous, are packed by tiles.
 
     Low tiles use less than half of each cache line that they read across rows, and there is one
-    for each step of k: as much of the cache as the panel needs.
+    for each step of k: as much of the cache as the panel needs. And where each step is in another
+    page, their lines share few places of the cache.
     """
     enough = rows > UNPACKED_COLUMNS and plan.left_k_step != 1
-    return enough and 2 * TILE_ROWS * left.itemsize <= LINE
+    is_low = 2 * TILE_ROWS * left.itemsize <= LINE
+    return enough and (is_low or plan.left_k_step * left.itemsize >= PAGE)
 
 
 @kernel(inline=True)
@@ -437,9 +439,10 @@ def product_grid(form, x_rows, weight_shape, y_rows, out, threads):
     if form == NO_PRODUCT:
         return 0, 0
     plan = product_plan(form, x_rows, weight_shape, y_rows)
+    copies = _packs_tiles(plan, plan.rows, out) or _copies_rows(plan, plan.rows, out)
     return task_grid(
         plan.rows, plan.groups * plan.columns, plan.depth * plan.parts, WIDE * lanes(out),
-        threads, _packs_tiles(plan, plan.rows, out),
+        threads, copies,
     )  # fmt: skip
 
 

@@ -141,8 +141,9 @@ def test_groups_and_epilogues_equal_twin(activation, extras, groups, shared):
 
 @pytest.mark.parametrize(("groups", "shared"), [(1, False), (2, True), (2, False)])
 def test_rows_that_are_pages_apart_equal_twin(groups, shared):
-    """They are copied before they are multiplied, some hundred at a time."""
+    """They are copied before they are multiplied, some hundred at a time; columns are packed."""
     check(Case(290, FAR, WIDTH + 5, groups, shared, GELU))
+    check(Case(DEPTH_BLOCK + 9, FAR + 6, 3 * WIDTH + 5, groups, shared))
     check(Case(290, WIDTH + 5, FAR, groups, shared, GELU))
     check(Case(TILE_ROWS, 3 * FAR, 3, groups, shared))
 
