@@ -1,7 +1,8 @@
-"""Compile all kernels that training uses, once, on all cores, and say how long it takes.
+"""Compile the kernels that a model uses, once, on all cores, and say how long it takes.
 
 Numba compiles a kernel where it is first called, one after the other on one core. Here several
-processes share the work, and leave the machine code where every later process finds it.
+processes share the work, and leave the machine code where every later process finds it. What
+several kernels call is compiled by itself, before them.
 Run as a program, this file is one of those processes: it reads the names of kernels from its
 standard input, a line each, and answers each with a line when it is compiled.
 """
@@ -13,52 +14,130 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any
 
 from fastformer import threads
 
 PRODUCT = "matmul._product"
-# Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, and scalars f float,
-# i integer, b bool. Those that take longest come first, and what others call before them.
+# Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, p for a product's
+# plan, and scalars f float, i integer, b bool. What others wait for comes first, then what takes
+# longest.
 KERNELS = {
-    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
-    PRODUCT: "i i m t m r m i m m t",
-    "attention.attention_forward": "m m m k k k r b f m m m",
-    "layernorm.layernorm_backward": "m m r r r m m r r",
+    "attention.attention_backward_pairs": "i i i m m m m m m m k k k r b f m m m r",
+    "matmul._product_part": "p i i i i r r r r i r r",
+    "attention.attention_forward_pairs": "i i i m m m k k k r b f m m m r",
+    "layernorm.layernorm_backward_rows": "i i m m r r r m m i t",
+    "layernorm.layernorm_forward_rows": "i i m r r f m r r",
+    "transformer_gradients._backward_block": "i i i k k k i i i i f i b k r r r",
+    "transformer_gradients._read_out": "i i i k k f f m m r r r m m",
+    "transformer_gradients.transformer_gradients": ("k k k k k k i i f f i b f f k r m m r m m"),
     "transformer_block.transformer_block_backward": (
         "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
     ),
-    "layernorm.layernorm_forward": "m r r f m r r",
     "transformer_block.transformer_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
-    "transformer_gradients.transformer_gradients": ("k k k k k k i i f f i b f f k r m m r m m"),
-    "adam.adam_step": "r r r r f f f f f i",
+    PRODUCT: "i i m t m r m i m m t",
+    "layernorm.layernorm_backward": "m m r r r m m r r",
+    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
+    "attention.attention_forward": "m m m k k k r b f m m m",
+    "gradient.may_step": "r r r r",
     "cross_entropy.cross_entropy_forward": "m k f r r r",
     "cross_entropy.cross_entropy_backward": "m k r r f f m",
-    "embedding.embedding_forward": "k k m m m",
-    "embedding.embedding_backward": "k m m",
-    "gradient.add_gradients": "m r",
-    "gradient.gradient_norm": "r",
-    "gradient.may_step": "r r r r",
-    "gradient.zero_gradient": "r",
     "pooling.gather_rows": "m k m",
     "pooling.scatter_rows": "m k m",
+    "embedding.embedding_forward": "k k m m m",
+    "layernorm.layernorm_forward": "m r r f m r r",
+    "adam.adam_step": "r r r r f f f f f i",
+    "gradient.add_gradients": "m r",
+    "gradient.zero_gradient": "r",
+    "gradient.gradient_norm": "r",
+    "embedding.embedding_backward": "k m m",
+}
+_FORWARD_PARTS = (
+    "attention.attention_forward_pairs",
+    "matmul._product_part",
+    "layernorm.layernorm_forward_rows",
+)
+_BACKWARD_PARTS = (
+    "attention.attention_backward_pairs",
+    "matmul._product_part",
+    "layernorm.layernorm_backward_rows",
+)
+# What each kernel calls that is compiled by itself, and so before it.
+PARTS = {
+    PRODUCT: ("matmul._product_part",),
+    "attention.attention_forward": ("attention.attention_forward_pairs",),
+    "attention.attention_backward": ("attention.attention_backward_pairs",),
+    "layernorm.layernorm_forward": ("layernorm.layernorm_forward_rows",),
+    "layernorm.layernorm_backward": ("layernorm.layernorm_backward_rows",),
+    "transformer_block.transformer_block_forward": _FORWARD_PARTS,
+    "transformer_block.transformer_block_backward": _BACKWARD_PARTS,
+    "transformer_gradients._backward_block": _BACKWARD_PARTS,
+    "transformer_gradients._read_out": ("matmul._product_part",),
+    "transformer_gradients.transformer_gradients": (
+        *_FORWARD_PARTS,
+        "transformer_gradients._backward_block",
+        "transformer_gradients._read_out",
+    ),
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-# What only those models call whose training is one kernel, and those whose training is not. Either
-# compiles it at the first call where it must.
-WHOLE_MODEL = ("transformer_gradients.transformer_gradients", "gradient.add_gradients")
-WHOLE_BLOCK = ("transformer_block.transformer_block_backward",)
+_FORWARD = (
+    "attention.attention_forward",
+    "cross_entropy.cross_entropy_forward",
+    "embedding.embedding_forward",
+    "layernorm.layernorm_forward",
+)
+_BACKWARD = (
+    "cross_entropy.cross_entropy_backward",
+    "embedding.embedding_backward",
+    "layernorm.layernorm_backward",
+)
+_STEP = ("adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient")
 MOST_PROCESSES = 4
+
+
+def step_in_one() -> tuple[str, ...]:
+    """Return the kernels of a training step whose gradients are one kernel's."""
+    return ("transformer_gradients.transformer_gradients", "gradient.add_gradients", *_STEP)
+
+
+def kernels_of(
+    precision: str, *, in_blocks: bool, chooses_rows: bool, training: bool
+) -> tuple[str, ...]:
+    """Return the kernels that a model's layers call, and the loss.
+
+    Args:
+        precision: of products.    in_blocks: whether a block is one kernel; in backward of few
+            sequences it is not, and what is missing then is compiled at its first call.
+        chooses_rows: whether the last block computes some rows only.
+        training: whether backward and the optimiser's step are wanted too.
+    """
+    names = [*_FORWARD, PRODUCTS[precision]]
+    if in_blocks:
+        names.append("transformer_block.transformer_block_forward")
+    if chooses_rows:
+        names.append("pooling.gather_rows")
+    if training:
+        names += [*_BACKWARD, *_STEP]
+        names.append(
+            "transformer_block.transformer_block_backward"
+            if in_blocks
+            else "attention.attention_backward"
+        )
+        if chooses_rows:
+            names.append("pooling.scatter_rows")
+    return tuple(names)
 
 
 def signature(name: str) -> tuple[Any, ...]:
     """Return the Numba types of a kernel's arguments, for float32."""
     from numba import types
+
+    from fastformer.kernels.matmul import Plan
 
     real = types.float32
     kinds = {
@@ -66,26 +145,13 @@ def signature(name: str) -> tuple[Any, ...]:
         "m": types.Array(real, 2, "C"),
         "t": types.Array(real, 3, "C"),
         "k": types.Array(types.int64, 1, "C"),
+        "p": types.NamedUniTuple(types.int64, len(Plan._fields), Plan),
         "f": types.float64,
         "i": types.int64,
         "b": types.boolean,
     }
     codes = KERNELS[PRODUCT if name in PRODUCTS.values() else name]
     return tuple(kinds[code] for code in codes.split())
-
-
-def kernels_of(precision: str, in_one: bool) -> list[str]:
-    """Return the names of the kernels that training calls.
-
-    Args:
-        precision: of products.    in_one: whether the model's gradients are one kernel's.
-    """
-    if precision == "float32":
-        others = WHOLE_BLOCK if in_one else WHOLE_MODEL
-        return [name for name in KERNELS if name not in others]
-    several = (*WHOLE_MODEL, "transformer_block.")  # whose products are not each its own call
-    layers = [name for name in KERNELS if not name.startswith(several)]
-    return [PRODUCTS[precision] if name == PRODUCT else name for name in layers]
 
 
 def dispatcher(name: str) -> Any:
@@ -106,14 +172,24 @@ def _markers() -> Path | None:
     return CACHE_DIRECTORY / "compiled"
 
 
+def _with_parts(names: Iterable[str]) -> list[str]:
+    """Return the names of kernels, their parts, and those of their parts, in KERNELS' order."""
+    wanted, more = set[str](), set(names)
+    while more:
+        wanted |= more
+        more = {part for name in more for part in PARTS.get(name, ())}
+    order = {name: place for place, name in enumerate(KERNELS)}
+    return sorted(wanted, key=lambda name: order[PRODUCT if name in PRODUCTS.values() else name])
+
+
 @functools.cache
-def ensure_compiled(precision: str, in_one: bool) -> None:
+def ensure_compiled(names: tuple[str, ...]) -> None:
     """Compile what is not compiled yet; do nothing where there is no place to keep it.
 
     A process tries it once.
 
     Args:
-        precision, in_one: as of `kernels_of`; no other kernels are compiled.
+        names: of kernels, as `kernels_of` and `step_in_one` give them.
 
     Whatever goes wrong in the processes is left to the first call of the kernel, which compiles
     it again and raises what there is to raise.
@@ -122,31 +198,60 @@ def ensure_compiled(precision: str, in_one: bool) -> None:
     processes = min(MOST_PROCESSES, threads.available_threads())
     if markers is None or processes < 2 or not sys.executable:
         return
-    names = [name for name in kernels_of(precision, in_one) if not (markers / name).exists()]
-    if not names:
+    missing = [name for name in _with_parts(names) if not (markers / name).exists()]
+    if not missing:
         return
     started = time.monotonic()
-    waiting: Queue[str] = Queue()
-    for name in names:
-        waiting.put(name)
-    done: list[str] = []
-    workers = [threading.Thread(target=_serve, args=(waiting, done)) for _ in range(processes)]
-    _say(f"compiling {len(names)} kernels, once")
+    work = _Work(missing)
+    workers = [threading.Thread(target=_serve, args=(work,)) for _ in range(processes)]
+    _say(f"compiling {len(missing)} kernels, once")
     for worker in workers:
         worker.start()
-    while len(done) < len(names) and any(worker.is_alive() for worker in workers):
-        time.sleep(0.1)
-        if sys.stderr.isatty() and done:
+    while len(work.done) < len(missing) and any(worker.is_alive() for worker in workers):
+        time.sleep(0.05)
+        if sys.stderr.isatty() and work.done:
             seconds = time.monotonic() - started
-            left = seconds / len(done) * (len(names) - len(done))
-            _say(f"compiling {len(names)} kernels, once: {left:.0f} s left", "\r")
+            left = seconds / len(work.done) * (len(missing) - len(work.done))
+            _say(f"compiling {len(missing)} kernels, once: {left:.0f} s left", "\r")
     # A disk that refuses costs the next start its time, no more.
     with contextlib.suppress(OSError):
         markers.mkdir(exist_ok=True)
-        for name in done:
+        for name in work.done:
             (markers / name).touch()
-    if len(done) == len(names):
-        _say(f"compiled {len(names)} kernels in {time.monotonic() - started:.0f} s")
+    if len(work.done) == len(missing):
+        _say(f"compiled {len(missing)} kernels in {time.monotonic() - started:.0f} s")
+
+
+class _Work:
+    """Names of kernels that wait, of which each is taken when its parts are compiled.
+
+    Attributes:
+        done: names of those that are compiled.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.done: list[str] = []
+        self._waiting, self._unfinished = list(names), set(names)
+        self._changed = threading.Condition()
+
+    def take(self) -> str | None:
+        """Return a name when there is one whose parts nobody is at; None when none is left."""
+        with self._changed:
+            while self._waiting:
+                for name in self._waiting:
+                    if self._unfinished.isdisjoint(PARTS.get(name, ())):
+                        self._waiting.remove(name)
+                        return name
+                self._changed.wait()
+        return None
+
+    def end(self, name: str, compiled: bool) -> None:
+        """Say that nobody is at a kernel any more."""
+        with self._changed:
+            self._unfinished.remove(name)
+            if compiled:
+                self.done.append(name)
+            self._changed.notify_all()
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -154,23 +259,30 @@ def _say(text: str, end: str = "\n") -> None:
     sys.stderr.flush()
 
 
-def _serve(waiting: "Queue[str]", done: list[str]) -> None:
+def _serve(work: _Work) -> None:
     """Give one process the names of kernels that wait, one at a time, until none is left."""
     command = [sys.executable, "-m", "fastformer.warmup"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        while process.stdin and process.stdout:
-            try:
-                name = waiting.get_nowait()
-                process.stdin.write(name + "\n")
-                process.stdin.flush()
-            except (Empty, OSError):
+        while (name := work.take()) is not None:
+            compiled = _compiles(process, name)
+            work.end(name, compiled)
+            if not compiled:
                 break
-            if process.stdout.readline().strip() != name:
-                break
-            done.append(name)
         process.communicate()
+
+
+def _compiles(process: "subprocess.Popen[str]", name: str) -> bool:
+    """Give a process a name, and tell whether it answers that it has compiled it."""
+    if not process.stdin or not process.stdout:
+        return False
+    try:
+        process.stdin.write(name + "\n")
+        process.stdin.flush()
+    except OSError:
+        return False
+    return process.stdout.readline().strip() == name
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
     N, C = x.shape
     tasks = row_tasks(N, C)
     if tasks == 1:
-        layernorm_forward_rows(0, N, x, weight, bias, epsilon, out, mean, rstd)
+        layernorm_forward_rows(np.int64(0), N, x, weight, bias, epsilon, out, mean, rstd)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
@@ -165,11 +165,12 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
     tasks = row_tasks(N, C)
     sums = np.zeros((tasks, 2, C), x.dtype)
     if tasks == 1:
-        layernorm_backward_rows(0, N, dout, x, weight, mean, rstd, residual, dx, 0, sums)
+        first = np.int64(0)
+        layernorm_backward_rows(first, N, dout, x, weight, mean, rstd, residual, dx, first, sums)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             layernorm_backward_rows(
-                first, last, dout, x, weight, mean, rstd, residual, dx, task, sums
+                first, last, dout, x, weight, mean, rstd, residual, dx, np.int64(task), sums
             )
     add_layernorm_sums(sums, dweight, dbias)

@@ -1,14 +1,19 @@
 """The kernels that are compiled ahead are those that training calls, with the types it calls."""
 
 import io
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 import fastformer as ff
-from fastformer import warmup
+from fastformer import backend, warmup
+from fastformer.kernels import _cache
+from fastformer.layers import transformer_block
+from fastformer.training.classifier_plan import training_kernels
 
 IDS = [[15, 17, 7, 19, 5, 19, 11, 18], [12, 17, 2, 19, 3, 19, 4, 18]]
 
@@ -23,66 +28,167 @@ def train_once(model, ids, targets):
     ff.AdamW(model.parameters()).step()
 
 
-@pytest.mark.parametrize("name", warmup.KERNELS)
-def test_signature_is_what_training_calls(name):
-    sizes = {"vocab_size": 20, "embed_dim": 8, "num_heads": 2, "ffn_dim": 8}
-    # Few sequences are computed layer by layer, more of them a block at a time.
-    for ids in (IDS, IDS * 2):
-        train_once(ff.Transformer(ff.TransformerConfig(**sizes)), ids, np.arange(len(ids)))
-        tokens = np.arange(8 * len(ids)) % 20
-        train_once(ff.TransformerDecoder(ff.DecoderConfig(**sizes)), ids, tokens)
-    float32 = [
+SIZES = {"vocab_size": 20, "embed_dim": 8, "num_heads": 2, "ffn_dim": 8}
+
+
+PARTS = {part for parts in warmup.PARTS.values() for part in parts}
+
+
+def overloads(name):
+    """Return the types that a kernel is compiled for in this process, but for those of float64."""
+    found = list(warmup.dispatcher(name).overloads)
+    if name in PARTS:  # which come from the disk with those that call them
+        callees = [callee.compiled for callee in _cache._CALLEES.values()]
+        stem, _, function = name.partition(".")
+        found = [
+            tuple(compiled.signature.args)
+            for compiled in callees
+            if compiled.fndesc.qualname == function and compiled.fndesc.modname.endswith(stem)
+        ]
+    return [
         types
-        for types in warmup.dispatcher(name).overloads
+        for types in found
         if all(str(getattr(kind, "dtype", "")) != "float64" for kind in types)
     ]
-    assert float32 == [warmup.signature(name)]
+
+
+@pytest.mark.parametrize("name", warmup.KERNELS)
+def test_signature_is_what_training_calls(name):
+    # Few sequences are computed layer by layer, more of them a block at a time.
+    for ids in (IDS, IDS * 2):
+        train_once(ff.Transformer(ff.TransformerConfig(**SIZES)), ids, np.arange(len(ids)))
+        tokens = np.arange(8 * len(ids)) % 20
+        train_once(ff.TransformerDecoder(ff.DecoderConfig(**SIZES)), ids, tokens)
+    assert set(overloads(name)) == {warmup.signature(name)}
 
 
 def test_another_precision_has_its_own_product_and_the_default_has_not():
-    names, rounded = set(warmup.KERNELS), set(warmup.kernels_of("bfloat16", False))
-    blocks = {name for name in names if name.startswith(("transformer_", "gradient.add_"))}
-    assert rounded - names == {"matmul_bfloat16._product"}
-    assert names - rounded == {"matmul._product", *blocks}
-    model = ff.Transformer(
-        ff.TransformerConfig(vocab_size=20, embed_dim=8, num_heads=2, ffn_dim=8),
-        precision="bfloat16",
-    )
+    model = ff.Transformer(ff.TransformerConfig(**SIZES), precision="bfloat16")
+    rounded = set(model.kernels(training=True))
+    assert "matmul_bfloat16._product" in rounded - set(warmup.KERNELS)
+    assert not [name for name in rounded if name.startswith(("transformer_", "matmul."))]
     train_once(model, IDS, np.array([3, 4]))
-    product = warmup.dispatcher("matmul_bfloat16._product")
-    assert list(product.overloads) == [warmup.signature("matmul_bfloat16._product")]
+    assert overloads("matmul_bfloat16._product") == [warmup.signature("matmul_bfloat16._product")]
 
 
-def test_models_compile_what_they_train_with():
-    """A classifier of the usual kind trains in one kernel, other models in several."""
-    sizes = {"vocab_size": 20, "embed_dim": 8, "num_heads": 2, "ffn_dim": 8}
-    models = {
-        True: ff.Transformer(ff.TransformerConfig(**sizes)),
-        False: ff.TransformerDecoder(ff.DecoderConfig(**sizes)),
-    }
-    for in_one, model in models.items():
-        called = set()
+def called_by(model, work):
+    """Return the names of the kernels that a model's layers, the loss and a step call."""
+    called = set()
 
-        def watched(name, op, called=called):
-            def call(*arguments):
-                called.add(name)
-                return op(*arguments)
+    def watched(table, name, op):
+        stem = name + f"_{model.precision}" if name in products and table is model.ops else name
+        module = modules.get(stem, modules[name])
+        shown = f"{module}.{'_product' if name in products else name}"
 
-            return call
+        def call(*arguments):
+            called.add(shown)
+            return op(*arguments)
 
-        watching = {name: watched(name, op) for name, op in vars(model.ops).items() if callable(op)}
-        with pytest.MonkeyPatch.context() as patch:
-            for name, op in watching.items():
-                patch.setattr(model.ops, name, op)
-            targets = np.arange(4) if in_one else np.arange(32) % 20
-            ff.train_step(
-                model, ff.pack(IDS * 2), targets, ff.CrossEntropyLoss(), ff.Adam(model.parameters())
-            )
-        compiled = {name.partition(".")[2] for name in warmup.kernels_of("float32", in_one)}
-        products = {"matmul", "matmul_nt", "matmul_tn", "matmul_backward"}
-        assert called - products <= compiled
-        assert ("transformer_gradients" in called) == in_one
-        assert ("transformer_block_backward" in called) == (not in_one)
+        return call
+
+    modules = {op: module for module, ops in backend.OPS.items() for op in ops}
+    products = set(backend.OPS["matmul"])
+    with pytest.MonkeyPatch.context() as patch:
+        for table in {id(ops): ops for ops in (model.ops, backend.get_backend("numba"))}.values():
+            for name, op in list(vars(table).items()):
+                if callable(op):
+                    patch.setattr(table, name, watched(table, name, op))
+        work()
+    return called
+
+
+def classifier(**options):
+    return ff.Transformer(ff.TransformerConfig(**SIZES), **options)
+
+
+def decoder(**options):
+    return ff.TransformerDecoder(ff.DecoderConfig(**SIZES), **options)
+
+
+MODELS = {
+    "classifier": classifier,
+    "classifier in bfloat16": lambda: classifier(precision="bfloat16"),
+    "decoder": decoder,
+    "decoder in bfloat16": lambda: decoder(precision="bfloat16"),
+    "decoder of large blocks": decoder,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_compile_what_they_call_and_nothing_else(kind, monkeypatch):
+    if kind == "decoder of large blocks":
+        monkeypatch.setattr(transformer_block, "MOST_PARAMETERS", 0)
+    model, batch, loss_fn = MODELS[kind](), ff.pack(IDS * 2), ff.CrossEntropyLoss()
+    targets = np.arange(4 if "classifier" in kind else 32) % 20
+
+    def forward():
+        few = ff.pack(IDS)  # which are computed layer by layer
+        loss_fn.forward(model.forward(few), targets[: len(targets) // 2])
+        loss_fn.forward(model.forward(batch), targets)
+
+    def step():
+        ff.train_step(model, batch, targets, loss_fn, ff.Adam(model.parameters()))
+        ff.clip_gradients(model.parameters(), 1e9)
+
+    assert called_by(model, forward) == set(model.kernels(training=False))
+    in_one = kind == "classifier"
+    names = training_kernels(model)
+    assert ("transformer_gradients.transformer_gradients" in names) == in_one
+    steps = called_by(model, step)
+    if in_one:
+        assert steps == set(names)
+    else:
+        assert steps | set(model.kernels(training=False)) == set(names)
+
+
+def test_what_is_not_compiled_ahead():
+    assert classifier(backend="reference").kernels(training=True) == ()
+    assert classifier(dtype="float64").kernels(training=True) == ()
+    assert training_kernels(classifier(backend="reference")) == ()
+
+
+def test_a_first_step_compiles_nothing_by_itself(tmp_path):
+    """All of it is done by the processes, whose work is found on disk."""
+    program = """
+import os, sys
+import numpy as np, fastformer as ff
+from fastformer import threads
+from numba.core import event
+
+threads.available_threads = lambda: 2
+with event.install_recorder("numba:compile") as recorder:
+    model = ff.Transformer(ff.TransformerConfig(vocab_size=20, embed_dim=8, num_heads=2, ffn_dim=8))
+    optimizer = ff.Adam(model.parameters())
+    batch, targets = ff.pack([[3, 4, 5]] * 4), np.array([3, 4, 5, 6])
+    ff.train_step(model, batch, targets, ff.CrossEntropyLoss(), optimizer)
+print(sorted({one.data["dispatcher"].__name__ for _, one in recorder.buffer if one.is_start}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"FASTFORMER_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    assert "compiled 13 kernels" in done.stderr
+
+
+def test_parts_are_compiled_before_what_calls_them():
+    work = warmup._Work(warmup._with_parts(["attention.attention_forward", "adam.adam_step"]))
+    part, step = work.take(), work.take()
+    assert (part, step) == ("attention.attention_forward_pairs", "adam.adam_step")
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.extend([work.take(), work.take()]))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert taken == []
+    # One that could not be compiled is left to those that call it.
+    work.end(part, compiled=False)
+    waiting.join()
+    assert taken == ["attention.attention_forward", None]
+    work.end(step, compiled=True)
+    assert work.done == ["adam.adam_step"]
 
 
 def test_a_default_run_compiles_and_loads_nothing_for_bfloat16():
@@ -117,17 +223,16 @@ def cold(tmp_path, monkeypatch):
     markers = tmp_path / "compiled"
     monkeypatch.setattr(warmup, "_markers", lambda: markers)
     monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
-    monkeypatch.setattr(warmup, "KERNELS", {"gradient.gradient_norm": "r"})
     warmup.ensure_compiled.cache_clear()
     return markers / "gradient.gradient_norm"
 
 
 def test_compiles_once_and_says_so(cold, capsys):
-    warmup.ensure_compiled("float32", False)
+    warmup.ensure_compiled(("gradient.gradient_norm",))
     assert cold.exists()
     assert "compiled 1 kernels" in capsys.readouterr().err
     warmup.ensure_compiled.cache_clear()  # as in another process
-    warmup.ensure_compiled("float32", False)
+    warmup.ensure_compiled(("gradient.gradient_norm",))
     assert capsys.readouterr().err == ""
 
 
@@ -135,7 +240,7 @@ def test_a_place_that_takes_no_marker_costs_the_next_start_its_time_only(cold, c
     cold.parent.write_text("a file where the directory of markers should be")
     for _ in range(2):
         warmup.ensure_compiled.cache_clear()
-        warmup.ensure_compiled("float32", False)
+        warmup.ensure_compiled(("gradient.gradient_norm",))
         assert "compiled 1 kernels" in capsys.readouterr().err
 
 
@@ -145,5 +250,5 @@ def test_a_process_that_dies_leaves_the_work_to_the_first_call(cold, monkeypatch
 
     subprocess_popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", broken)
-    warmup.ensure_compiled("float32", False)
+    warmup.ensure_compiled(("gradient.gradient_norm",))
     assert not cold.exists()

@@ -18,7 +18,7 @@ from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
-from fastformer.warmup import ensure_compiled
+from fastformer.warmup import ensure_compiled, kernels_of
 
 ModelT = TypeVar("ModelT", bound="Model")
 
@@ -51,11 +51,9 @@ class Model(Layer):
                 f"config must be a {config_class.__name__}, got {type(config).__name__}"
             )
         check_precision(precision, dtype)
-        if (backend, dtype) == ("numba", "float32"):
-            reads_a_row = getattr(config, "pooling", "mean") != "mean"
-            ensure_compiled(precision, config.norm == "post" and reads_a_row)
         super().__init__(backend, dtype, precision)
         self.config = config
+        self._ready = {"forward": False, "training": False}
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
         self.relative = relative_positions(config, dtype)
@@ -107,7 +105,33 @@ class Model(Layer):
         self.dropout_counter.training = False
         return self
 
+    def kernels(self, *, training: bool) -> tuple[str, ...]:
+        """Return the names of the kernels that are compiled ahead for forward, or training too.
+
+        None of the reference, and none in float64, whose kernels are compiled at their first call.
+        """
+        if self.ops.name != "numba" or self.dtype != np.float32:
+            return ()
+        block = self.blocks[0]
+        return kernels_of(
+            self.precision,
+            in_blocks=block.usual and block.small,
+            chooses_rows=getattr(self.config, "pooling", "mean") != "mean",
+            training=training,
+        )
+
+    def prepare(self, *, training: bool = False) -> None:
+        """Compile what forward calls, and backward and a step too if they follow, on all cores.
+
+        Only the first model of its kind takes time, and only where nothing is kept on disk yet.
+        """
+        stage = "training" if training else "forward"
+        if not self._ready[stage]:
+            ensure_compiled(self.kernels(training=training))
+            self._ready[stage] = True
+
     def _embed(self, batch: PackedBatch) -> Array:
+        self.prepare()
         self.dropout_counter.count()
         return self.dropout.forward(self.embedding.forward(batch, self.positions))
 

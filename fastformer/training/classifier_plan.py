@@ -12,6 +12,7 @@ from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array, Parameter, aligned_zeros
 from fastformer.training.loss import CrossEntropyLoss
+from fastformer.warmup import ensure_compiled, step_in_one
 
 # Sequences, elements of a batch's states, and parameters, for which one region for all of a model
 # is the faster way. Beyond, shards are few for many cores, or their copies of gradients large.
@@ -28,6 +29,9 @@ class ClassifierPlan:
 
     The layers' own forward and backward are not called, and what they keep stays as it was. Logits
     and loss are theirs; gradients are too, but for the rounding of their sums over shards.
+
+    Attributes:
+        kernels: names of the kernels of a training step that are compiled ahead.
     """
 
     def __init__(self, model: Transformer, positions: PositionalEncoding) -> None:
@@ -68,6 +72,7 @@ class ClassifierPlan:
             self._start(model.output.weight),
             self._start(model.output.bias),
         ]
+        self.kernels = step_in_one() if model.kernels(training=True) else ()
         self._tokens = self._sequences = 0
         self._copies = np.zeros((0, self.parameters.values.size), self.dtype)
 
@@ -130,6 +135,7 @@ class ClassifierPlan:
 
     def _make_room(self, batch: PackedBatch) -> None:
         """Make room for this batch, and for all that were there before."""
+        ensure_compiled(self.kernels)
         config = self.config
         self._tokens = max(self._tokens, batch.num_tokens)
         self._sequences = max(self._sequences, batch.num_sequences)
@@ -153,14 +159,24 @@ def classifier_plan(
     model: Transformer | TransformerDecoder, batch: PackedBatch, loss_fn: CrossEntropyLoss
 ) -> ClassifierPlan | None:
     """Return the plan for a model, a batch and a loss; None where layers are called instead."""
-    if type(model) is not Transformer or type(loss_fn) is not CrossEntropyLoss:
+    plan = _plan_of(model)
+    if plan is None or type(loss_fn) is not CrossEntropyLoss or loss_fn.ops is not plan.ops:
+        return None
+    return plan if plan.fits(batch) else None
+
+
+def training_kernels(model: Transformer | TransformerDecoder) -> tuple[str, ...]:
+    """Return the names of the kernels that a training step calls, of batches of the usual size."""
+    plan = _plan_of(model)
+    return plan.kernels if plan else model.kernels(training=True)
+
+
+def _plan_of(model: Transformer | TransformerDecoder) -> ClassifierPlan | None:
+    if type(model) is not Transformer:
         return None
     if model not in _PLANS:
         _PLANS[model] = _new_plan(model)
-    plan = _PLANS[model]
-    if plan is None or loss_fn.ops is not plan.ops or not plan.fits(batch):
-        return None
-    return plan
+    return _PLANS[model]
 
 
 def _new_plan(model: Transformer) -> ClassifierPlan | None:

@@ -16,6 +16,7 @@ from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.classifier_plan import training_kernels
 from fastformer.training.config import TrainingConfig
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.gradients import clip_gradients, gradient_norm
@@ -28,6 +29,7 @@ from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
 from fastformer.training.steps import accumulate_gradients, count_right, evaluate
+from fastformer.warmup import ensure_compiled
 
 _OPTIMIZER_PREFIX = "optimizer."
 _REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
@@ -110,6 +112,7 @@ class Trainer:
             observer: is told of each step and epoch.
         """
         self.model, self.config, self.run = model, config, run
+        ensure_compiled(training_kernels(model) + model.kernels(training=False))
         self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation
         self.seed, self.observer = seed, observer

@@ -11,9 +11,10 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
-from fastformer.training.classifier_plan import classifier_plan
+from fastformer.training.classifier_plan import classifier_plan, training_kernels
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
+from fastformer.warmup import ensure_compiled
 
 # Elements that blocks keep from forward for backward, of one part of a batch: 128 MiB in float32.
 # With more parameters than that, as many as those: each part reads all parameters.
@@ -76,6 +77,7 @@ def accumulate_gradients(
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
         return plan.accumulate(batch, targets, loss_fn)
+    model.prepare(training=True)
     parts = _part_count(model, batch)
     if parts == 1:
         logits = model.forward(batch)
@@ -136,6 +138,7 @@ def train_step(
     checks.instance("train_step", "model", model, Transformer, TransformerDecoder)
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
     checks.instance("train_step", "optimizer", optimizer, Optimizer)
+    ensure_compiled(training_kernels(model))
     model.zero_grad()
     loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
     optimizer.step()
