@@ -204,7 +204,8 @@ def ensure_compiled(names: tuple[str, ...]) -> None:
     started = time.monotonic()
     work = _Work(missing)
     workers = [threading.Thread(target=_serve, args=(work,)) for _ in range(processes)]
-    _say(f"compiling {len(missing)} kernels, once")
+    kernels = "1 kernel" if len(missing) == 1 else f"{len(missing)} kernels"
+    _say(f"compiling {kernels}, once")
     for worker in workers:
         worker.start()
     while len(work.done) < len(missing) and any(worker.is_alive() for worker in workers):
@@ -212,14 +213,14 @@ def ensure_compiled(names: tuple[str, ...]) -> None:
         if sys.stderr.isatty() and work.done:
             seconds = time.monotonic() - started
             left = seconds / len(work.done) * (len(missing) - len(work.done))
-            _say(f"compiling {len(missing)} kernels, once: {left:.0f} s left", "\r")
+            _say(f"compiling {kernels}, once: {left:.0f} s left", "\r")
     # A disk that refuses costs the next start its time, no more.
     with contextlib.suppress(OSError):
         markers.mkdir(exist_ok=True)
         for name in work.done:
             (markers / name).touch()
     if len(work.done) == len(missing):
-        _say(f"compiled {len(missing)} kernels in {time.monotonic() - started:.0f} s")
+        _say(f"compiled {kernels} in {time.monotonic() - started:.0f} s")
 
 
 class _Work:
