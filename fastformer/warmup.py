@@ -85,17 +85,6 @@ PARTS = {
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-_FORWARD = (
-    "attention.attention_forward",
-    "cross_entropy.cross_entropy_forward",
-    "embedding.embedding_forward",
-    "layernorm.layernorm_forward",
-)
-_BACKWARD = (
-    "cross_entropy.cross_entropy_backward",
-    "embedding.embedding_backward",
-    "layernorm.layernorm_backward",
-)
 _STEP = ("adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient")
 MOST_PROCESSES = 4
 
@@ -106,31 +95,28 @@ def step_in_one() -> tuple[str, ...]:
 
 
 def kernels_of(
-    precision: str, *, in_blocks: bool, chooses_rows: bool, training: bool
+    precision: str, *, in_blocks: bool, last_norm: bool, chooses_rows: bool, training: bool
 ) -> tuple[str, ...]:
-    """Return the kernels that a model's layers call, and the loss.
+    """Return the kernels that a model and its loss call.
 
     Args:
-        precision: of products.    in_blocks: whether a block is one kernel; in backward of few
-            sequences it is not, and what is missing then is compiled at its first call.
+        precision: of products.    in_blocks: whether a block is one call.
+        last_norm: whether a norm follows the blocks.
         chooses_rows: whether the last block computes some rows only.
         training: whether backward and the optimiser's step are wanted too.
     """
-    names = [*_FORWARD, PRODUCTS[precision]]
-    if in_blocks:
-        names.append("transformer_block.transformer_block_forward")
-    if chooses_rows:
-        names.append("pooling.gather_rows")
-    if training:
-        names += [*_BACKWARD, *_STEP]
-        names.append(
-            "transformer_block.transformer_block_backward"
-            if in_blocks
-            else "attention.attention_backward"
-        )
-        if chooses_rows:
-            names.append("pooling.scatter_rows")
-    return tuple(names)
+    used = {
+        "attention.attention": not in_blocks,
+        "cross_entropy.cross_entropy": True,
+        "embedding.embedding": True,
+        "layernorm.layernorm": last_norm or not in_blocks,
+        "transformer_block.transformer_block": in_blocks,
+    }
+    directions = ("forward", "backward") if training else ("forward",)
+    names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
+    if chooses_rows and not in_blocks:
+        names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]
+    return (*names, PRODUCTS[precision], *(_STEP if training else ()))
 
 
 def signature(name: str) -> tuple[Any, ...]:

@@ -64,7 +64,7 @@ def test_signature_is_what_training_calls(name):
 
 def test_another_precision_has_its_own_product_and_the_default_has_not():
     model = ff.Transformer(ff.TransformerConfig(**SIZES), precision="bfloat16")
-    rounded = set(model.kernels(training=True))
+    rounded = set(model.kernels(in_blocks=False, training=True))
     assert "matmul_bfloat16._product" in rounded - set(warmup.KERNELS)
     assert not [name for name in rounded if name.startswith(("transformer_", "matmul."))]
     train_once(model, IDS, np.array([3, 4]))
@@ -114,36 +114,34 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["usual batch", "few sequences"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_models_compile_what_they_call_and_nothing_else(kind, monkeypatch):
+def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
     if kind == "decoder of large blocks":
         monkeypatch.setattr(transformer_block, "MOST_PARAMETERS", 0)
-    model, batch, loss_fn = MODELS[kind](), ff.pack(IDS * 2), ff.CrossEntropyLoss()
-    targets = np.arange(4 if "classifier" in kind else 32) % 20
+    model, batch, loss_fn = MODELS[kind](), ff.pack(IDS if few else IDS * 2), ff.CrossEntropyLoss()
+    targets = np.arange(batch.num_sequences if "classifier" in kind else batch.num_tokens) % 20
+    in_blocks = kind in ("classifier", "decoder") and not few
+    assert model.blocks[0].in_one_call(batch) == in_blocks
 
     def forward():
-        few = ff.pack(IDS)  # which are computed layer by layer
-        loss_fn.forward(model.forward(few), targets[: len(targets) // 2])
         loss_fn.forward(model.forward(batch), targets)
 
     def step():
         ff.train_step(model, batch, targets, loss_fn, ff.Adam(model.parameters()))
         ff.clip_gradients(model.parameters(), 1e9)
 
-    assert called_by(model, forward) == set(model.kernels(training=False))
-    in_one = kind == "classifier"
+    assert called_by(model, forward) == set(model.kernels(in_blocks=in_blocks))
     names = training_kernels(model)
-    assert ("transformer_gradients.transformer_gradients" in names) == in_one
-    steps = called_by(model, step)
-    if in_one:
-        assert steps == set(names)
-    else:
-        assert steps | set(model.kernels(training=False)) == set(names)
+    assert ("transformer_gradients.transformer_gradients" in names) == (kind == "classifier")
+    if few:
+        names = model.kernels(in_blocks=False, training=True)
+    assert called_by(model, step) == set(names)
 
 
 def test_what_is_not_compiled_ahead():
-    assert classifier(backend="reference").kernels(training=True) == ()
-    assert classifier(dtype="float64").kernels(training=True) == ()
+    for options in ({"backend": "reference"}, {"dtype": "float64"}):
+        assert classifier(**options).kernels(in_blocks=True, training=True) == ()
     assert training_kernels(classifier(backend="reference")) == ()
 
 

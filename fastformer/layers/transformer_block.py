@@ -89,6 +89,7 @@ class TransformerBlock(Layer):
             and self.feed_forward.gate is None
             and self.attention.positions is None
         )
+        self.embed_dim = config.embed_dim
         parameters = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
         self.small = parameters <= MOST_PARAMETERS
         self.plan: BlockPlan | None = None
@@ -105,7 +106,7 @@ class TransformerBlock(Layer):
             return plan.forward(batch, rows)
         self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
-        self.in_one = self._in_one(x, batch)
+        self.in_one = self.in_one_call(batch)
         if self.in_one:
             self.plan = BlockPlan(self, x, batch, rows)
             return self.plan.forward(batch, rows)
@@ -139,15 +140,20 @@ class TransformerBlock(Layer):
         self.ops.scatter_rows(db, self.rows, dx)
         return dx
 
-    def _in_one(self, x: Array, batch: PackedBatch) -> bool:
+    def in_one_call(self, batch: PackedBatch | None = None) -> bool:
         """Tell whether the whole block is one call: where calls cost, and nothing drops.
 
         The bits are the same but for the norms' gradients, whose sums have other parts.
+
+        Args:
+            batch: the block's; None for one of the usual size.
         """
         if self._drops() or not self.usual or not self.small:
             return False
-        sequences = batch.num_sequences
-        return sequences >= FEWEST_SEQUENCES and x.size <= sequences * MOST_OF_A_SEQUENCE
+        if batch is None:
+            return True
+        sequences, elements = batch.num_sequences, batch.num_tokens * self.embed_dim
+        return sequences >= FEWEST_SEQUENCES and elements <= sequences * MOST_OF_A_SEQUENCE
 
     def _drops(self) -> bool:
         return self.attention.dropout.active or self.feed_forward.dropout.active

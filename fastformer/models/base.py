@@ -53,7 +53,7 @@ class Model(Layer):
         check_precision(precision, dtype)
         super().__init__(backend, dtype, precision)
         self.config = config
-        self._ready = {"forward": False, "training": False}
+        self._ready: set[tuple[bool, bool]] = set()
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
         self.relative = relative_positions(config, dtype)
@@ -105,33 +105,36 @@ class Model(Layer):
         self.dropout_counter.training = False
         return self
 
-    def kernels(self, *, training: bool) -> tuple[str, ...]:
+    def kernels(self, *, in_blocks: bool, training: bool = False) -> tuple[str, ...]:
         """Return the names of the kernels that are compiled ahead for forward, or training too.
 
         None of the reference, and none in float64, whose kernels are compiled at their first call.
+
+        Args:
+            in_blocks: whether each block is one call.
         """
         if self.ops.name != "numba" or self.dtype != np.float32:
             return ()
-        block = self.blocks[0]
         return kernels_of(
             self.precision,
-            in_blocks=block.usual and block.small,
+            in_blocks=in_blocks,
+            last_norm=self.final_norm is not None,
             chooses_rows=getattr(self.config, "pooling", "mean") != "mean",
             training=training,
         )
 
-    def prepare(self, *, training: bool = False) -> None:
+    def prepare(self, *, in_blocks: bool, training: bool = False) -> None:
         """Compile what forward calls, and backward and a step too if they follow, on all cores.
 
         Only the first model of its kind takes time, and only where nothing is kept on disk yet.
+        Arguments are those of `kernels`.
         """
-        stage = "training" if training else "forward"
-        if not self._ready[stage]:
-            ensure_compiled(self.kernels(training=training))
-            self._ready[stage] = True
+        if (in_blocks, training) not in self._ready:
+            ensure_compiled(self.kernels(in_blocks=in_blocks, training=training))
+            self._ready.add((in_blocks, training))
 
     def _embed(self, batch: PackedBatch) -> Array:
-        self.prepare()
+        self.prepare(in_blocks=self.blocks[0].in_one_call(batch))
         self.dropout_counter.count()
         return self.dropout.forward(self.embedding.forward(batch, self.positions))
 

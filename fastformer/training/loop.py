@@ -112,7 +112,8 @@ class Trainer:
             observer: is told of each step and epoch.
         """
         self.model, self.config, self.run = model, config, run
-        ensure_compiled(training_kernels(model) + model.kernels(training=False))
+        validation_kernels = model.kernels(in_blocks=model.blocks[0].in_one_call())
+        ensure_compiled(training_kernels(model) + validation_kernels)
         self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation
         self.seed, self.observer = seed, observer
