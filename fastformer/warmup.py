@@ -9,6 +9,7 @@ standard input, a line each, and answers each with a line when it is compiled.
 
 import contextlib
 import functools
+import gc
 import importlib
 import subprocess
 import sys
@@ -274,6 +275,9 @@ def _compiles(process: "subprocess.Popen[str]", name: str) -> bool:
 
 def main() -> None:
     """Compile the kernels whose names come in, a line each."""
+    # Numba makes objects by the million, and looking for garbage so often takes a twentieth.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     for line in sys.stdin:
         dispatcher(line.strip()).compile(signature(line.strip()))
         sys.stdout.write(line)
