@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from llvmlite import binding
 from twins import (
     DTYPES,
     IS_VARIANT,
@@ -248,7 +249,9 @@ def test_what_goes_past_the_caches_is_there_wherever_it_begins(rng, dtype):
 def test_whole_aligned_registers_go_past_the_caches():
     x = np.zeros(64, np.float32)
     text = assembly(_streamed, x, 1, 0, x)
-    assert re.search(r"\bv?movnt", text)
+    # A single number goes past them on AMD's processors only.
+    has_store = VECTOR_BITS > 0 or binding.get_host_cpu_features().get("sse4a")
+    assert bool(re.search(r"\bv?movnt", text)) == bool(has_store)
     # Others see it only then.
     assert re.search(r"\bmfence\b|\block\b", text)
     assert not re.search(r"\bv?movnt", assembly(_tails, x, 1, 0, np.zeros((5, 64), np.float32)))

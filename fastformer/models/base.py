@@ -134,7 +134,8 @@ class Model(Layer):
             self._ready.add((in_blocks, training))
 
     def _embed(self, batch: PackedBatch) -> Array:
-        self.prepare(in_blocks=self.blocks[0].in_one_call(batch))
+        if isinstance(batch, PackedBatch):  # the embedding refuses others
+            self.prepare(in_blocks=self.blocks[0].in_one_call(batch))
         self.dropout_counter.count()
         return self.dropout.forward(self.embedding.forward(batch, self.positions))
 
