@@ -10,6 +10,7 @@ standard input, a line each, and answers each with a line when it is compiled.
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import subprocess
 import sys
@@ -151,12 +152,19 @@ def dispatcher(name: str) -> Any:
 
 
 def _markers() -> Path | None:
-    """Return the directory of files named after what was compiled, or None if nothing is kept."""
-    from fastformer.kernels._compile import BUILD, CACHE_DIRECTORY
+    """Return the directory of files named after what was compiled, or None if nothing is kept.
 
-    if CACHE_DIRECTORY is None or BUILD != "production":
+    Numba finds a kernel only for the file that it is compiled from, at its place and of its time,
+    so another installation of the same sources has another directory.
+    """
+    from fastformer.kernels import _compile
+
+    if _compile.CACHE_DIRECTORY is None or _compile.BUILD != "production":
         return None
-    return CACHE_DIRECTORY / "compiled"
+    files = sorted(Path(_compile.__file__).parent.glob("*.py"))
+    stamps = repr([(str(path), path.stat().st_mtime_ns) for path in files])
+    digest = hashlib.sha256(stamps.encode()).hexdigest()[:16]
+    return _compile.CACHE_DIRECTORY / f"compiled-{digest}"
 
 
 def _with_parts(names: Iterable[str]) -> list[str]:

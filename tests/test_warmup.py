@@ -12,7 +12,7 @@ import pytest
 
 import fastformer as ff
 from fastformer import backend, warmup
-from fastformer.kernels import _cache
+from fastformer.kernels import _cache, _compile
 from fastformer.layers import transformer_block
 from fastformer.training.classifier_plan import training_kernels
 
@@ -170,6 +170,23 @@ print(sorted({one.data["dispatcher"].__name__ for _, one in recorder.buffer if o
     )
     assert done.stdout.strip() == "[]", done.stderr
     assert "compiled 13 kernels" in done.stderr
+
+
+def test_another_installation_of_the_same_sources_compiles_anew(monkeypatch, tmp_path):
+    """Numba finds what was compiled by the place and the time of a kernel's file."""
+    monkeypatch.setattr(_compile, "CACHE_DIRECTORY", tmp_path)
+    monkeypatch.setattr(_compile, "BUILD", "production")
+    found = {warmup._markers()}
+    for place in ("one", "other"):
+        copy = tmp_path / place
+        copy.mkdir()
+        (copy / "_compile.py").write_text("")
+        monkeypatch.setattr(_compile, "__file__", str(copy / "_compile.py"))
+        for seconds in (1, 2):
+            os.utime(copy / "_compile.py", (seconds, seconds))
+            found.add(warmup._markers())
+    assert len(found) == 5
+    assert {path.parent for path in found} == {tmp_path}
 
 
 def test_parts_are_compiled_before_what_calls_them():
