@@ -96,6 +96,7 @@ def step_in_one() -> tuple[str, ...]:
     return ("transformer_gradients.transformer_gradients", "gradient.add_gradients", *_STEP)
 
 
+@functools.cache
 def kernels_of(
     precision: str, *, in_blocks: bool, last_norm: bool, chooses_rows: bool, training: bool
 ) -> tuple[str, ...]:

@@ -53,7 +53,6 @@ class Model(Layer):
         check_precision(precision, dtype)
         super().__init__(backend, dtype, precision)
         self.config = config
-        self._ready: set[tuple[bool, bool]] = set()
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
         self.relative = relative_positions(config, dtype)
@@ -129,9 +128,7 @@ class Model(Layer):
         Only the first model of its kind takes time, and only where nothing is kept on disk yet.
         Arguments are those of `kernels`.
         """
-        if (in_blocks, training) not in self._ready:
-            ensure_compiled(self.kernels(in_blocks=in_blocks, training=training))
-            self._ready.add((in_blocks, training))
+        ensure_compiled(self.kernels(in_blocks=in_blocks, training=training))
 
     def _embed(self, batch: PackedBatch) -> Array:
         if isinstance(batch, PackedBatch):  # the embedding refuses others
