@@ -3,8 +3,8 @@
 Numba compiles a kernel where it is first called, one after the other on one core. Here several
 processes share the work, and leave the machine code where every later process finds it. What
 several kernels call is compiled by itself, before them.
-Run as a program, this file is one of those processes: it reads the names of kernels from its
-standard input, a line each, and answers each with a line when it is compiled.
+Each of those processes runs `main`: it reads the names of kernels from its standard input, a line
+each, and answers each with a line when it is compiled.
 """
 
 import contextlib
@@ -256,11 +256,24 @@ def _say(text: str, end: str = "\n") -> None:
     sys.stderr.flush()
 
 
+def _command() -> list[str]:
+    """Return the command of a process that compiles.
+
+    It has this one's search path, and so the same package: with -m, a folder of its name that lies
+    in the current directory would be taken first.
+    """
+    program = f"import sys; sys.path = {sys.path!r}; from fastformer.warmup import main; main()"
+    return [sys.executable, "-c", program]
+
+
 def _serve(work: _Work) -> None:
     """Give one process the names of kernels that wait, one at a time, until none is left."""
-    command = [sys.executable, "-m", "fastformer.warmup"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        _command(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         while (name := work.take()) is not None:
             compiled = _compiles(process, name)
@@ -291,7 +304,3 @@ def main() -> None:
         dispatcher(line.strip()).compile(signature(line.strip()))
         sys.stdout.write(line)
         sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

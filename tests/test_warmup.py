@@ -233,9 +233,7 @@ def test_process_answers_each_name(monkeypatch, capsys):
 def test_what_another_process_compiled_is_loaded():
     name = "matmul_bfloat16._product"
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-m", "fastformer.warmup"], input=name, capture_output=True, text=True
-        )
+        done = subprocess.run(warmup._command(), input=name, capture_output=True, text=True)
         assert done.stdout.split() == [name], done.stderr
 
 
@@ -255,6 +253,15 @@ def test_compiles_once_and_says_so(cold, capsys):
     warmup.ensure_compiled.cache_clear()  # as in another process
     warmup.ensure_compiled(("gradient.gradient_norm",))
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_package(cold, tmp_path, monkeypatch):
+    other = tmp_path / "fastformer"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('not the package that asks')")
+    monkeypatch.chdir(tmp_path)
+    warmup.ensure_compiled(("gradient.gradient_norm",))
+    assert cold.exists()
 
 
 def test_a_place_that_takes_no_marker_costs_the_next_start_its_time_only(cold, capsys):
