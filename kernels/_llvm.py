@@ -207,15 +207,18 @@ def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) ->
     return builder.select(builder.fcmp_ordered(">", *v, flags=EXACT), *v)
 
 
-def _scalef_ir(builder: ir.IRBuilder, kind: ir.VectorType, x: ir.Value, n: ir.Value) -> ir.Value:
-    """Emit x times 2 to the power n, rounded once, by AVX-512's instruction for it."""
+def _scalef_ir(
+    builder: ir.IRBuilder, kind: ir.VectorType, x: ir.Value, n: ir.Value, vanishes: ir.Value
+) -> ir.Value:
+    """Emit x times 2 to the power n, rounded once, or 0, by AVX-512's instruction for it."""
     mask = ir.IntType(kind.count)
     function = cgutils.get_or_insert_function(
         builder.module,
         ir.FunctionType(kind, [kind, kind, kind, mask, INT32]),
         f"llvm.x86.avx512.mask.scalef.{'ps' if kind.element == ir.FloatType() else 'pd'}.512",
     )
-    return builder.call(function, [x, n, x, mask(-1), INT32(4)])
+    present = builder.bitcast(builder.not_(vanishes), mask)
+    return builder.call(function, [x, n, constant_ir(kind, 0.0), present, INT32(4)])
 
 
 def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
@@ -237,8 +240,8 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
 
     has_scalef = HAS_SCALEF and kind.count * bits == VECTOR_BITS
     vanishes = builder.fcmp_ordered("<", x, constant(low), flags=EXACT)
-    # Without scalef, an underflow would cost a hundred cycles.
-    x = builder.select(vanishes, constant(low if has_scalef else 0.0), x)
+    # An underflow would cost a hundred cycles.
+    x = builder.select(vanishes, constant(0.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, constant(high), flags=EXACT), constant(high), x)
     # Adding 1.5 * 2^mantissa rounds to an integer, which then stands in the lowest bits.
     shifter = constant(1.5 * 2.0**mantissa)
@@ -252,7 +255,7 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
     for k in reversed(range(degree)):
         series = call_ir(builder, "llvm.fma", kind, series, r, constant(1 / math.factorial(k)))
     if has_scalef:
-        return _scalef_ir(builder, kind, series, n)
+        return _scalef_ir(builder, kind, series, n, vanishes)
     exponent = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shifter, integer))
     # In two factors, so that results below the smallest normal number are rounded once.
     half = builder.ashr(exponent, whole(1))

@@ -20,7 +20,7 @@ from twins import (
 )
 
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
+from fastformer.kernels._llvm import HAS_SCALEF, VECTOR_BITS, element_lanes
 from fastformer.kernels._simd import (
     array_at,
     drop_first,
@@ -339,6 +339,15 @@ def test_exp_of_special_values(dtype):
     np.testing.assert_array_equal(out, [1, 1, np.inf, 0, np.nan, np.inf, 0, np.inf, 0])
     _exp_all(np.array([largest], dtype), out[:1])
     assert np.isfinite(out[0])
+
+
+@pytest.mark.skipif(not HAS_SCALEF, reason="reads the assembly of AVX-512's scalef")
+def test_exp_of_what_vanishes_does_not_underflow():
+    """On Intel's processors a scalef that underflows costs two hundred cycles."""
+    x = np.zeros(1, np.float32)
+    scales = re.findall(r"\bvscalefp[sd]\b.*", assembly(_exp_all, x, x))
+    assert scales
+    assert all(re.search(r"\{%k\d\} ?\{z\}", scale) for scale in scales)
 
 
 @DTYPE
