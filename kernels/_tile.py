@@ -5,7 +5,8 @@
 for up to TILE_ROWS rows i and the columns j of one packed panel of b, which is one or two registers
 wide. All partial sums stay in registers: each step of k loads one row of the panel, and each
 element of `a` once, straight from memory. An element of `out` is a single chain of fused
-multiply-adds in the order of k, whatever the tile is, so tiles do not change bits.
+multiply-adds in the order of k, or, in a panel of one register, the sum of chains of CHAIN_STEPS,
+whose error is smaller. That is so whatever the tile's height is, so tiles do not change bits.
 
 Source: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
 """
@@ -54,6 +55,8 @@ TILE_HEIGHTS = (TILE_ROWS, *(height for height in (8, 4, 2, 1) if height < TILE_
 # rows 2 KiB apart share few places of the first; and so many steps of k before its end into the
 # first, for stores that wait hold up the next tile. A multiple of the steps for a line of a.
 LATE_STEPS = 48
+# Steps of k of a chain in a panel of one register, which leaves registers for the sums of chains.
+CHAIN_STEPS = 16
 # Rows whose addresses share a base.
 BASE_ROWS = 7
 
@@ -282,6 +285,35 @@ def define_multiply(
         right = builder.gep(panel[0], [builder.mul(k, panel[1])]), panel[1]
         return _sums_ir(builder, kind, height, vectors, steps, left, right, multiply_add, start)
 
+    def sums_of_chains(a_rows: ir.Value, height: int) -> Sums:
+        """Emit the sums over all steps, as sums of chains."""
+
+        def chain_from(k: ir.Value) -> tuple[Sums, ir.Value]:
+            """Emit a chain from step k on; return it and where it ends."""
+            left = builder.sub(depth, k)
+            whole = builder.icmp_signed(">", left, INDEX(CHAIN_STEPS))
+            steps = builder.select(whole, INDEX(CHAIN_STEPS), left)
+            return sums_over(k, steps, a_rows, height), builder.add(k, steps)
+
+        sums, stop = chain_from(INDEX(0))
+        before, head = builder.block, function.append_basic_block(f"chains_{height}")
+        body, end = function.append_basic_block("chain"), function.append_basic_block("ends")
+        builder.branch(head)
+        builder.position_at_end(head)
+        k, totals = builder.phi(INDEX), [[builder.phi(kind) for _ in line] for line in sums]
+        builder.cbranch(builder.icmp_signed("<", k, depth), body, end)
+        builder.position_at_end(body)
+        chain, next_k = chain_from(k)
+        k.add_incoming(stop, before)
+        k.add_incoming(next_k, builder.block)
+        for row, v in itertools.product(range(height), range(vectors)):
+            total = builder.fadd(chain[row][v], totals[row][v], flags=EXACT)
+            totals[row][v].add_incoming(sums[row][v], before)
+            totals[row][v].add_incoming(total, builder.block)
+        builder.branch(head)
+        builder.position_at_end(end)
+        return totals
+
     def tile(row: ir.Value, a_rows: ir.Value, height: int) -> ir.Value:
         """Emit the product of the rows from `row` on, and return the next one."""
         offset = builder.mul(row, step)
@@ -290,7 +322,9 @@ def define_multiply(
             ask_for(out_rows, is_far, level=2)
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
-        if height == TILE_ROWS and HIGH_TILES:
+        if vectors == NARROW:
+            sums = sums_of_chains(a_rows, height)
+        elif height == TILE_ROWS and HIGH_TILES:
             asks = builder.and_(is_far, builder.icmp_signed(">=", depth, INDEX(2 * LATE_STEPS)))
             late = builder.select(asks, builder.sub(depth, INDEX(LATE_STEPS)), INDEX(0))
             sums = sums_over(INDEX(0), late, a_rows, height)

@@ -48,6 +48,7 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
+from ._tile import CHAIN_STEPS
 
 # Scores are kept with a row for each key and a lane for each query, so that a softmax is a loop
 # over rows without sums across lanes. A block of them stays in the first-level cache.
@@ -61,8 +62,9 @@ MOST_TASKS = 64
 TASK_SIZE = 1 << 15
 KEY_COST = 16
 # Sums over the columns of a head, and over keys, are made of sums of so many terms: the error of a
-# chain grows with its length, and that of a score is one of its weight.
-SCORE_DEPTH = 16
+# chain grows with its length, and that of a score is one of its weight. A score's are those that
+# tiles make by themselves in panels of one register.
+SCORE_DEPTH = CHAIN_STEPS
 KEY_DEPTH = 32
 # In sequences up to this length, what is whole panels is multiplied where it lies, not packed.
 UNPACKED_LENGTH = 256
@@ -186,12 +188,19 @@ def _scale_row(x, start, columns, factor):
 
 
 @kernel(inline=True)
+def _score_depth(D, width, x):
+    """Return over how many columns a tile sums, with the same bits in a panel of either width."""
+    return D if width == NARROW * lanes(x) else SCORE_DEPTH
+
+
+@kernel(inline=True)
 def _block_scores(k, key, count, C, D, panel, width, out):
     """Write rows key to key + count of k times a packed panel of queries to out (count, width)."""
-    for d in range(0, D, SCORE_DEPTH):
+    depth = _score_depth(D, width, k)
+    for d in range(0, D, depth):
         multiply_rows(
-            0, count, width, min(SCORE_DEPTH, D - d), k, key + d, C, 1, panel, d * width, width,
-            False, out, 0, d > 0, out, False, out, 0, width,
+            0, count, width, min(depth, D - d), k, key + d, C, 1, panel, d * width, width, False,
+            out, 0, d > 0, out, False, out, 0, width,
         )  # fmt: skip
 
 
@@ -295,10 +304,11 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
         used = min(WIDE * lanes(x), count - j)
         width = panel_width(used, x)
         pack_panel_transposed(x, place + j * C, C, D, used, panel, 0)
-        for d in range(0, D, SCORE_DEPTH):
+        depth = _score_depth(D, width, x)
+        for d in range(0, D, depth):
             multiply_rows(
-                0, 1, used, min(SCORE_DEPTH, D - d), row, start + d, C, 1, panel, d * width, width,
-                False, out, 0, d > 0, out, False, out, out_start + j, used,
+                0, 1, used, min(depth, D - d), row, start + d, C, 1, panel, d * width, width, False,
+                out, 0, d > 0, out, False, out, out_start + j, used,
             )  # fmt: skip
 
 

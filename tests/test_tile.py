@@ -12,7 +12,7 @@ from fastformer.kernels import _blocks
 from fastformer.kernels._blocks import DEPTH_BLOCK, STEPS_OF_A_COPY
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE, element_lanes
-from fastformer.kernels._tile import LATE_STEPS, TILE_HEIGHTS, TILES, multiply
+from fastformer.kernels._tile import CHAIN_STEPS, LATE_STEPS, TILE_HEIGHTS, TILES, multiply
 
 multiply_panels = called(_blocks.multiply_panels)
 multiply_rows = called(_blocks.multiply_rows)
@@ -222,26 +222,32 @@ def test_packed_rows_are_the_rows(dtype, count, depth, gap):
 
 
 @DTYPE
-def test_bits_do_not_depend_on_the_tile(rng, dtype):
-    """An element is one chain of fused multiply-adds in the order of k, in any tile."""
-    width, rows = WIDE * lanes_of(dtype), 2 * TILE_ROWS + 1
-    a = rng.standard_normal((rows, DEPTH_BLOCK)).astype(dtype)
-    b = rng.standard_normal((DEPTH_BLOCK, width)).astype(dtype)
+@pytest.mark.parametrize("depth", [1, CHAIN_STEPS, CHAIN_STEPS + 1, DEPTH_BLOCK - 3])
+def test_bits_do_not_depend_on_the_tile(rng, dtype, depth):
+    """An element is one chain of fused multiply-adds in the order of k, in any tile.
 
-    def product(first, last, columns):
+    In a panel of one register, the sum of chains of CHAIN_STEPS, in their order.
+    """
+    width, rows = WIDE * lanes_of(dtype), 2 * TILE_ROWS + 1
+    a = rng.standard_normal((rows, depth)).astype(dtype)
+    b = rng.standard_normal((depth, width)).astype(dtype)
+
+    def product(first, last, columns, steps=depth):
         out, panel = np.full(rows * width, np.nan, dtype), padded(b[:, :columns])
-        multiply_rows(
-            *(first, last, columns, DEPTH_BLOCK, a.ravel(), 0, DEPTH_BLOCK, 1, panel, 0),
-            panel.size // DEPTH_BLOCK,
-            *(False, panel, 0, False, panel, False, out, 0, width),
-        )
+        step = panel.size // depth
+        for k in range(0, depth, steps):
+            multiply_rows(
+                *(first, last, columns, min(steps, depth - k), a.ravel(), k, depth, 1),
+                *(panel, k * step, step, False, panel, 0, k > 0, out, False, out, 0, width),
+            )
         return out.reshape(rows, width)[first:last, :columns]
 
-    whole = product(0, rows, width)
+    whole, chains = product(0, rows, width), product(0, rows, width, CHAIN_STEPS)
     for columns in (1, max(1, width // 2), width - 1 or 1):
+        expected = chains if columns <= NARROW * lanes_of(dtype) else whole
         for first, last in ((0, 1), (3, TILE_ROWS + 1), (rows - 2, rows)):
             found = product(first, last, columns)
-            np.testing.assert_array_equal(found, whole[first:last, :columns])
+            np.testing.assert_array_equal(found, expected[first:last, :columns])
 
 
 @DTYPE
