@@ -207,6 +207,11 @@ def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) ->
     return builder.select(builder.fcmp_ordered(">", *v, flags=EXACT), *v)
 
 
+# Exponents of 2 below which `exp_or_zero` gives 0: beside 1, such a number counts for nothing, in a
+# sum of as many as there can be.
+NEGLIGIBLE = {"float": -64, "double": -128}
+
+
 def _scalef_ir(
     builder: ir.IRBuilder, kind: ir.VectorType, x: ir.Value, n: ir.Value, vanishes: ir.Value
 ) -> ir.Value:
@@ -221,10 +226,21 @@ def _scalef_ir(
     return builder.call(function, [x, n, constant_ir(kind, 0.0), present, INT32(4)])
 
 
-def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
+def exp_or_zero_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
+    """Emit exp(x), and 0 where that is negligible beside 1."""
+    return exp_ir(builder, kind, v, NEGLIGIBLE[str(kind.element)] * math.log(2))
+
+
+def exp_ir(
+    builder: ir.IRBuilder,
+    kind: ir.VectorType,
+    v: list[ir.Value],
+    zero_below: float | None = None,
+) -> ir.Value:
     """Emit exp(x) = 2^n exp(r), r = x - n ln 2, by the Taylor series of exp(r).
 
-    Of two vectors it is exp(x + low), where low is what the rounding of x left out.
+    Of two vectors it is exp(x + low), where low is what the rounding of x left out. Where x is less
+    than `zero_below`, it is 0, as it is without that where it is less than half of any number.
     Source: Cody & Waite 1980, chapter 6. On |r| <= 0.35 the series is cut where its next term is
     below a tenth of a unit in the last place.
     """
@@ -239,7 +255,7 @@ def exp_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.
         return ir.Constant(integer, [value] * kind.count)
 
     has_scalef = HAS_SCALEF and kind.count * bits == VECTOR_BITS
-    vanishes = builder.fcmp_ordered("<", x, constant(low), flags=EXACT)
+    vanishes = builder.fcmp_ordered("<", x, constant(zero_below or low), flags=EXACT)
     # An underflow would cost a hundred cycles.
     x = builder.select(vanishes, constant(0.0), x)
     x = builder.select(builder.fcmp_ordered(">", x, constant(high), flags=EXACT), constant(high), x)

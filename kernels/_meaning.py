@@ -3,12 +3,13 @@
 A register is a one-dimensional array of `lanes(x)` elements.
 """
 
+import math
 from typing import Any
 
 import numba
 import numpy as np
 
-from ._llvm import TILE_ROWS, element_lanes
+from ._llvm import NEGLIGIBLE, TILE_ROWS, element_lanes
 
 
 def lanes(x: Any) -> int:
@@ -116,6 +117,12 @@ def sqrt(a: Any) -> Any:
 def exp(a: Any) -> Any:
     """Return e to the power a, at most 1 ULP from the true value."""
     return np.exp(a)
+
+
+def exp_or_zero(a: Any) -> Any:
+    """Return e to the power a, or 0 where that is below 2 to the power of NEGLIGIBLE."""
+    exponent = NEGLIGIBLE["float" if a.dtype == np.float32 else "double"]
+    return np.where(a < a.dtype.type(exponent * math.log(2)), a.dtype.type(0), np.exp(a))
 
 
 def exp_of_sum(a: Any, b: Any) -> Any:

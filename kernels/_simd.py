@@ -24,6 +24,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     fma(a, b, c)                 a * b + c with one rounding
     select(mask, a, b), sqrt(a), exp(a)
     exp_of_sum(a, b)             e to the power a + b, where b is what the rounding of a left out
+    exp_or_zero(a)               exp(a), 0 where that is negligible beside 1
     log(a)                       of numbers > 0, to about one unit in the last place
     maximum(a, b)                a where a > b, else b: of a number and NaN, b
     keep_first(v, n, other)      lane k of v where k < n, the scalar `other` elsewhere
@@ -56,6 +57,7 @@ from ._llvm import (
     call_ir,
     element_lanes,
     exp_ir,
+    exp_or_zero_ir,
     first_lanes_ir,
     load_ir,
     log_ir,
@@ -75,6 +77,7 @@ from ._meaning import (
     end_stream,
     exp,
     exp_of_sum,
+    exp_or_zero,
     flat,
     fma,
     keep_first,
@@ -103,6 +106,7 @@ __all__ = [
     "end_stream",
     "exp",
     "exp_of_sum",
+    "exp_or_zero",
     "flat",
     "fma",
     "keep_first",
@@ -503,6 +507,7 @@ define(sqrt, 1, lambda builder, kind, v: call_ir(builder, "llvm.sqrt", kind, *v)
 define(maximum, 2, maximum_ir)
 define(exp, 1, exp_ir)
 define(exp_of_sum, 2, exp_ir)
+define(exp_or_zero, 1, exp_or_zero_ir)
 define(log, 1, log_ir)
 define(
     sum_lanes,

@@ -11,7 +11,9 @@ absolute difference of the query's position and the key's place among its sequen
 No matrix of T x T is kept: scores are computed in blocks of BLOCK_KEYS keys and one or two
 registers of queries, those that no query sees never; forward saves each row's largest score and
 its sum of exponentials, and backward computes P again from them. (Not from the logarithm of the
-sum: its rounding would be an error of all weights of the row.)
+sum: its rounding would be an error of all weights of the row.) A weight below 2^-64 of the largest,
+2^-128 in float64, is 0: it counts for nothing, and products of such numbers may take a processor
+hundreds of cycles.
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; for the blocks and the form of dS:
 Dao et al. 2022, arXiv:2205.14135, section 3; for slopes (ALiBi): Press et al. 2022,
 arXiv:2108.12409, section 3.
@@ -34,7 +36,7 @@ from ._llvm import NARROW, WIDE
 from ._rows import SUM_BLOCK
 from ._simd import (
     drop_first,
-    exp,
+    exp_or_zero,
     flat,
     fma,
     lanes,
@@ -271,13 +273,13 @@ def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, tota
             m = maximum(row, m)
         sums = splat(scores, 0.0)
         if goes_on:
-            shrink = exp((before - m) * scale)
+            shrink = exp_or_zero((before - m) * scale)
             sums = load(total, c) * shrink
             store(factor, shrink, c)
         for start in range(0, count, SUM_BLOCK):
             part = splat(scores, 0.0)
             for j in range(start, min(count, start + SUM_BLOCK)):
-                row = exp((load(scores, j * width + c) - m) * scale)
+                row = exp_or_zero((load(scores, j * width + c) - m) * scale)
                 store(scores, row, j * width + c)
                 part = part + row
             sums = sums + part
@@ -321,11 +323,11 @@ def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
         m = maximum(load_padded(scores, count - c, -math.inf, c), m)
     m = maximum(splat(scores, max_lanes(m)), before)
     for c in range(0, count, lanes(scores)):
-        row = exp((load_first(scores, count - c, c) - m) * scale)
+        row = exp_or_zero((load_first(scores, count - c, c) - m) * scale)
         store_first(scores, count - c, row, c)
     sums = splat(scores, 0.0)
     if goes_on:
-        shrink = exp((before - m) * scale)
+        shrink = exp_or_zero((before - m) * scale)
         sums = load(total, 0) * shrink
         store(factor, shrink, 0)
     for start in range(0, count, SUM_BLOCK):
@@ -489,7 +491,7 @@ def _score_gradients(scores, dscores, count, width, hidden, left, scale, largest
     for c in range(0, width, lanes(scores)):
         m, part, shift = load(largest, c), load(inverse, c), load(delta, c)
         for j in range(count):
-            weight = exp((load(scores, j * width + c) - m) * left) * part
+            weight = exp_or_zero((load(scores, j * width + c) - m) * left) * part
             if j >= hidden:
                 weight = drop_first(weight, j - hidden + 1 - c, 0.0)
             gradient = weight * (load(dscores, j * width + c) - shift) * scale
@@ -542,7 +544,7 @@ def _attention_backward_row(
             left = 1.0
         _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
         for c in range(0, count, size):
-            weight = exp((load_first(scores, count - c, c) - m) * left) / total
+            weight = exp_or_zero((load_first(scores, count - c, c) - m) * left) / total
             gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
             store_first(scores, count - c, weight, c)
             store_first(dscores, count - c, gradient, c)

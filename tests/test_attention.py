@@ -267,6 +267,21 @@ def test_extreme_scores(causal):
         assert np.isfinite(gradient).all()
 
 
+@CAUSAL
+@pytest.mark.parametrize("queries", [1, LANES32 + 3])
+def test_weights_that_count_for_nothing_are_zero(causal, queries):
+    """Numbers near the smallest cost a processor hundreds of cycles each."""
+    case = Case([queries], [LANES32 + 3], heads=2, head_size=8, causal=causal)
+    case.q, case.k, case.dout = 6 * case.q, 6 * case.k, 1e-5 * case.dout
+    check(case)
+    saved = run(attention_forward, *case.forward(), dtype=np.float32)
+    inputs = (case.dout, case.q, case.k, case.v, *saved, *case.shared)
+    outputs = [Out(x.shape) for x in (case.q, case.k, case.v)]
+    for gradient in run(attention_backward, *inputs, *outputs, dtype=np.float32):
+        sizes = np.abs(gradient[gradient != 0])
+        assert sizes.min() > 1e-27
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_nan_stays_in_its_sequence_and_head(dtype, name):

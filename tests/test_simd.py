@@ -20,13 +20,14 @@ from twins import (
 )
 
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._llvm import HAS_SCALEF, VECTOR_BITS, element_lanes
+from fastformer.kernels._llvm import HAS_SCALEF, NEGLIGIBLE, VECTOR_BITS, element_lanes
 from fastformer.kernels._simd import (
     array_at,
     drop_first,
     end_stream,
     exp,
     exp_of_sum,
+    exp_or_zero,
     flat,
     fma,
     keep_first,
@@ -137,6 +138,12 @@ def _views(x, start, rows, columns, out):
 def _exp_all(x, out):
     for i in range(0, x.size, lanes(x)):
         store_first(out, x.size - i, exp(load_first(x, x.size - i, i)), i)
+
+
+@kernel
+def _exp_or_zero_all(x, out):
+    for i in range(0, x.size, lanes(x)):
+        store_first(out, x.size - i, exp_or_zero(load_first(x, x.size - i, i)), i)
 
 
 @kernel
@@ -348,6 +355,23 @@ def test_exp_of_what_vanishes_does_not_underflow():
     scales = re.findall(r"\bvscalefp[sd]\b.*", assembly(_exp_all, x, x))
     assert scales
     assert all(re.search(r"\{%k\d\} ?\{z\}", scale) for scale in scales)
+
+
+@DTYPE
+def test_exp_or_zero_is_exp_unless_it_is_negligible_beside_one(dtype):
+    exponent = NEGLIGIBLE[{np.float32: "float", np.float64: "double"}[dtype]]
+    edge = exponent * math.log(2)
+    x = np.concatenate(
+        [np.linspace(edge, 2, 999), np.linspace(2 * edge, 1.001 * edge, 999), [-np.inf]]
+    )
+    x = np.append(x, np.nan).astype(dtype)
+    found, expected = np.empty_like(x), np.empty_like(x)
+    _exp_or_zero_all(x, found)
+    _exp_all(x, expected)
+    np.testing.assert_array_equal(found, np.where(x < dtype(edge), 0, expected))
+    assert found[1000:-2].max() == 0 < found[1]
+    # A sum of 2^36 of them is less than half of the last place of 1.
+    assert 2.0 ** (exponent + 36) < np.finfo(dtype).eps / 2
 
 
 @DTYPE
