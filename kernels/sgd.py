@@ -2,11 +2,13 @@
 
     velocity = momentum * velocity + g,    p = p - lr * velocity
 
+Where a gradient stays 0, the velocity fades, and ends at 0 (`_fading.py`).
 Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning",
 in PyTorch's form, where the learning rate is not part of the velocity.
 """
 
 from ._compile import kernel, prange
+from ._fading import end_fading, end_fading_reference
 from ._simd import end_stream, fma, lanes, load_first, store_first, stream_first
 
 CHUNK = 8192
@@ -16,6 +18,7 @@ def sgd_step_reference(parameters, gradients, velocity, lr, momentum):
     """Compute `sgd_step` in NumPy."""
     velocity *= velocity.dtype.type(momentum)
     velocity += gradients
+    end_fading_reference(velocity)
     parameters -= parameters.dtype.type(lr) * velocity
 
 
@@ -34,6 +37,7 @@ def sgd_step(parameters, gradients, velocity, lr, momentum):
         for i in range(task * CHUNK, stop, lanes(parameters)):
             n = stop - i
             moved = fma(load_first(velocity, n, i), momentum, load_first(gradients, n, i))
+            moved = end_fading(moved, velocity)
             store_first(velocity, n, moved, i)
             stream_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
         end_stream(parameters)

@@ -73,3 +73,23 @@ def test_same_bits_for_any_threads(rng):
     size = 3 * CHUNK + 5
     assert size > 3 * CHUNK
     assert_same_bits(adam_step, *arguments(rng, size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_of_what_has_no_gradient_any_more_end_at_zero(dtype):
+    """Near the smallest number of all, each step would take twenty times as long, and forever."""
+    tiny, faint = np.finfo(dtype).tiny, {np.float32: 1e-28, np.float64: 1e-268}[dtype]
+    parameters, gradients = np.ones((2, 5), dtype)
+    gradients[...] = 0
+    exp_avg = np.array([faint, -faint, 0, faint, 1], dtype)
+    exp_avg_sq = np.array([tiny * 1.0005, 1, 0, tiny * 1.1, 1], dtype)
+    for step in range(1, 201):
+        for kernel in (adam_step, adam_step_reference):
+            moments = exp_avg.copy(), exp_avg_sq.copy()
+            kernel(parameters, gradients, *moments, LR, BETA1, BETA2, EPSILON, 0.0, step)
+            sizes = np.abs(np.concatenate(moments))
+            assert sizes[sizes > 0].min() >= tiny
+        exp_avg, exp_avg_sq = moments
+    np.testing.assert_array_equal(exp_avg[:4], 0)
+    np.testing.assert_array_equal(exp_avg_sq[[0, 2, 3]], 0)
+    np.testing.assert_allclose([exp_avg[4], exp_avg_sq[4]], [0.9**200, 0.999**200], rtol=1e-4)

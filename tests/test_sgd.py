@@ -49,3 +49,17 @@ def test_same_bits_for_any_threads(rng):
     size = 3 * CHUNK + 5
     assert size > 3 * CHUNK
     assert_same_bits(sgd_step, *arguments(rng, size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_velocity_without_gradients_ends_at_zero(dtype):
+    """Near the smallest number of all, each step would take twenty times as long, and forever."""
+    faint = {np.float32: 1e-28, np.float64: 1e-268}[dtype]
+    for kernel in (sgd_step, sgd_step_reference):
+        parameters, gradients = np.ones(3, dtype), np.zeros(3, dtype)
+        velocity = np.array([faint, -faint, 1], dtype)
+        for _ in range(200):
+            kernel(parameters, gradients, velocity, 0.1, 0.9)
+            assert np.abs(velocity[velocity != 0]).min() >= np.finfo(dtype).tiny
+        np.testing.assert_array_equal(velocity[:2], 0)
+        np.testing.assert_allclose(velocity[2], 0.9**200, rtol=1e-4)
