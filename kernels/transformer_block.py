@@ -1,5 +1,7 @@
 """A whole transformer block in one parallel region: each thread takes some sequences through it.
 
+The gradients of its weights are a second one, for they are sums over all sequences.
+
     post-norm: b = norm1(x + attention(x)),   out = norm2(b + feed_forward(b))
     pre-norm:  b = x + attention(norm1(x)),   out = b + feed_forward(norm2(b))
     attention(y) = softmax(Q K^T * scale) V W_o + bias,   Q, K, V = y W_q, y W_k, y W_v + biases
@@ -14,7 +16,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import thread_count
+from ._simd import flat, thread_count
 from .activation import NO_ACTIVATION
 from .attention import (
     attention_backward_pairs,
@@ -32,7 +34,17 @@ from .layernorm import (
     layernorm_forward_reference,
     layernorm_forward_rows,
 )
-from .matmul import FORWARD, INPUT_GRADIENT, matmul_nt_reference, matmul_reference, product_rows
+from .matmul import (
+    FORWARD,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    matmul_nt_reference,
+    matmul_reference,
+    matmul_tn_reference,
+    product_grid,
+    product_rows,
+    product_task,
+)
 from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_reference
 
 # Tokens of a shard, about, and the most shards: what sums of the norms' gradients are made of. A
@@ -131,6 +143,18 @@ def transformer_block_backward_reference(
         layernorm_backward_reference(dx, x, *norm1, residual, dx, *dnorm1)
         if rows.size:
             scatter_rows_reference(dsum1, rows, dx)
+
+
+def transformer_block_weights_reference(
+    attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
+    doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
+    dfeed_forward, dcontract_bias, dcontract_weight,
+):  # fmt: skip
+    """Compute `transformer_block_weights` in NumPy."""
+    matmul_tn_reference(attention_in, dprojected, dprojection_bias, dprojection_weight)
+    matmul_tn_reference(attended, dattention_out, doutput_bias, doutput_weight)
+    matmul_tn_reference(inner, dhidden, dexpand_bias, dexpand_weight)
+    matmul_tn_reference(hidden, dfeed_forward, dcontract_bias, dcontract_weight)
 
 
 @kernel
@@ -406,3 +430,61 @@ def transformer_block_backward(
         )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)
+
+
+@kernel
+def _weight_grid(x, dout, dweight, threads):
+    """Return the grid of tasks of a weight's gradient."""
+    return product_grid(WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], dout, threads)
+
+
+@kernel
+def _weight_tasks(part, parts, grid, x, dout, dbias, dweight):
+    """Compute a part of the tasks of a weight's gradient, in one thread."""
+    tasks = grid[0] * grid[1]
+    for task in range(tasks * part // parts, tasks * (part + 1) // parts):
+        product_task(
+            task, grid[0], grid[1], WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0],
+            flat(x), flat(dout), dbias, dbias[:0], np.int64(NO_ACTIVATION), dbias[:0],
+            flat(dweight),
+        )  # fmt: skip
+
+
+@kernel(parallel=True)
+def transformer_block_weights(
+    attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
+    doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
+    dfeed_forward, dcontract_bias, dcontract_weight,
+):  # fmt: skip
+    """Add the gradients of the weights of a block's four linear layers, each as `matmul_tn` does.
+
+    Args:
+        attention_in: (N, C) float32|float64, what queries, keys and values are made of.
+        dprojected: (3 N, C), or (2 N, C) of keys and values.    dprojection_weight: (3, C, C) or
+            (2, C, C).    dprojection_bias: (3 C,), (2 C,) or (0,).
+        attended, dattention_out: (M, C).    doutput_weight: (1, C, C).    doutput_bias: (C,), (0,).
+        inner: (M, C), what the feed-forward layer is given.    dhidden: (M, F).
+        dexpand_weight: (1, C, F).    dexpand_bias: (F,).
+        hidden: (M, F).    dfeed_forward: (M, C).    dcontract_weight: (1, F, C).
+        dcontract_bias: (C,).    All that begins with d and ends with weight or bias: accumulated.
+    Threads: blocks of rows and columns of each weight; bit-identical for any count.
+    """
+    threads = thread_count()
+    projection = _weight_grid(attention_in, dprojected, dprojection_weight, threads)
+    output = _weight_grid(attended, dattention_out, doutput_weight, threads)
+    expand = _weight_grid(inner, dhidden, dexpand_weight, threads)
+    contract = _weight_grid(hidden, dfeed_forward, dcontract_weight, threads)
+    for part in prange(threads):
+        # Where tasks cannot be cut into alike many, the odd ones are not all of the same threads.
+        other = threads - 1 - part
+        _weight_tasks(
+            part, threads, projection, attention_in, dprojected, dprojection_bias,
+            dprojection_weight,
+        )  # fmt: skip
+        _weight_tasks(
+            other, threads, output, attended, dattention_out, doutput_bias, doutput_weight
+        )
+        _weight_tasks(part, threads, expand, inner, dhidden, dexpand_bias, dexpand_weight)
+        _weight_tasks(
+            other, threads, contract, hidden, dfeed_forward, dcontract_bias, dcontract_weight
+        )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from twins import Out
 
-from fastformer.bench.block_cases import block_backward, block_forward
+from fastformer.bench.block_cases import block_backward, block_forward, block_weights
 from fastformer.bench.cases import Output
 
 # Numbers are about 1, and each of the steps that follow each other rounds them.
@@ -29,6 +29,14 @@ def forward_arguments(values: dict[str, Any]) -> list[Any]:
 def backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list[Any]:
     """Return the arguments of `transformer_block_backward` after such a forward."""
     return marked(block_backward(rng, values))
+
+
+def weights_arguments(
+    rng: np.random.Generator, rows: int, columns: int, ffn: int, *, some_rows: bool, bias: bool
+) -> list[Any]:
+    """Return the arguments of `transformer_block_weights`; of so many rows, a third is read out."""
+    chosen = (rows + 2) // 3 if some_rows else rows
+    return marked(block_weights(rng, rows, chosen, columns, ffn, some_rows=some_rows, bias=bias))
 
 
 def draw_block(

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from block_calls import backward_arguments, forward_arguments
+from block_calls import backward_arguments, forward_arguments, weights_arguments
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +27,7 @@ from fastformer.bench.block_cases import block_forward
 from fastformer.bench.cases import Output
 from fastformer.errors import FastformerError, InvalidTypeError
 from fastformer.kernels.activation import GELU, MISH, RELU
+from fastformer.kernels.matmul import matmul_tn
 from fastformer.kernels.transformer_block import (
     MOST_SHARDS,
     SHARD_TOKENS,
@@ -35,6 +36,8 @@ from fastformer.kernels.transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward,
     transformer_block_forward_reference,
+    transformer_block_weights,
+    transformer_block_weights_reference,
 )
 from fastformer.layers import transformer_block
 from fastformer.layers.dropout import DropoutCounter
@@ -113,6 +116,25 @@ def test_same_bits_for_any_number_of_threads(rng, kind):
     forward = block_forward(rng, rng.integers(1, 60, 12), 2, 8, 33, **kind)
     assert_same_bits(transformer_block_forward, *forward_arguments(forward))
     assert_same_bits(transformer_block_backward, *backward_arguments(rng, forward))
+
+
+@pytest.mark.parametrize("some_rows", [False, True], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize(("rows", "columns", "ffn"), [(1, 1, 1), (9, 6, 10), (300, 40, 129)])
+def test_weights_equal_twin(rng, rows, columns, ffn, bias, some_rows):
+    arguments = weights_arguments(rng, rows, columns, ffn, some_rows=some_rows, bias=bias)
+    assert_equals_twin(transformer_block_weights, transformer_block_weights_reference, *arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_have_the_bits_of_each_layer_alone_for_any_number_of_threads(rng, dtype):
+    arguments = weights_arguments(rng, 800, 70, 190, some_rows=False, bias=True)
+    assert_same_bits(transformer_block_weights, *arguments)
+    found = run(transformer_block_weights, *arguments, dtype=dtype)
+    alone = [run(matmul_tn, *arguments[i : i + 4], dtype=dtype) for i in range(0, 16, 4)]
+    expected = [result for results in alone for result in results]
+    assert len(found) == len(expected) == 8
+    assert all(map(same_bits, found, expected))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -139,6 +139,40 @@ def block_backward(random: Random, forward: Arguments) -> Arguments:
     return _ordered(transformer_block_backward_reference, values)
 
 
+def block_weights(
+    random: Random, N: int, M: int, C: int, F: int, *, some_rows: bool, bias: bool
+) -> Arguments:
+    """Return the arguments of `transformer_block_weights`, for M rows that are read out of N.
+
+    Args:
+        C, F: widths.    some_rows: whether the query's layer is one of its own.
+        bias: whether the attention's layers have one.
+    """
+    groups = 2 if some_rows else 3
+
+    def sums(*shape: int) -> Output:
+        return Output(shape, normal(random, *shape))
+
+    return {
+        "attention_in": normal(random, N, C),
+        "dprojected": normal(random, groups * N, C),
+        "dprojection_bias": sums(groups * C * bias),
+        "dprojection_weight": sums(groups, C, C),
+        "attended": normal(random, M, C),
+        "dattention_out": normal(random, M, C),
+        "doutput_bias": sums(C * bias),
+        "doutput_weight": sums(1, C, C),
+        "inner": normal(random, M, C),
+        "dhidden": normal(random, M, F),
+        "dexpand_bias": sums(F),
+        "dexpand_weight": sums(1, C, F),
+        "hidden": normal(random, M, F),
+        "dfeed_forward": normal(random, M, C),
+        "dcontract_bias": sums(C),
+        "dcontract_weight": sums(1, F, C),
+    }
+
+
 def _shapes(s: Sizes) -> list[Shape]:
     return [(s.B, s.T, s.C, s.H, s.F)]
 
@@ -156,6 +190,10 @@ def _backward(random: Random, *shape: int) -> Arguments:
     return block_backward(random, _forward(random, *shape))
 
 
+def _weights(random: Random, B: int, T: int, C: int, H: int, F: int) -> Arguments:
+    return block_weights(random, B * T, B * T, C, F, some_rows=False, bias=False)
+
+
 def _flops(attention_products: int, B: int, T: int, C: int, H: int, F: int) -> int:
     """Return the operations of the linear layers, and of so many products of the attention."""
     attention = 2 * attention_products * pairs(B, T, B * T * C > 1 << 16) * C
@@ -168,5 +206,8 @@ BLOCKS = (
     ),
     Spec(
         "transformer_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)
+    ),
+    Spec(
+        "transformer_block_weights", "BTCHF", _shapes, _weights, lambda *shape: _flops(0, *shape)
     ),
 )  # fmt: skip

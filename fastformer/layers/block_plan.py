@@ -113,8 +113,9 @@ class BlockPlan:
             offsets,
             *self._backward,
         )
-        for arguments in self._weights:
-            block.ops.matmul_tn(*arguments)
+        block.ops.transformer_block_weights(*self._weights)
+        if self.some_rows:
+            block.ops.matmul_tn(*self._query_weight)
         return self.dx
 
     def _prepare_backward(self, dout: Array) -> None:
@@ -151,12 +152,11 @@ class BlockPlan:
         )  # fmt: skip
         output, gradient, bias = attention.output, weight.gradient, attention.qkv_bias.gradient
         dout_of_contract = dout if block.pre_norm else dsum2
-        self._weights = [
-            (expand.x, dhidden, expand.bias.gradient, expand.weight.gradient),
-            (contract.x, dout_of_contract, contract.bias.gradient, contract.weight.gradient),
-            (attention.x, dprojected, bias[split:].reshape(-1), gradient[split:]),
-            (attention.attended, dsum1, output.bias.gradient, output.weight.gradient),
-        ]
+        self._weights = (
+            attention.x, dprojected, bias[split:].reshape(-1), gradient[split:],
+            attention.attended, dsum1, output.bias.gradient, output.weight.gradient,
+            expand.x, dhidden, expand.bias.gradient, expand.weight.gradient,
+            contract.x, dout_of_contract, contract.bias.gradient, contract.weight.gradient,
+        )  # fmt: skip
         if some:
-            chosen = (attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split])
-            self._weights.append(chosen)
+            self._query_weight = attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split]

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from block_calls import backward_arguments, draw_block, forward_arguments, marked
+from block_calls import (
+    backward_arguments,
+    draw_block,
+    forward_arguments,
+    marked,
+    weights_arguments,
+)
 from twins import Out
 
 from fastformer.bench.classifier_cases import classifier_gradients
@@ -243,6 +249,12 @@ def _transformer_block_forward(rng: Random) -> Arguments:
 
 def _transformer_block_backward(rng: Random) -> Arguments:
     return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
+
+
+def _transformer_block_weights(rng: Random) -> Arguments:
+    some_rows, bias = bool(rng.integers(2)), bool(rng.integers(2))
+    sizes = _rows(rng), _size(rng), _size(rng)
+    return tuple(weights_arguments(rng, *sizes, some_rows=some_rows, bias=bias))
 
 
 def _transformer_gradients(rng: Random) -> Arguments:
