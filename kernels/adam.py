@@ -12,8 +12,8 @@ algorithm 2, for the decay, which is not part of the gradient. Adam is weight_de
 import numpy as np
 
 from ._compile import kernel, prange
-from ._fading import end_fading, end_fading_reference, smallest_normal
-from ._simd import end_stream, fma, lanes, load_first, select, sqrt, store_first, stream_first
+from ._fading import FAINT, end_fading, end_fading_reference, smallest_normal
+from ._simd import end_stream, fma, lanes, load_first, sqrt, store_first, stream_first
 
 CHUNK = 8192
 
@@ -27,8 +27,8 @@ def adam_step_reference(
     exp_avg += real(1 - beta1) * gradients
     exp_avg_sq *= real(beta2)
     exp_avg_sq += real(1 - beta2) * gradients * gradients
-    end_fading_reference(exp_avg)
-    exp_avg_sq[exp_avg_sq < np.finfo(exp_avg_sq.dtype).tiny] = 0
+    end_fading_reference(exp_avg, gradients, FAINT)
+    end_fading_reference(exp_avg_sq, gradients)
     corrected = exp_avg_sq * real(1 / (1 - beta2**step))
     change = real(lr / (1 - beta1**step)) * exp_avg / (np.sqrt(corrected) + real(epsilon))
     parameters *= real(1 - lr * weight_decay)
@@ -51,14 +51,15 @@ def adam_step(
     step_size = lr / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
     kept = 1 - lr * weight_decay
+    smallest = smallest_normal(exp_avg)
     for task in prange((size + CHUNK - 1) // CHUNK):
         stop = min(size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(parameters)):
             n = stop - i
             g = load_first(gradients, n, i)
-            m = end_fading(fma(load_first(exp_avg, n, i), beta1, g * (1 - beta1)), exp_avg)
+            m = fma(load_first(exp_avg, n, i), beta1, g * (1 - beta1))
             v = fma(load_first(exp_avg_sq, n, i), beta2, g * g * (1 - beta2))
-            v = select(v < smallest_normal(exp_avg_sq), 0.0, v)
+            m, v = end_fading(m, g, FAINT * smallest), end_fading(v, g, smallest)
             store_first(exp_avg, n, m, i)
             store_first(exp_avg_sq, n, v, i)
             change = m * -step_size / (sqrt(v * correction) + epsilon)

@@ -8,7 +8,7 @@ in PyTorch's form, where the learning rate is not part of the velocity.
 """
 
 from ._compile import kernel, prange
-from ._fading import end_fading, end_fading_reference
+from ._fading import FAINT, end_fading, end_fading_reference, smallest_normal
 from ._simd import end_stream, fma, lanes, load_first, store_first, stream_first
 
 CHUNK = 8192
@@ -18,7 +18,7 @@ def sgd_step_reference(parameters, gradients, velocity, lr, momentum):
     """Compute `sgd_step` in NumPy."""
     velocity *= velocity.dtype.type(momentum)
     velocity += gradients
-    end_fading_reference(velocity)
+    end_fading_reference(velocity, gradients, FAINT)
     parameters -= parameters.dtype.type(lr) * velocity
 
 
@@ -32,12 +32,14 @@ def sgd_step(parameters, gradients, velocity, lr, momentum):
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
     size = parameters.size
+    smallest = smallest_normal(velocity)
     for task in prange((size + CHUNK - 1) // CHUNK):
         stop = min(size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(parameters)):
             n = stop - i
-            moved = fma(load_first(velocity, n, i), momentum, load_first(gradients, n, i))
-            moved = end_fading(moved, velocity)
+            g = load_first(gradients, n, i)
+            moved = fma(load_first(velocity, n, i), momentum, g)
+            moved = end_fading(moved, g, FAINT * smallest)
             store_first(velocity, n, moved, i)
             stream_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
         end_stream(parameters)

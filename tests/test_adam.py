@@ -78,7 +78,7 @@ def test_same_bits_for_any_threads(rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_of_what_has_no_gradient_any_more_end_at_zero(dtype):
     """Near the smallest number of all, each step would take twenty times as long, and forever."""
-    tiny, faint = np.finfo(dtype).tiny, {np.float32: 1e-28, np.float64: 1e-268}[dtype]
+    tiny, faint = np.finfo(dtype).tiny, {np.float32: 1e-28, np.float64: 1e-298}[dtype]
     parameters, gradients = np.ones((2, 5), dtype)
     gradients[...] = 0
     exp_avg = np.array([faint, -faint, 0, faint, 1], dtype)
@@ -93,3 +93,8 @@ def test_moments_of_what_has_no_gradient_any_more_end_at_zero(dtype):
     np.testing.assert_array_equal(exp_avg[:4], 0)
     np.testing.assert_array_equal(exp_avg_sq[[0, 2, 3]], 0)
     np.testing.assert_allclose([exp_avg[4], exp_avg_sq[4]], [0.9**200, 0.999**200], rtol=1e-4)
+    # With a gradient, however small, they are what the formula says.
+    exp_avg, exp_avg_sq = np.zeros((2, 5), dtype)
+    gradients[...] = 20 * tiny
+    adam_step(parameters, gradients, exp_avg, exp_avg_sq, LR, BETA1, BETA2, EPSILON, 0.0, 1)
+    np.testing.assert_allclose(exp_avg, (1 - BETA1) * 20 * tiny, rtol=1e-6)
