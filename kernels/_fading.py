@@ -10,7 +10,6 @@ import numpy as np
 from ._compile import kernel
 from ._simd import maximum, select
 
-SMALLEST_FLOAT32, SMALLEST_FLOAT64 = 2.0**-126, 2.0**-1022
 # How many times the smallest normal number a first moment ends at: a learning rate times it is then
 # normal, too, and it has long been too small to change a parameter.
 FAINT = 2.0**26
@@ -20,12 +19,6 @@ def end_fading_reference(moments, gradients, margin=1.0):
     """Do what `end_fading` does, in NumPy, in place, below margin times the smallest normal."""
     faint = np.abs(moments) < margin * np.finfo(moments.dtype).tiny
     moments[(gradients == 0) & faint] = 0
-
-
-@kernel(inline=True)
-def smallest_normal(x):
-    """Return the smallest number of x's dtype that has all of its digits."""
-    return SMALLEST_FLOAT32 if x.itemsize == 4 else SMALLEST_FLOAT64
 
 
 @kernel(inline=True)

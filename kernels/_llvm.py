@@ -61,6 +61,9 @@ EXP_CONSTANTS = {
         13,
     ),
 }
+# Exponents of 2 below which `exp_or_zero` gives 0: beside 1, such a number counts for nothing, in a
+# sum of as many as there can be.
+NEGLIGIBLE = {"float": -64, "double": -128}
 
 
 def element_lanes(itemsize: int) -> int:
@@ -205,11 +208,6 @@ def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> Non
 
 def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", *v, flags=EXACT), *v)
-
-
-# Exponents of 2 below which `exp_or_zero` gives 0: beside 1, such a number counts for nothing, in a
-# sum of as many as there can be.
-NEGLIGIBLE = {"float": -64, "double": -128}
 
 
 def _scalef_ir(

@@ -12,7 +12,7 @@ algorithm 2, for the decay, which is not part of the gradient. Adam is weight_de
 import numpy as np
 
 from ._compile import kernel, prange
-from ._fading import FAINT, end_fading, end_fading_reference, smallest_normal
+from ._fading import FAINT, end_fading, end_fading_reference
 from ._simd import end_stream, fma, lanes, load_first, sqrt, store_first, stream_first
 
 CHUNK = 8192
@@ -51,7 +51,7 @@ def adam_step(
     step_size = lr / (1 - beta1**step)
     correction = 1 / (1 - beta2**step)
     kept = 1 - lr * weight_decay
-    smallest = smallest_normal(exp_avg)
+    smallest = np.finfo(exp_avg.dtype).tiny
     for task in prange((size + CHUNK - 1) // CHUNK):
         stop = min(size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(parameters)):

@@ -7,8 +7,10 @@ Source: Sutskever et al. 2013, "On the importance of initialization and momentum
 in PyTorch's form, where the learning rate is not part of the velocity.
 """
 
+import numpy as np
+
 from ._compile import kernel, prange
-from ._fading import FAINT, end_fading, end_fading_reference, smallest_normal
+from ._fading import FAINT, end_fading, end_fading_reference
 from ._simd import end_stream, fma, lanes, load_first, store_first, stream_first
 
 CHUNK = 8192
@@ -32,7 +34,7 @@ def sgd_step(parameters, gradients, velocity, lr, momentum):
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
     size = parameters.size
-    smallest = smallest_normal(velocity)
+    smallest = np.finfo(velocity.dtype).tiny
     for task in prange((size + CHUNK - 1) // CHUNK):
         stop = min(size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(parameters)):

@@ -79,8 +79,7 @@ def test_same_bits_for_any_threads(rng):
 def test_moments_of_what_has_no_gradient_any_more_end_at_zero(dtype):
     """Near the smallest number of all, each step would take twenty times as long, and forever."""
     tiny, faint = np.finfo(dtype).tiny, {np.float32: 1e-28, np.float64: 1e-298}[dtype]
-    parameters, gradients = np.ones((2, 5), dtype)
-    gradients[...] = 0
+    parameters, gradients = np.ones(5, dtype), np.zeros(5, dtype)
     exp_avg = np.array([faint, -faint, 0, faint, 1], dtype)
     exp_avg_sq = np.array([tiny * 1.0005, 1, 0, tiny * 1.1, 1], dtype)
     for step in range(1, 201):
