@@ -42,7 +42,8 @@ KERNELS = {
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
     PRODUCT: "i i m t m r m i m m t",
-    "transformer_block.transformer_block_weights": "m m r t m m r t m m r t m m r t",
+    "transformer_block._weights": "m m r t m m r t m m r t m m r t r",
+    "transformer_block._add_second": "r r t r t r t r t",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "attention.attention_backward": "m m m m m m m k k k r b f m m m",
     "attention.attention_forward": "m m m k k k r b f m m m",
@@ -78,7 +79,7 @@ PARTS = {
     "layernorm.layernorm_backward": ("layernorm.layernorm_backward_rows",),
     "transformer_block.transformer_block_forward": _FORWARD_PARTS,
     "transformer_block.transformer_block_backward": _BACKWARD_PARTS,
-    "transformer_block.transformer_block_weights": ("matmul._product_part",),
+    "transformer_block._weights": ("matmul._product_part",),
     "transformer_gradients._backward_block": _BACKWARD_PARTS,
     "transformer_gradients._read_out": ("matmul._product_part",),
     "transformer_gradients.transformer_gradients": (
@@ -120,7 +121,7 @@ def kernels_of(
     directions = ("forward", "backward") if training else ("forward",)
     names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
     if in_blocks and training:
-        names.append("transformer_block.transformer_block_weights")
+        names += ["transformer_block._weights", "transformer_block._add_second"]
     if chooses_rows and not in_blocks:
         names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]
     return (*names, PRODUCTS[precision], *(_STEP if training else ()))

@@ -56,7 +56,7 @@ from .activation import (
 )
 
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
-# As WEIGHT_GRADIENT, but what `out` held does not count.
+# As WEIGHT_GRADIENT, but what `out` and the sums over columns held does not count.
 FIRST_WEIGHT_GRADIENT = 4
 # Rows that are multiplied before an activation goes over them, in the first-level cache. What it
 # needs of them is asked for before: a few columns of a wide matrix come from memory one by one.
@@ -267,6 +267,9 @@ def _panel_product(
             # sums to take, which cost more than the copy.
             used_panel, panel_start, step = panel, 0, panel_width(used, out)
             b_start, _, _ = block_of_right(plan, right_start, j, used, k, depth)
+            if sums and k == 0 and plan.form == FIRST_WEIGHT_GRADIENT:
+                for column in range(0, used, lanes(bias)):
+                    store_first(bias, used - column, splat(bias, 0.0), bias_start + column)
             if plan.form == INPUT_GRADIENT:
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             elif sums and used == width:
@@ -386,21 +389,39 @@ def product_rows(form, first, last, x, weight, y, bias, addend, activation, save
 
 
 @kernel
-def weight_gradient_rows(first, last, x, y, column_sums, dweight):
-    """Write what rows first to last of each group give of `matmul_tn`, in one thread.
+def weight_gradient_task(
+    form, task, row_tasks, column_tasks, first, last, x, y, column_sums, dweight
+):  # fmt: skip
+    """Compute what rows first to last of each group give of a task of `matmul_tn`, in one thread.
 
-    dweight (G, K, N) is overwritten; column_sums (G N,) gain the rows' sums.
+    Args:
+        form: WEIGHT_GRADIENT to accumulate, FIRST_WEIGHT_GRADIENT to overwrite.
+        task, row_tasks, column_tasks: of a grid over dweight, from `product_grid`.
+        dweight: (G, K, N).    column_sums: (G N,) or (0,).
     """
     groups, K, N = dweight.shape
     M = y.shape[0] // groups
     shared = 0 if x.shape[0] == M else M * K
-    plan = Plan(FIRST_WEIGHT_GRADIENT, groups, 1, K, N, last - first, shared, 1, K, M * N, N)
-    left, right = flat(x)[first * K :], flat(y)[first * N :]
+    plan = Plan(form, groups, 1, K, N, last - first, shared, 1, K, M * N, N)
     panels = (N + WIDE * lanes(x) - 1) // (WIDE * lanes(x))
+    first_row, last_row, first_panel, last_panel = task_part(
+        task, row_tasks, column_tasks, K, groups * panels
+    )
     nothing = column_sums[:0]
     _product_part(
-        plan, np.int64(0), K, np.int64(0), groups * panels, left, right, column_sums, nothing,
-        np.int64(NO_ACTIVATION), nothing, flat(dweight),
+        plan, first_row, last_row, first_panel, last_panel, flat(x)[first * K :],
+        flat(y)[first * N :], column_sums, nothing, np.int64(NO_ACTIVATION), nothing, flat(dweight),
+    )  # fmt: skip
+
+
+@kernel
+def weight_gradient_rows(first, last, x, y, column_sums, dweight):
+    """Write what rows first to last of each group give of `matmul_tn`, in one thread.
+
+    dweight (G, K, N) and column_sums (G N,) are overwritten.
+    """
+    weight_gradient_task(
+        FIRST_WEIGHT_GRADIENT, 0, 1, 1, first, last, x, y, column_sums, dweight
     )  # fmt: skip
 
 

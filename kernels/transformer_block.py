@@ -16,7 +16,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import flat, thread_count
+from ._simd import array_at, flat, lanes, load_first, store_first, thread_count
 from .activation import NO_ACTIVATION
 from .attention import (
     attention_backward_pairs,
@@ -35,6 +35,7 @@ from .layernorm import (
     layernorm_forward_rows,
 )
 from .matmul import (
+    FIRST_WEIGHT_GRADIENT,
     FORWARD,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
@@ -43,7 +44,7 @@ from .matmul import (
     matmul_tn_reference,
     product_grid,
     product_rows,
-    product_task,
+    weight_gradient_task,
 )
 from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_reference
 
@@ -148,13 +149,30 @@ def transformer_block_backward_reference(
 def transformer_block_weights_reference(
     attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
     doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
-    dfeed_forward, dcontract_bias, dcontract_weight,
+    dfeed_forward, dcontract_bias, dcontract_weight, second,
 ):  # fmt: skip
     """Compute `transformer_block_weights` in NumPy."""
-    matmul_tn_reference(attention_in, dprojected, dprojection_bias, dprojection_weight)
-    matmul_tn_reference(attended, dattention_out, doutput_bias, doutput_weight)
-    matmul_tn_reference(inner, dhidden, dexpand_bias, dexpand_weight)
-    matmul_tn_reference(hidden, dfeed_forward, dcontract_bias, dcontract_weight)
+    place = 0
+    for x, dout, dbias, dweight in (
+        (attention_in, dprojected, dprojection_bias, dprojection_weight),
+        (attended, dattention_out, doutput_bias, doutput_weight),
+        (inner, dhidden, dexpand_bias, dexpand_weight),
+        (hidden, dfeed_forward, dcontract_bias, dcontract_weight),
+    ):
+        if not second.size:
+            matmul_tn_reference(x, dout, dbias, dweight)
+            continue
+        groups, M = dweight.shape[0], x.shape[0]
+        by_group = dout.reshape(groups, M, dout.shape[1])
+        weight = second[place : place + dweight.size].reshape(dweight.shape)
+        place += dweight.size
+        bias = second[place : place + dbias.size]
+        place += dbias.size
+        weight[...], bias[...] = 0, 0
+        for rows, *sums in ((slice(M // 2), dbias, dweight), (slice(M // 2, M), bias, weight)):
+            matmul_tn_reference(x[rows], by_group[:, rows].reshape(-1, dout.shape[1]), *sums)
+        dweight += weight
+        dbias += bias
 
 
 @kernel
@@ -433,30 +451,109 @@ def transformer_block_backward(
 
 
 @kernel
-def _weight_grid(x, dout, dweight, threads):
-    """Return the grid of tasks of a weight's gradient."""
-    return product_grid(WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], dout, threads)
+def _weight_part(half, first, last, parts, place, second, x, dout, dbias, dweight):
+    """Compute parts first to last of the tasks of a weight's gradient, in one thread.
 
+    Returns:
+        The end of the weight's place in `second`.
 
-@kernel
-def _weight_tasks(part, parts, grid, x, dout, dbias, dweight):
-    """Compute a part of the tasks of a weight's gradient, in one thread."""
-    tasks = grid[0] * grid[1]
-    for task in range(tasks * part // parts, tasks * (part + 1) // parts):
-        product_task(
-            task, grid[0], grid[1], WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0],
-            flat(x), flat(dout), dbias, dbias[:0], np.int64(NO_ACTIVATION), dbias[:0],
-            flat(dweight),
-        )  # fmt: skip
+    Args:
+        half: 0 for the first half of the rows, or for all if `second` is (0,); 1 for the other,
+            whose gradients go to `second`, from `place` on.
+    """
+    groups, K, N = dweight.shape
+    M, size = dout.shape[0] // groups, dweight.size
+    halves = 2 if second.size else 1
+    row_tasks, column_tasks = product_grid(
+        WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], dout, max(1, parts // halves)
+    )
+    first_row, last_row = M * half // halves, M * (half + 1) // halves
+    form, sums, weight = WEIGHT_GRADIENT, dbias, dweight
+    if half == 1:
+        form, weight = FIRST_WEIGHT_GRADIENT, array_at(second, place, groups, K, N)
+        sums = array_at(second, place + size, dbias.size)
+    tasks = row_tasks * column_tasks
+    for task in range(tasks * first // parts, tasks * last // parts):
+        weight_gradient_task(
+            form, task, row_tasks, column_tasks, first_row, last_row, x, dout, sums, weight
+        )
+    return place + size + dbias.size
 
 
 @kernel(parallel=True)
+def _weights(
+    attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
+    doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
+    dfeed_forward, dcontract_bias, dcontract_weight, second,
+):  # fmt: skip
+    """Compute `transformer_block_weights`, but leave in `second` what is to be added."""
+    threads, halves = thread_count(), 2 if second.size else 1
+    for thread in prange(threads):
+        # Each half is cut into as many parts as there are threads, and each thread takes as many
+        # parts as there are halves. Where tasks cannot be cut into alike many parts, the odd ones
+        # of two weights are not the same threads'.
+        for half in range(halves):
+            first = max(0, halves * thread - half * threads)
+            last = min(threads, halves * (thread + 1) - half * threads)
+            if first >= last:
+                continue
+            place = _weight_part(
+                half, first, last, threads, 0, second, attention_in, dprojected, dprojection_bias,
+                dprojection_weight,
+            )  # fmt: skip
+            place = _weight_part(
+                half, threads - last, threads - first, threads, place, second, attended,
+                dattention_out, doutput_bias, doutput_weight,
+            )  # fmt: skip
+            place = _weight_part(
+                half, first, last, threads, place, second, inner, dhidden, dexpand_bias,
+                dexpand_weight,
+            )  # fmt: skip
+            _weight_part(
+                half, threads - last, threads - first, threads, place, second, hidden,
+                dfeed_forward, dcontract_bias, dcontract_weight,
+            )  # fmt: skip
+
+
+@kernel
+def _add_part(part, parts, second, place, gradient):
+    """Add a part of a gradient of the second half of the rows; return the end of its place."""
+    size = lanes(gradient)
+    registers = (gradient.size + size - 1) // size
+    last = min(gradient.size, size * (registers * (part + 1) // parts))
+    for i in range(size * (registers * part // parts), last, size):
+        total = load_first(gradient, last - i, i) + load_first(second, last - i, place + i)
+        store_first(gradient, last - i, total, i)
+    return place + gradient.size
+
+
+@kernel(parallel=True)
+def _add_second(
+    second, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight, dexpand_bias,
+    dexpand_weight, dcontract_bias, dcontract_weight,
+):  # fmt: skip
+    """Add the gradients of the second half of the rows, which lie one after the other."""
+    parts = thread_count()
+    for part in prange(parts):
+        place = _add_part(part, parts, second, 0, flat(dprojection_weight))
+        place = _add_part(part, parts, second, place, dprojection_bias)
+        place = _add_part(part, parts, second, place, flat(doutput_weight))
+        place = _add_part(part, parts, second, place, doutput_bias)
+        place = _add_part(part, parts, second, place, flat(dexpand_weight))
+        place = _add_part(part, parts, second, place, dexpand_bias)
+        place = _add_part(part, parts, second, place, flat(dcontract_weight))
+        _add_part(part, parts, second, place, dcontract_bias)
+
+
 def transformer_block_weights(
     attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
     doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
-    dfeed_forward, dcontract_bias, dcontract_weight,
+    dfeed_forward, dcontract_bias, dcontract_weight, second,
 ):  # fmt: skip
     """Add the gradients of the weights of a block's four linear layers, each as `matmul_tn` does.
+
+    By halves of the rows, two threads read what they wrote in backward, and not each other's; but
+    the second half's gradients are to be added afterwards.
 
     Args:
         attention_in: (N, C) float32|float64, what queries, keys and values are made of.
@@ -467,24 +564,17 @@ def transformer_block_weights(
         dexpand_weight: (1, C, F).    dexpand_bias: (F,).
         hidden: (M, F).    dfeed_forward: (M, C).    dcontract_weight: (1, F, C).
         dcontract_bias: (C,).    All that begins with d and ends with weight or bias: accumulated.
+        second: (P,), where P is the size of all of these, overwritten by the gradients of the
+            second half of the rows; or (0,) for all rows at once.
     Threads: blocks of rows and columns of each weight; bit-identical for any count.
     """
-    threads = thread_count()
-    projection = _weight_grid(attention_in, dprojected, dprojection_weight, threads)
-    output = _weight_grid(attended, dattention_out, doutput_weight, threads)
-    expand = _weight_grid(inner, dhidden, dexpand_weight, threads)
-    contract = _weight_grid(hidden, dfeed_forward, dcontract_weight, threads)
-    for part in prange(threads):
-        # Where tasks cannot be cut into alike many, the odd ones are not all of the same threads.
-        other = threads - 1 - part
-        _weight_tasks(
-            part, threads, projection, attention_in, dprojected, dprojection_bias,
-            dprojection_weight,
+    _weights(
+        attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
+        doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
+        dfeed_forward, dcontract_bias, dcontract_weight, second,
+    )  # fmt: skip
+    if second.size:
+        _add_second(
+            second, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight,
+            dexpand_bias, dexpand_weight, dcontract_bias, dcontract_weight,
         )  # fmt: skip
-        _weight_tasks(
-            other, threads, output, attended, dattention_out, doutput_bias, doutput_weight
-        )
-        _weight_tasks(part, threads, expand, inner, dhidden, dexpand_bias, dexpand_weight)
-        _weight_tasks(
-            other, threads, contract, hidden, dfeed_forward, dcontract_bias, dcontract_weight
-        )

@@ -313,7 +313,7 @@ def _backward_block(
         array_at(gradients, p[EXPAND_BIAS], F), array_at(gradients, p[CONTRACT_BIAS], C)
     )  # fmt: skip
     dqkv, doutput = array_at(gradients, p[QKV_BIAS], 3 * D), array_at(gradients, p[OUTPUT_BIAS], D)
-    for vector in (*dnorm1, *dnorm2, dexpand, dcontract, dqkv, doutput):
+    for vector in (*dnorm1, *dnorm2):
         _zero(vector)
     add_layernorm_sums(sums1, dnorm1[0], dnorm1[1])
     add_layernorm_sums(sums2, dnorm2[0], dnorm2[1])
@@ -358,7 +358,6 @@ def _read_out(
     cross_entropy_gradient_rows(
         begin, end, logits, targets, losses[1], losses[2], smoothing, scale, dlogits
     )
-    _zero(dbias)
     weight_gradient_rows(
         begin, end, x, dlogits, dbias, array_at(gradients, p[HEAD_WEIGHT], 1, C, V)
     )

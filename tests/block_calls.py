@@ -32,11 +32,19 @@ def backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list
 
 
 def weights_arguments(
-    rng: np.random.Generator, rows: int, columns: int, ffn: int, *, some_rows: bool, bias: bool
+    rng: np.random.Generator,
+    rows: int,
+    columns: int,
+    ffn: int,
+    *,
+    some_rows: bool,
+    bias: bool,
+    halves: bool,
 ) -> list[Any]:
     """Return the arguments of `transformer_block_weights`; of so many rows, a third is read out."""
     chosen = (rows + 2) // 3 if some_rows else rows
-    return marked(block_weights(rng, rows, chosen, columns, ffn, some_rows=some_rows, bias=bias))
+    kind = {"some_rows": some_rows, "bias": bias, "halves": halves}
+    return marked(block_weights(rng, rows, chosen, columns, ffn, **kind))
 
 
 def draw_block(

@@ -39,7 +39,8 @@ from fastformer.kernels.transformer_block import (
     transformer_block_weights,
     transformer_block_weights_reference,
 )
-from fastformer.layers import transformer_block
+from fastformer.layers import block_plan, transformer_block
+from fastformer.layers.block_plan import FEWEST_TOKENS_OF_HALVES
 from fastformer.layers.dropout import DropoutCounter
 
 shard_count = called(shard_count)
@@ -120,21 +121,29 @@ def test_same_bits_for_any_number_of_threads(rng, kind):
 
 @pytest.mark.parametrize("some_rows", [False, True], ids=["all rows", "some rows"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("halves", [False, True], ids=["whole", "halves"])
 @pytest.mark.parametrize(("rows", "columns", "ffn"), [(1, 1, 1), (9, 6, 10), (300, 40, 129)])
-def test_weights_equal_twin(rng, rows, columns, ffn, bias, some_rows):
-    arguments = weights_arguments(rng, rows, columns, ffn, some_rows=some_rows, bias=bias)
+def test_weights_equal_twin(rng, rows, columns, ffn, halves, bias, some_rows):
+    kind = {"some_rows": some_rows, "bias": bias, "halves": halves}
+    arguments = weights_arguments(rng, rows, columns, ffn, **kind)
     assert_equals_twin(transformer_block_weights, transformer_block_weights_reference, *arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_have_the_bits_of_each_layer_alone_for_any_number_of_threads(rng, dtype):
-    arguments = weights_arguments(rng, 800, 70, 190, some_rows=False, bias=True)
+    arguments = weights_arguments(rng, 800, 70, 190, some_rows=False, bias=True, halves=False)
     assert_same_bits(transformer_block_weights, *arguments)
-    found = run(transformer_block_weights, *arguments, dtype=dtype)
+    *found, _ = run(transformer_block_weights, *arguments, dtype=dtype)
     alone = [run(matmul_tn, *arguments[i : i + 4], dtype=dtype) for i in range(0, 16, 4)]
     expected = [result for results in alone for result in results]
     assert len(found) == len(expected) == 8
     assert all(map(same_bits, found, expected))
+
+
+@pytest.mark.parametrize("rows", [1, 37, 800])
+def test_halves_of_weights_have_the_same_bits_for_any_number_of_threads(rng, rows):
+    arguments = weights_arguments(rng, rows, 70, 190, some_rows=False, bias=True, halves=True)
+    assert_same_bits(transformer_block_weights, *arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -198,6 +207,28 @@ def test_one_region_has_the_bits_of_the_layers(rng, monkeypatch, backend, dtype,
             np.testing.assert_allclose(gradient, expected_gradients[name], tolerance, tolerance)
         else:
             assert same_bits(gradient, expected_gradients[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [None, "last"])
+def test_weights_gradients_of_many_tokens_are_made_of_halves(rng, monkeypatch, backend, rows):
+    batch = make_batch((9, 100, 31, 7, 53, FEWEST_TOKENS_OF_HALVES - 200))
+    chosen = None if rows is None else batch._last_rows
+    x = rng.standard_normal((batch.num_tokens, WIDTH)).astype(np.float32)
+    dout = rng.standard_normal((6 if rows else len(x), WIDTH)).astype(np.float32)
+    found = []
+    for fewest in (FEWEST_TOKENS_OF_HALVES, FEWEST_TOKENS_OF_HALVES + 1):
+        monkeypatch.setattr(block_plan, "FEWEST_TOKENS_OF_HALVES", fewest)
+        block = make_block(backend, "float32")
+        block.forward(x, batch, chosen)
+        block.backward(dout)
+        found.append(block.grad_dict())
+    halves, whole = found
+    for name, gradient in halves.items():
+        np.testing.assert_allclose(gradient, whole[name], 1e-4, 1e-4)
+    changed = [name for name in halves if not same_bits(halves[name], whole[name])]
+    assert changed
+    assert not [name for name in changed if "norm" in name]
 
 
 @pytest.mark.parametrize("parts", ["in one region"], indirect=True)

@@ -1,6 +1,7 @@
 """Cases of a whole transformer block, and of the gradients of several linear layers at once."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastformer.kernels.transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward_reference,
 )
+from fastformer.layers.block_plan import second_half_size
 
 Random = np.random.Generator
 EPSILON = 1e-5
@@ -140,20 +142,21 @@ def block_backward(random: Random, forward: Arguments) -> Arguments:
 
 
 def block_weights(
-    random: Random, N: int, M: int, C: int, F: int, *, some_rows: bool, bias: bool
+    random: Random, N: int, M: int, C: int, F: int, *, some_rows: bool, bias: bool, halves: bool
 ) -> Arguments:
     """Return the arguments of `transformer_block_weights`, for M rows that are read out of N.
 
     Args:
         C, F: widths.    some_rows: whether the query's layer is one of its own.
         bias: whether the attention's layers have one.
+        halves: whether the second half of the rows is computed by itself.
     """
     groups = 2 if some_rows else 3
 
     def sums(*shape: int) -> Output:
         return Output(shape, normal(random, *shape))
 
-    return {
+    values = {
         "attention_in": normal(random, N, C),
         "dprojected": normal(random, groups * N, C),
         "dprojection_bias": sums(groups * C * bias),
@@ -171,6 +174,8 @@ def block_weights(
         "dcontract_bias": sums(C),
         "dcontract_weight": sums(1, F, C),
     }
+    size = sum(math.prod(value.shape) for value in values.values() if isinstance(value, Output))
+    return values | {"second": Output((size * halves,))}
 
 
 def _shapes(s: Sizes) -> list[Shape]:
@@ -191,7 +196,8 @@ def _backward(random: Random, *shape: int) -> Arguments:
 
 
 def _weights(random: Random, B: int, T: int, C: int, H: int, F: int) -> Arguments:
-    return block_weights(random, B * T, B * T, C, F, some_rows=False, bias=False)
+    halves = second_half_size(B * T, C * (4 * C + 2 * F) + F + C) > 0
+    return block_weights(random, B * T, B * T, C, F, some_rows=False, bias=False, halves=halves)
 
 
 def _flops(attention_products: int, B: int, T: int, C: int, H: int, F: int) -> int:

@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     from fastformer.layers.transformer_block import TransformerBlock
 
 
+# Weights' gradients are computed by halves of the tokens, which then are in the cache of the core
+# that wrote them, from so many tokens on and up to so many weights, which must be added.
+FEWEST_TOKENS_OF_HALVES = 256
+MOST_WEIGHTS_OF_HALVES = 1 << 18
+
+
+def second_half_size(tokens: int, weights: int) -> int:
+    """Return the size of `second` of `transformer_block_weights`, 0 where halves are no gain.
+
+    Args:
+        tokens: of a batch.    weights: that get gradients, with biases.
+    """
+    few_weights = weights <= MOST_WEIGHTS_OF_HALVES
+    return weights if tokens >= FEWEST_TOKENS_OF_HALVES and few_weights else 0
+
+
 class BlockPlan:
     """The arrays of one block for one size of batch, and the calls of its kernels.
 
@@ -152,11 +168,15 @@ class BlockPlan:
         )  # fmt: skip
         output, gradient, bias = attention.output, weight.gradient, attention.qkv_bias.gradient
         dout_of_contract = dout if block.pre_norm else dsum2
-        self._weights = (
+        weights = (
             attention.x, dprojected, bias[split:].reshape(-1), gradient[split:],
             attention.attended, dsum1, output.bias.gradient, output.weight.gradient,
             expand.x, dhidden, expand.bias.gradient, expand.weight.gradient,
             contract.x, dout_of_contract, contract.bias.gradient, contract.weight.gradient,
         )  # fmt: skip
+        size = sum(gradients.size for i, gradients in enumerate(weights) if i % 4 > 1)
+        size = second_half_size(tokens, size)
+        second = block.scratch.get("block.second_half", size) if size else block.no_vector
+        self._weights = (*weights, second)
         if some:
             self._query_weight = attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split]

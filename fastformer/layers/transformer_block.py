@@ -143,7 +143,8 @@ class TransformerBlock(Layer):
     def in_one_call(self, batch: PackedBatch | None = None) -> bool:
         """Tell whether the whole block is one call: where calls cost, and nothing drops.
 
-        The bits are the same but for the norms' gradients, whose sums have other parts.
+        The bits are the same but for gradients of norms, and of weights where halves of the tokens
+        are computed by themselves: these sums have other parts.
 
         Args:
             batch: the block's; None for one of the usual size.

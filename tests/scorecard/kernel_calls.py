@@ -252,9 +252,9 @@ def _transformer_block_backward(rng: Random) -> Arguments:
 
 
 def _transformer_block_weights(rng: Random) -> Arguments:
-    some_rows, bias = bool(rng.integers(2)), bool(rng.integers(2))
+    kind = {name: bool(rng.integers(2)) for name in ("some_rows", "bias", "halves")}
     sizes = _rows(rng), _size(rng), _size(rng)
-    return tuple(weights_arguments(rng, *sizes, some_rows=some_rows, bias=bias))
+    return tuple(weights_arguments(rng, *sizes, **kind))
 
 
 def _transformer_gradients(rng: Random) -> Arguments:
