@@ -20,7 +20,7 @@ from ._compile import BUILD
 from ._llvm import INDEX, NARROW, TILE_ROWS, WIDE
 from ._meaning import lanes
 from ._precompiled import Precompiled, precompiled
-from ._tile import call_multiply, define_multiply
+from ._tile import call_multiply, define_multiply, symbol
 
 
 def _tile_module() -> str:
@@ -38,7 +38,10 @@ def load_tiles() -> Precompiled | None:
     Returns:
         None where products are made by the tile of float32.
     """
-    return precompiled("bfloat16_tiles", _tile_module) if DOT and BUILD != "python" else None
+    if not DOT or BUILD == "python":
+        return None
+    symbols = [symbol(ir.FloatType(), vectors, "multiply_pairs") for vectors in (WIDE, NARROW)]
+    return precompiled("bfloat16_tiles", symbols, _tile_module)
 
 
 def _multiply_packed(

@@ -44,7 +44,7 @@ from ._llvm import (
     store_first_ir,
     store_ir,
 )
-from ._precompiled import precompiled
+from ._precompiled import Precompiled, precompiled
 from ._simd import check_extent_ir
 
 FLAG = ir.IntType(1)
@@ -247,7 +247,8 @@ def _store_ir(
                         store_ir(builder, value, address)
 
 
-def _symbol(element: ir.Type, vectors: int, name: str) -> str:
+def symbol(element: ir.Type, vectors: int, name: str) -> str:
+    """Return the symbol of a function that `define_multiply` defines."""
     return f"fastformer_{name}_{'wide' if vectors == WIDE else 'narrow'}_{element}"
 
 
@@ -263,7 +264,7 @@ def define_multiply(
     module: ir.Module, element: ir.Type, vectors: int, name: str, multiply_add: MultiplyAdd
 ) -> None:
     """Define the function that multiplies any number of rows by a panel, tile by tile."""
-    function = ir.Function(module, _signature_ir(element), _symbol(element, vectors, name))
+    function = ir.Function(module, _signature_ir(element), symbol(element, vectors, name))
     rows, columns, depth, a, a_row_step, a_k_step, a_tile_step = function.args[:7]
     *panel, bias, addend = function.args[7:-4]
     rectifies, is_far, out, step = function.args[-4:]
@@ -370,18 +371,25 @@ def define_multiply(
     builder.ret_void()
 
 
+_TILES = list(itertools.product((ir.FloatType(), ir.DoubleType()), (WIDE, NARROW)))
+
+
 def _tile_module() -> str:
-    """Return the LLVM code of the tiles: two widths, two dtypes."""
+    """Return the LLVM code of the tiles: two dtypes, two widths."""
     module = ir.Module("fastformer_tiles")
-    for element in (ir.FloatType(), ir.DoubleType()):
-        for vectors in (WIDE, NARROW):
-            define_multiply(module, element, vectors, "multiply", _fma_ir)
+    for element, vectors in _TILES:
+        define_multiply(module, element, vectors, "multiply", _fma_ir)
     return str(module)
+
+
+def _load_tiles() -> Precompiled:
+    """Compile or load the tiles."""
+    return precompiled("tiles", [symbol(*tile, "multiply") for tile in _TILES], _tile_module)
 
 
 # Compiled once and called by its symbol: as a part of each kernel that uses it, it would be
 # compiled again in each, and be most of what there is to compile.
-TILES = None if BUILD == "python" else precompiled("tiles", _tile_module)
+TILES = None if BUILD == "python" else _load_tiles()
 
 
 @intrinsic
@@ -466,7 +474,7 @@ def call_multiply(
     null = ir.Constant(element.as_pointer(), None)
     functions = [
         cgutils.get_or_insert_function(
-            builder.module, _signature_ir(element), _symbol(element, vectors, name)
+            builder.module, _signature_ir(element), symbol(element, vectors, name)
         )
         for vectors in (NARROW, WIDE)
     ]

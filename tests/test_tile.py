@@ -12,6 +12,7 @@ from fastformer.kernels import _blocks
 from fastformer.kernels._blocks import DEPTH_BLOCK, STEPS_OF_A_COPY
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE, element_lanes
+from fastformer.kernels._precompiled import Precompiled
 from fastformer.kernels._tile import CHAIN_STEPS, LATE_STEPS, TILE_HEIGHTS, TILES, multiply
 
 multiply_panels = called(_blocks.multiply_panels)
@@ -263,6 +264,17 @@ def test_sum_is_one_chain_of_fused_multiply_adds(dtype):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
+def test_what_is_kept_is_loaded_without_writing_its_code_anew():
+    """Which takes longer than all else that a start does."""
+
+    def text():
+        raise AssertionError("the code is written although its machine code is kept")
+
+    Precompiled("tiles", ["fastformer_multiply_wide_float"], text)
+    with pytest.raises(AssertionError, match="is written although"):
+        Precompiled("tiles of another name", ["fastformer_multiply_wide_float"], text)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
 def test_tiles_have_fused_multiply_adds_of_full_width():
     text = TILES.assembly()
