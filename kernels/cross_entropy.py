@@ -35,6 +35,7 @@ def cross_entropy_forward_reference(logits, targets, smoothing, losses, largest,
         share = logits.dtype.type(smoothing)
         aim = (1 - share) * aim + share * distances.mean(axis=1)
     losses[...] = np.where(targets >= 0, np.log(total) - aim, 0)
+    return float(losses.sum(dtype=np.float64))
 
 
 def cross_entropy_backward_reference(logits, targets, largest, total, smoothing, scale, dlogits):
@@ -88,9 +89,18 @@ def cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest,
         _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total)
 
 
+@kernel
+def sum_of_losses(losses):
+    """Return the sum of some losses, in float64."""
+    total = 0.0
+    for i in range(losses.size):
+        total += np.float64(losses[i])
+    return total
+
+
 @kernel(parallel=True)
 def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
-    """Write each row's loss.
+    """Write each row's loss, and return their sum, in float64.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
@@ -106,6 +116,7 @@ def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
+    return sum_of_losses(losses)
 
 
 @kernel

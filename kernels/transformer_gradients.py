@@ -23,6 +23,7 @@ from .cross_entropy import (
     cross_entropy_forward_reference,
     cross_entropy_gradient_rows,
     cross_entropy_rows,
+    sum_of_losses,
 )
 from .embedding import embed_rows, embedding_backward_reference, embedding_forward_reference
 from .layernorm import add_layernorm_sums
@@ -227,6 +228,7 @@ def transformer_gradients_reference(
         embedding_backward_reference(tokens[t], dx, array_at(copy, p[EMBEDDING], V, C))
         if p[POSITIONS] >= 0:
             embedding_backward_reference(positions[t], dx, array_at(copy, p[POSITIONS], T, C))
+    return float(losses[0].sum(dtype=np.float64))
 
 
 @kernel
@@ -424,7 +426,7 @@ def transformer_gradients(
     activation, has_bias, smoothing, scale, places, values, position_table, copies, room, logits,
     losses,
 ):  # fmt: skip
-    """Compute the losses, and the gradients of `scale` times their sum.
+    """Compute the losses, and the gradients of `scale` times their sum; return it, in float64.
 
     L blocks of width C, with H heads and feed-forward width F, for B sequences of N tokens; of each
     sequence one row is classified, into V classes, as many as there are token ids.
@@ -453,3 +455,4 @@ def transformer_gradients(
             attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
             copies[shard], position_table, room, logits, losses,
         )  # fmt: skip
+    return sum_of_losses(losses[0])

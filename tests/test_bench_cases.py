@@ -131,6 +131,8 @@ def test_a_wrong_result_that_is_returned_is_found() -> None:
         check(case, lambda gradients: float(np.abs(gradients).sum()), "mine")
     with pytest.raises(NotEqualError, match="must be of shape"):
         check(case, lambda gradients: gradients[:2], "mine")
+    with pytest.raises(NotEqualError, match="returns nothing; nothing was timed"):
+        check(case, lambda gradients: None, "mine")
 
 
 # ---- what a person may write ----

@@ -106,7 +106,7 @@ def _arguments(given: Sequence[Any], dtype: type) -> tuple[list[Any], list[np.nd
 
 
 def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> list[np.ndarray]:
-    """Call a kernel or a twin on fresh arguments of a dtype and return what it writes or returns.
+    """Call a kernel or a twin on fresh arguments of a dtype and return what it writes and returns.
 
     Arrays of float64 are given in `dtype`; `Out` marks outputs. Inputs must stay as they were.
     """
@@ -117,7 +117,7 @@ def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> 
         if isinstance(mark, np.ndarray):
             np.testing.assert_array_equal(value, then, "an input was changed")
     # Yes is 1 and no is 0.
-    return outputs if result is None else [np.asarray(result * 1.0)]
+    return outputs if result is None else [*outputs, np.asarray(result * 1.0)]
 
 
 def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:
@@ -143,7 +143,7 @@ def assert_equals_twin(
     *given: Any,
     dtypes: Sequence[type] = COMPARED_DTYPES,
 ) -> list[np.ndarray]:
-    """Run kernel and twin on the same arguments and compare all that they write.
+    """Run kernel and twin on the same arguments and compare all that they write and return.
 
     Arrays of float64 are given in each of the dtypes in turn; `Out` marks outputs. The kernel's
     error against the twin in extended precision may be twice that of the twin in the kernel's
@@ -153,7 +153,8 @@ def assert_equals_twin(
         The float32 outputs of the kernel.
     """
     truths = run(reference, *given, dtype=TRUTH)
-    scales = [value.scale for value in given if isinstance(value, Out)] or [0.0] * len(truths)
+    scales = [value.scale for value in given if isinstance(value, Out)]
+    scales += [0.0] * (len(truths) - len(scales))  # of what is returned
     outputs: list[np.ndarray] = []
     for dtype in dtypes:
         twin_outputs = run(reference, *given, dtype=dtype)

@@ -33,9 +33,10 @@ def _run(function: Callable[..., Any], case: Case, dtype: Any) -> dict[str, Arra
         )
         if changed and not isinstance(given[name], Output):
             raise NotEqualError(f"{case}: the input {name!r} was changed; nothing was timed")
-    if not any(isinstance(value, Output) for value in given.values()):
-        return {"the result": np.asarray(result)}
-    return {name: arguments[name] for name, value in given.items() if isinstance(value, Output)}
+    found = {name: arguments[name] for name, value in given.items() if isinstance(value, Output)}
+    if result is not None:
+        found["the result"] = np.asarray(result)
+    return found
 
 
 def _copy(value: Any) -> Any:
@@ -68,6 +69,8 @@ def check(case: Case, function: Callable[..., Any], name: str) -> None:
             "nothing was timed"
         ) from error
     for output, truth in truths.items():
+        if output not in found:
+            raise NotEqualError(f"{name}, {case}: it returns nothing; nothing was timed")
         if found[output].shape != truth.shape:
             raise NotEqualError(
                 f"{name}, {case}: {output} must be of shape {truth.shape}, "

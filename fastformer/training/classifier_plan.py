@@ -104,7 +104,7 @@ class ClassifierPlan:
         logits = np.empty((sequences, classes), self.dtype)
         losses = np.empty((3, sequences), self.dtype)
         copies = self._copies[: self._shards(batch.num_tokens, sequences)]
-        self.ops.transformer_gradients(
+        total = self.ops.transformer_gradients(
             batch._tokens,
             batch._positions,
             batch._offsets,
@@ -124,7 +124,7 @@ class ClassifierPlan:
             losses,
         )
         self.ops.add_gradients(copies, self.parameters.gradients)
-        return float(losses[0].sum(dtype=np.float64) / max(1, count)), logits
+        return total / max(1, count), logits
 
     def _shards(self, tokens: int, sequences: int) -> int:
         """Return the number of shards of a batch: by its size, never by the number of threads."""
@@ -174,9 +174,11 @@ def training_kernels(model: Transformer | TransformerDecoder) -> tuple[str, ...]
 def _plan_of(model: Transformer | TransformerDecoder) -> ClassifierPlan | None:
     if type(model) is not Transformer:
         return None
-    if model not in _PLANS:
-        _PLANS[model] = _new_plan(model)
-    return _PLANS[model]
+    try:
+        return _PLANS[model]
+    except KeyError:
+        plan = _PLANS[model] = _new_plan(model)
+        return plan
 
 
 def _new_plan(model: Transformer) -> ClassifierPlan | None:
