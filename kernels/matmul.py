@@ -415,14 +415,9 @@ def weight_gradient_task(
 
 
 @kernel
-def weight_gradient_rows(first, last, x, y, column_sums, dweight):
-    """Write what rows first to last of each group give of `matmul_tn`, in one thread.
-
-    dweight (G, K, N) and column_sums (G N,) are overwritten.
-    """
-    weight_gradient_task(
-        FIRST_WEIGHT_GRADIENT, 0, 1, 1, first, last, x, y, column_sums, dweight
-    )  # fmt: skip
+def weight_gradient_rows(form, first, last, x, y, column_sums, dweight):
+    """Compute what rows first to last of each group give of `matmul_tn`, in one thread."""
+    weight_gradient_task(form, 0, 1, 1, first, last, x, y, column_sums, dweight)
 
 
 @kernel

@@ -2,11 +2,12 @@
 
     x = table[tokens] + position_table[positions],   x = block(x) for each post-norm block
     logits = x[rows] W + bias,                       losses = cross_entropy(logits, targets)
-    copies[shard] = scale * d(sum of the shard's losses) / d(parameters)
+    gradients += scale * d(sum of the first shard's losses) / d(parameters)
+    copies[i] = the same of shard i + 1
 
 Each thread takes some sequences all the way, so that what a layer wrote is still in the thread's
 own cache when backward reads it, and threads meet once and not at every layer. Each shard of the
-sequences has its own copy of all gradients, which `add_gradients` adds in order.
+sequences but the first has its own copy of all gradients, which `add_gradients` adds in order.
 Every step is that of the op in a file of its own, where its formula and its source are.
 """
 
@@ -28,8 +29,10 @@ from .cross_entropy import (
 from .embedding import embed_rows, embedding_backward_reference, embedding_forward_reference
 from .layernorm import add_layernorm_sums
 from .matmul import (
+    FIRST_WEIGHT_GRADIENT,
     FORWARD,
     INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
     matmul_nt_reference,
     matmul_reference,
     matmul_tn_reference,
@@ -175,16 +178,16 @@ def _block_gradients_reference(arrays, split):
 
 def transformer_gradients_reference(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
-    activation, has_bias, smoothing, scale, places, values, position_table, copies, room, logits,
-    losses,
+    activation, has_bias, smoothing, scale, places, values, position_table, gradients, copies, room,
+    logits, losses,
 ):  # fmt: skip
     """Compute `transformer_gradients` in NumPy."""
     N, (B, V), (T, C) = tokens.size, logits.shape, position_table.shape
-    blocks, shards = places.size // PER_BLOCK - 1, copies.shape[0]
+    blocks, shards = places.size // PER_BLOCK - 1, copies.shape[0] + 1
     p = places[blocks * PER_BLOCK :]
     sizes = C, H, F
     copies[...] = 0
-    for shard, copy in enumerate(copies):
+    for shard, copy in enumerate((gradients, *copies)):
         begin, end = (_first_sequence(bound, shards, offsets) for bound in (shard, shard + 1))
         first, t, m = offsets[begin], slice(offsets[begin], offsets[end]), slice(begin, end)
         shared = {
@@ -275,10 +278,10 @@ def _forward_block(
 
 @kernel(once=True)
 def _backward_block(
-    shard, shards, longest, offsets, query_offsets, rows, N, C, H, F, scale, activation, has_bias,
-    p, values, gradients, room,
+    shard, shards, form, longest, offsets, query_offsets, rows, N, C, H, F, scale, activation,
+    has_bias, p, values, gradients, room,
 ):  # fmt: skip
-    """Differentiate a block by its input and its parameters, whose gradients are the shard's."""
+    """Differentiate a block by its input and its parameters; write or add gradients of these."""
     M = query_offsets[query_offsets.size - 1]
     split = 1 if rows.size else 0
     D = C if has_bias else 0
@@ -315,39 +318,42 @@ def _backward_block(
         array_at(gradients, p[EXPAND_BIAS], F), array_at(gradients, p[CONTRACT_BIAS], C)
     )  # fmt: skip
     dqkv, doutput = array_at(gradients, p[QKV_BIAS], 3 * D), array_at(gradients, p[OUTPUT_BIAS], D)
-    for vector in (*dnorm1, *dnorm2):
-        _zero(vector)
+    if form == FIRST_WEIGHT_GRADIENT:
+        for vector in (*dnorm1, *dnorm2):
+            _zero(vector)
     add_layernorm_sums(sums1, dnorm1[0], dnorm1[1])
     add_layernorm_sums(sums2, dnorm2[0], dnorm2[1])
     begin, end = first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets)
     first, last = query_offsets[begin], query_offsets[end]
     weight_gradient_rows(
-        first, last, hidden, dsum2, dcontract, array_at(gradients, p[CONTRACT_WEIGHT], 1, F, C)
-    )
+        form, first, last, hidden, dsum2, dcontract,
+        array_at(gradients, p[CONTRACT_WEIGHT], 1, F, C),
+    )  # fmt: skip
     weight_gradient_rows(
-        first, last, array_at(room, p[NORMED1], M, C), dhidden, dexpand,
+        form, first, last, array_at(room, p[NORMED1], M, C), dhidden, dexpand,
         array_at(gradients, p[EXPAND_WEIGHT], 1, C, F),
     )  # fmt: skip
     weight_gradient_rows(
-        first, last, attended, dsum1, doutput, array_at(gradients, p[OUTPUT_WEIGHT], 1, C, C)
+        form, first, last, attended, dsum1, doutput, array_at(gradients, p[OUTPUT_WEIGHT], 1, C, C)
     )
     if split:
         chosen, dquery = (
             array_at(room, p[CHOSEN], M, C),
             array_at(gradients, p[QKV_WEIGHT], 1, C, C),
         )
-        weight_gradient_rows(first, last, chosen, dq, dqkv[:D], dquery)
+        weight_gradient_rows(form, first, last, chosen, dq, dqkv[:D], dquery)
     weight_gradient_rows(
-        offsets[begin], offsets[end], x, dprojected, dqkv[split * D :],
+        form, offsets[begin], offsets[end], x, dprojected, dqkv[split * D :],
         array_at(gradients, p[QKV_WEIGHT] + split * C * C, 3 - split, C, C),
     )  # fmt: skip
 
 
 @kernel(once=True)
 def _read_out(
-    begin, end, C, p, targets, smoothing, scale, x, dx, values, gradients, room, logits, losses
-):
-    """Classify sequences begin to end; write their losses, and the gradients."""
+    begin, end, form, C, p, targets, smoothing, scale, x, dx, values, gradients, room, logits,
+    losses,
+):  # fmt: skip
+    """Classify sequences begin to end; write their losses, and write or add their gradients."""
     B, V = logits.shape
     weight = array_at(values, p[HEAD_WEIGHT], 1, C, V)
     dbias = array_at(gradients, p[HEAD_BIAS], V)
@@ -361,7 +367,7 @@ def _read_out(
         begin, end, logits, targets, losses[1], losses[2], smoothing, scale, dlogits
     )
     weight_gradient_rows(
-        begin, end, x, dlogits, dbias, array_at(gradients, p[HEAD_WEIGHT], 1, C, V)
+        form, begin, end, x, dlogits, dbias, array_at(gradients, p[HEAD_WEIGHT], 1, C, V)
     )
     product_rows(
         INPUT_GRADIENT, begin, end, dx, weight, dlogits, dbias[:0], nothing, NO_ACTIVATION, nothing,
@@ -371,11 +377,11 @@ def _read_out(
 
 @kernel(once=True)
 def _shard_gradients(
-    shard, shards, tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale,
-    epsilon, activation, has_bias, smoothing, scale, places, values, gradients, position_table,
-    room, logits, losses,
+    shard, shards, form, tokens, positions, offsets, rows, row_offsets, targets, H, F,
+    attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values, gradients,
+    position_table, room, logits, losses,
 ):  # fmt: skip
-    """Take a shard's sequences forward and back; write their gradients of all parameters."""
+    """Take a shard's sequences forward and back; write or add their gradients, as form says."""
     N, B, C, V = tokens.size, rows.size, position_table.shape[1], logits.shape[1]
     blocks = places.size // PER_BLOCK - 1
     begin, end = first_sequence(shard, shards, offsets), first_sequence(shard + 1, shards, offsets)
@@ -400,31 +406,34 @@ def _shard_gradients(
         array_at(room, last_block[DOUT], B, C),
     )
     _read_out(
-        begin, end, C, p, targets, smoothing, scale, result, dresult, values, gradients, room,
+        begin, end, form, C, p, targets, smoothing, scale, result, dresult, values, gradients, room,
         logits, losses,
     )  # fmt: skip
     for back in range(blocks):
         block, ends = blocks - 1 - back, back == 0
         query_offsets = row_offsets if ends else offsets
         _backward_block(
-            shard, shards, longest, offsets, query_offsets, rows[: B * ends], N, C, H, F,
+            shard, shards, form, longest, offsets, query_offsets, rows[: B * ends], N, C, H, F,
             attention_scale, activation, has_bias, places[block * PER_BLOCK :], values, gradients,
             room,
         )  # fmt: skip
     dx = array_at(room, places[DX], N, C)
-    _zero(array_at(gradients, p[EMBEDDING], V * C))
+    overwrites = form == FIRST_WEIGHT_GRADIENT
+    if overwrites:
+        _zero(array_at(gradients, p[EMBEDDING], V * C))
     add_rows(first, last, dx, tokens, array_at(gradients, p[EMBEDDING], V, C))
     if p[POSITIONS] >= 0:
         T = position_table.shape[0]
-        _zero(array_at(gradients, p[POSITIONS], T * C))
+        if overwrites:
+            _zero(array_at(gradients, p[POSITIONS], T * C))
         add_rows(first, last, dx, positions, array_at(gradients, p[POSITIONS], T, C))
 
 
 @kernel(parallel=True)
 def transformer_gradients(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
-    activation, has_bias, smoothing, scale, places, values, position_table, copies, room, logits,
-    losses,
+    activation, has_bias, smoothing, scale, places, values, position_table, gradients, copies, room,
+    logits, losses,
 ):  # fmt: skip
     """Compute the losses, and the gradients of `scale` times their sum; return it, in float64.
 
@@ -442,17 +451,21 @@ def transformer_gradients(
             and in each of the copies, and its ROOMS in the room, those of `room_places`; then
             PER_BLOCK more, of which EMBEDDING to DLOGITS are used.
         values: (P,) float32|float64, all parameters.    position_table: (T, C).
-        copies: (shards, P), overwritten by the gradients of each shard of the sequences; where no
+        gradients: (P,), to which those of the first shard of the sequences are added.
+        copies: (shards - 1, P), overwritten by the gradients of each other shard; where no
             parameter is, they must be 0.    room: (size,), overwritten.
         logits: (B, V), overwritten.    losses: (3, B), overwritten by the losses, the largest
             logits and the sums of exponentials.
-    Threads: shards, as many as there are copies; bit-identical for any thread count.
+    Threads: shards, one more than there are copies; bit-identical for any thread count.
     """
-    shards = copies.shape[0]
+    shards = copies.shape[0] + 1
     for shard in prange(shards):
+        form, own = np.int64(WEIGHT_GRADIENT), gradients
+        if shard > 0:
+            form, own = np.int64(FIRST_WEIGHT_GRADIENT), copies[shard - 1]
         _shard_gradients(
-            np.int64(shard), shards, tokens, positions, offsets, rows, row_offsets, targets, H, F,
-            attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
-            copies[shard], position_table, room, logits, losses,
+            np.int64(shard), shards, form, tokens, positions, offsets, rows, row_offsets, targets,
+            H, F, attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
+            own, position_table, room, logits, losses,
         )  # fmt: skip
     return sum_of_losses(losses[0])

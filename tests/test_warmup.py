@@ -72,7 +72,7 @@ def test_another_precision_has_its_own_product_and_the_default_has_not():
     assert overloads("matmul_bfloat16._product") == [warmup.signature("matmul_bfloat16._product")]
 
 
-# Of ops that are not a kernel themselves; the second one is for batches that are not small.
+# Of ops that are not a kernel themselves.
 KERNELS_OF_OP = {"transformer_block_weights": ["_weights", "_add_second"]}
 
 
@@ -124,7 +124,7 @@ MODELS = {
 def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
     if kind == "decoder of large blocks":
         monkeypatch.setattr(transformer_block, "MOST_PARAMETERS", 0)
-    model, batch, loss_fn = MODELS[kind](), ff.pack(IDS if few else IDS * 2), ff.CrossEntropyLoss()
+    model, batch, loss_fn = MODELS[kind](), ff.pack(IDS if few else IDS * 32), ff.CrossEntropyLoss()
     targets = np.arange(batch.num_sequences if "classifier" in kind else batch.num_tokens) % 20
     in_blocks = kind in ("classifier", "decoder") and not few
     assert model.blocks[0].in_one_call(batch) == in_blocks

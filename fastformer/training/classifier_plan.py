@@ -103,7 +103,7 @@ class ClassifierPlan:
             self._make_room(batch)
         logits = np.empty((sequences, classes), self.dtype)
         losses = np.empty((3, sequences), self.dtype)
-        copies = self._copies[: self._shards(batch.num_tokens, sequences)]
+        copies = self._copies[: self._shards(batch.num_tokens, sequences) - 1]
         total = self.ops.transformer_gradients(
             batch._tokens,
             batch._positions,
@@ -118,12 +118,14 @@ class ClassifierPlan:
             self._places,
             self.parameters.values,
             self.positions.table,
+            self.parameters.gradients,
             copies,
             self._room,
             logits,
             losses,
         )
-        self.ops.add_gradients(copies, self.parameters.gradients)
+        if len(copies):
+            self.ops.add_gradients(copies, self.parameters.gradients)
         return total / max(1, count), logits
 
     def _shards(self, tokens: int, sequences: int) -> int:
@@ -148,8 +150,9 @@ class ClassifierPlan:
         rows = [*blocks, others + [0] * (PER_BLOCK - len(others))]
         self._places = np.array(rows, np.int64).reshape(-1)
         self._room = aligned_zeros(size, self.dtype)
-        shards, columns = self._shards(self._tokens, self._sequences), self._copies.shape[1]
-        self._copies = aligned_zeros(shards * columns, self.dtype).reshape(shards, columns)
+        copies = self._shards(self._tokens, self._sequences) - 1
+        columns = self._copies.shape[1]
+        self._copies = aligned_zeros(copies * columns, self.dtype).reshape(copies, columns)
 
 
 _PLANS: WeakKeyDictionary[Transformer, ClassifierPlan | None] = WeakKeyDictionary()
