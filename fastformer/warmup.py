@@ -33,8 +33,8 @@ KERNELS = {
     "layernorm.layernorm_backward_rows": "i i m m r r r m m i t",
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "transformer_gradients._backward_block": "i i i i k k k i i i i f i b k r r r",
-    "transformer_gradients._read_out": "i i i i k k f f m m r r r m m",
-    "transformer_gradients.transformer_gradients": "k k k k k k i i f f i b f f k r m r m r m m",
+    "transformer_gradients._read_out": "i i i i k k f f m m r r r m",
+    "transformer_gradients.transformer_gradients": "k k k k k k i i f f i b f f k r m r m r m",
     "transformer_block.transformer_block_backward": (
         "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
     ),

@@ -70,16 +70,16 @@ PER_BLOCK = len(PARAMETERS) + len(ROOMS)
     DQ, DPROJECTED, DCHOSEN, DX,
 ) = range(PER_BLOCK)  # fmt: skip
 # What no block has; learned positions are at -1 where there are none.
-EMBEDDING, POSITIONS, HEAD_WEIGHT, HEAD_BIAS, DLOGITS = range(5)
+EMBEDDING, POSITIONS, HEAD_WEIGHT, HEAD_BIAS, DLOGITS, LOSSES = range(6)
 
 
 def room_places(
     blocks: int, tokens: int, sequences: int, C: int, H: int, F: int, V: int
-) -> tuple[list[list[int]], int, int]:
+) -> tuple[list[list[int]], list[int], int]:
     """Return where what `transformer_gradients` works in begins in the room, and the room's size.
 
     Returns:
-        A list for each block of the places of `ROOMS`, that of dlogits, and the size.
+        A list for each block of the places of `ROOMS`, those of DLOGITS and LOSSES, and the size.
     """
     end = 0
 
@@ -110,7 +110,7 @@ def room_places(
             room |= {name: take(M, C) for name in own} | {"dhidden": take(M, F)}
         places.append([room[name] for name in ROOMS])
         x = result
-    return places, take(sequences, V), end
+    return places, [take(sequences, V), take(3, sequences)], end
 
 
 def _shard_arrays(p, N, M, t, asked, C, H, F, split, sloped, has_bias, values, gradients, room):
@@ -179,12 +179,13 @@ def _block_gradients_reference(arrays, split):
 def transformer_gradients_reference(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
     activation, has_bias, smoothing, scale, places, values, position_table, gradients, copies, room,
-    logits, losses,
+    logits,
 ):  # fmt: skip
     """Compute `transformer_gradients` in NumPy."""
     N, (B, V), (T, C) = tokens.size, logits.shape, position_table.shape
     blocks, shards = places.size // PER_BLOCK - 1, copies.shape[0] + 1
     p = places[blocks * PER_BLOCK :]
+    losses = array_at(room, p[LOSSES], 3, B)
     sizes = C, H, F
     copies[...] = 0
     for shard, copy in enumerate((gradients, *copies)):
@@ -350,14 +351,14 @@ def _backward_block(
 
 @kernel(once=True)
 def _read_out(
-    begin, end, form, C, p, targets, smoothing, scale, x, dx, values, gradients, room, logits,
-    losses,
-):  # fmt: skip
+    begin, end, form, C, p, targets, smoothing, scale, x, dx, values, gradients, room, logits
+):
     """Classify sequences begin to end; write their losses, and write or add their gradients."""
     B, V = logits.shape
     weight = array_at(values, p[HEAD_WEIGHT], 1, C, V)
     dbias = array_at(gradients, p[HEAD_BIAS], V)
     dlogits, nothing = array_at(room, p[DLOGITS], B, V), array_at(room, 0, 0, 0)
+    losses = array_at(room, p[LOSSES], 3, B)
     product_rows(
         FORWARD, begin, end, x, weight, logits, array_at(values, p[HEAD_BIAS], V), nothing,
         NO_ACTIVATION, nothing, x,
@@ -379,7 +380,7 @@ def _read_out(
 def _shard_gradients(
     shard, shards, form, tokens, positions, offsets, rows, row_offsets, targets, H, F,
     attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values, gradients,
-    position_table, room, logits, losses,
+    position_table, room, logits,
 ):  # fmt: skip
     """Take a shard's sequences forward and back; write or add their gradients, as form says."""
     N, B, C, V = tokens.size, rows.size, position_table.shape[1], logits.shape[1]
@@ -407,7 +408,7 @@ def _shard_gradients(
     )
     _read_out(
         begin, end, form, C, p, targets, smoothing, scale, result, dresult, values, gradients, room,
-        logits, losses,
+        logits,
     )  # fmt: skip
     for back in range(blocks):
         block, ends = blocks - 1 - back, back == 0
@@ -433,9 +434,9 @@ def _shard_gradients(
 def transformer_gradients(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
     activation, has_bias, smoothing, scale, places, values, position_table, gradients, copies, room,
-    logits, losses,
+    logits,
 ):  # fmt: skip
-    """Compute the losses, and the gradients of `scale` times their sum; return it, in float64.
+    """Compute the gradients of `scale` times the sum of the losses; return that sum, in float64.
 
     L blocks of width C, with H heads and feed-forward width F, for B sequences of N tokens; of each
     sequence one row is classified, into V classes, as many as there are token ids.
@@ -449,13 +450,12 @@ def transformer_gradients(
         smoothing, scale: as in `cross_entropy_backward`.
         places: int64, for each of L blocks PER_BLOCK places: where its PARAMETERS begin in values
             and in each of the copies, and its ROOMS in the room, those of `room_places`; then
-            PER_BLOCK more, of which EMBEDDING to DLOGITS are used.
+            PER_BLOCK more, of which EMBEDDING to LOSSES are used.
         values: (P,) float32|float64, all parameters.    position_table: (T, C).
         gradients: (P,), to which those of the first shard of the sequences are added.
         copies: (shards - 1, P), overwritten by the gradients of each other shard; where no
             parameter is, they must be 0.    room: (size,), overwritten.
-        logits: (B, V), overwritten.    losses: (3, B), overwritten by the losses, the largest
-            logits and the sums of exponentials.
+        logits: (B, V), overwritten.
     Threads: shards, one more than there are copies; bit-identical for any thread count.
     """
     shards = copies.shape[0] + 1
@@ -466,6 +466,7 @@ def transformer_gradients(
         _shard_gradients(
             np.int64(shard), shards, form, tokens, positions, offsets, rows, row_offsets, targets,
             H, F, attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
-            own, position_table, room, logits, losses,
+            own, position_table, room, logits,
         )  # fmt: skip
-    return sum_of_losses(losses[0])
+    p = places[places.size - PER_BLOCK :]
+    return sum_of_losses(array_at(room, p[LOSSES], rows.size))

@@ -54,13 +54,13 @@ def classifier_gradients(
     }  # fmt: skip
     missing = () if bias else ("qkv_bias", "output_bias")
     places = []
-    rooms, dlogits, size = room_places(blocks, N, B, C, heads, ffn, V)
+    rooms, others, size = room_places(blocks, N, B, C, heads, ffn, V)
     for room in rooms:
         for name in PARAMETERS:
             shape, around = shapes.get(name, (C,)), float(name.startswith("norm"))
             places.append(0 if name in missing else put(*shape, around=around))
         places += room
-    last = [put(V, C), put(T, C) if learned else -1, put(C, V), put(V), dlogits]
+    last = [put(V, C), put(T, C) if learned else -1, put(C, V), put(V), *others]
     places += last + [0] * (PER_BLOCK - len(last))
     flat = np.concatenate(values)
     table = random.standard_normal((T, C))
@@ -90,7 +90,6 @@ def classifier_gradients(
         "copies": Output((shards - 1, flat.size), 0.0),
         "room": Output((size,), 0.0),
         "logits": Output((B, V)),
-        "losses": Output((3, B)),
     }
 
 

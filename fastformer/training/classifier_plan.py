@@ -102,7 +102,6 @@ class ClassifierPlan:
         if batch.num_tokens > self._tokens or batch.num_sequences > self._sequences:
             self._make_room(batch)
         logits = np.empty((sequences, classes), self.dtype)
-        losses = np.empty((3, sequences), self.dtype)
         copies = self._copies[: self._shards(batch.num_tokens, sequences) - 1]
         total = self.ops.transformer_gradients(
             batch._tokens,
@@ -122,7 +121,6 @@ class ClassifierPlan:
             copies,
             self._room,
             logits,
-            losses,
         )
         if len(copies):
             self.ops.add_gradients(copies, self.parameters.gradients)
@@ -141,11 +139,11 @@ class ClassifierPlan:
         config = self.config
         self._tokens = max(self._tokens, batch.num_tokens)
         self._sequences = max(self._sequences, batch.num_sequences)
-        rooms, dlogits, size = room_places(
+        rooms, places, size = room_places(
             config.num_layers, self._tokens, self._sequences, config.embed_dim, config.num_heads,
             config.ffn_dim, config.vocab_size,
         )  # fmt: skip
-        others = [*self._others, dlogits]
+        others = [*self._others, *places]
         blocks = [own + room for own, room in zip(self._blocks, rooms, strict=True)]
         rows = [*blocks, others + [0] * (PER_BLOCK - len(others))]
         self._places = np.array(rows, np.int64).reshape(-1)

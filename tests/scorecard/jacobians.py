@@ -78,7 +78,9 @@ def _losses(ops: Any, rng: Any) -> Iterator[Op]:
     for smoothing in (0.0, 0.2):
 
         def forward(logits: Array, smoothing: float = smoothing) -> list[Array]:
-            return _call(TWINS.cross_entropy_forward, logits, targets, smoothing, rows, rows, rows)
+            given = logits, targets, smoothing, rows, rows, rows
+            *written, _ = _call(TWINS.cross_entropy_forward, *given)
+            return written
 
         def backward(dout: Array, logits: Array, smoothing: float = smoothing) -> list[Array]:
             _, largest, total = forward(logits, smoothing)
