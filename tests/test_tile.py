@@ -263,7 +263,6 @@ def test_sum_is_one_chain_of_fused_multiply_adds(dtype):
     assert out[0] == e * e
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly")
 def test_what_is_kept_is_loaded_without_writing_its_code_anew():
     """Which takes longer than all else that a start does."""
 
