@@ -23,6 +23,9 @@ TILES_OF_A_TASK = 16 if HIGH_TILES else 32
 # Rows that a task has at least; and panels, where it copies its rows, which costs as much as
 # multiplying them by half a panel; and more of these once each thread has its tasks.
 FEWEST_ROWS = 56
+# Rows are cut alike, for a thread that waits does nothing, but not into fewer than this: two rows
+# that are left over take as long as four.
+ROW_STEP = 4
 FEWEST_PANELS, MANY_PANELS = 6, 24
 
 
@@ -62,12 +65,11 @@ def task_grid(rows, columns, depth, width, threads=2, copies_rows=False):
 def task_part(task, row_tasks, column_tasks, rows, panels):
     """Return the (first row, last row, first panel, last panel) of a task."""
     row_task, column_task = task // column_tasks, task % column_tasks
-    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    first = tiles * row_task // row_tasks * TILE_ROWS
-    last = min(rows, tiles * (row_task + 1) // row_tasks * TILE_ROWS)
+    first = rows * row_task // row_tasks // ROW_STEP * ROW_STEP
+    last = rows * (row_task + 1) // row_tasks // ROW_STEP * ROW_STEP
     return (
         first,
-        last,
+        last if row_task + 1 < row_tasks else rows,
         panels * column_task // column_tasks,
         panels * (column_task + 1) // column_tasks,
     )

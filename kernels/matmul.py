@@ -28,6 +28,7 @@ from ._blocks import (
     task_grid,
     task_part,
 )
+from ._column import multiply_column, pack_column
 from ._compile import kernel, prange
 from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
@@ -252,7 +253,8 @@ def _panel_product(
     bias_start = group * plan.columns + j
     sums = of_weights and first == 0 and bias.size > 0
     is_far = last - first >= FAR_ROWS
-    few = plan.columns < 2 * width or used <= NARROW * lanes(out)
+    single = used == 1
+    few = not single and (plan.columns < 2 * width or used <= NARROW * lanes(out))
     block = DEPTH_BLOCK
     if few:
         block = SHORT_DEPTH_BLOCK
@@ -265,12 +267,16 @@ def _panel_product(
             depth = min(block, last_k - k)
             # Whole panels are read where they lie, if there are few rows to multiply by them and no
             # sums to take, which cost more than the copy.
-            used_panel, panel_start, step = panel, 0, panel_width(used, out)
+            used_panel, panel_start = panel, 0
+            step = 1 if single else panel_width(used, out)
             b_start, _, _ = block_of_right(plan, right_start, j, used, k, depth)
             if sums and k == 0 and plan.form == FIRST_WEIGHT_GRADIENT:
                 for column in range(0, used, lanes(bias)):
                     store_first(bias, used - column, splat(bias, 0.0), bias_start + column)
-            if plan.form == INPUT_GRADIENT:
+            if single:
+                b_step = 1 if plan.form == INPUT_GRADIENT else plan.right_step
+                pack_column(right, b_start, b_step, depth, panel)
+            elif plan.form == INPUT_GRADIENT:
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             elif sums and used == width:
                 _pack_and_sum(right, b_start, plan.right_step, depth, panel, bias, bias_start)
@@ -299,14 +305,23 @@ def _panel_product(
                 if activates and plan.form != FORWARD:
                     ask_for(saved, row, stop, used, start, plan.columns)
                 tiles = (row - first) // TILE_ROWS
-                multiply(
-                    stop - row, used, depth, left.elements,
-                    left_start + tiles * left.tile_step + (k - first_k) * left.k_step,
-                    left.row_step, left.k_step, left.tile_step, used_panel, panel_start, step,
-                    begins and not of_weights and bias.size > 0, bias, bias_start,
-                    accumulates or not begins or addend.size > 0, added, rectifies, is_far, out,
-                    start + row * plan.columns, plan.columns,
-                )  # fmt: skip
+                rows_start = left_start + tiles * left.tile_step + (k - first_k) * left.k_step
+                has_bias = begins and not of_weights and bias.size > 0
+                has_addend = accumulates or not begins or addend.size > 0
+                out_start = start + row * plan.columns
+                if single:
+                    multiply_column(
+                        stop - row, depth, left.elements, rows_start, left.row_step, left.k_step,
+                        left.tile_step, panel, has_bias, bias, bias_start, has_addend, added,
+                        rectifies, out, out_start, plan.columns,
+                    )  # fmt: skip
+                else:
+                    multiply(
+                        stop - row, used, depth, left.elements, rows_start, left.row_step,
+                        left.k_step, left.tile_step, used_panel, panel_start, step, has_bias, bias,
+                        bias_start, has_addend, added, rectifies, is_far, out, out_start,
+                        plan.columns,
+                    )  # fmt: skip
                 if activates and plan.form == FORWARD:
                     activate_block(activation, row, stop, used, saved, out, start, plan.columns)
                 elif activates:
