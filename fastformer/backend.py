@@ -39,6 +39,7 @@ OPS = {
     "transformer_gradients": ("transformer_gradients",),
     "softmax": ("softmax_forward", "softmax_backward"),
     "swiglu": ("swiglu_forward", "swiglu_backward"),
+    "wide_block": ("wide_block_forward", "wide_block_backward"),
 }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class KeyValueCache:
                 f"generation needs a TransformerDecoder, got {type(model).__name__}"
             )
         checks.integer("num_sequences", num_sequences, 1)
-        model.prepare(in_blocks=False)
+        model.prepare(block_op=None)
         self.model = model
         self.lengths: Ids = np.zeros(num_sequences, np.int64)
         shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)

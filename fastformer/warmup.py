@@ -41,6 +41,12 @@ KERNELS = {
     "transformer_block.transformer_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
+    "wide_block.wide_block_backward": (
+        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
+    ),
+    "wide_block.wide_block_forward": (
+        "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
+    ),
     PRODUCT: "i i m t m r m i m m t",
     "transformer_block._weights": "m m r t m m r t m m r t m m r t r",
     "transformer_block._add_second": "r r t r t r t r t",
@@ -80,6 +86,8 @@ PARTS = {
     "transformer_block.transformer_block_forward": _FORWARD_PARTS,
     "transformer_block.transformer_block_backward": _BACKWARD_PARTS,
     "transformer_block._weights": ("matmul._product_part",),
+    "wide_block.wide_block_forward": _FORWARD_PARTS,
+    "wide_block.wide_block_backward": _BACKWARD_PARTS,
     "transformer_gradients._backward_block": _BACKWARD_PARTS,
     "transformer_gradients._read_out": ("matmul._product_part",),
     "transformer_gradients.transformer_gradients": (
@@ -101,28 +109,28 @@ def step_in_one() -> tuple[str, ...]:
 
 @functools.cache
 def kernels_of(
-    precision: str, *, in_blocks: bool, last_norm: bool, chooses_rows: bool, training: bool
+    precision: str, *, block_op: str | None, last_norm: bool, chooses_rows: bool, training: bool
 ) -> tuple[str, ...]:
     """Return the kernels that a model and its loss call.
 
     Args:
-        precision: of products.    in_blocks: whether a block is one call.
+        precision: of products.    block_op: of a whole block; None where its layers are called.
         last_norm: whether a norm follows the blocks.
         chooses_rows: whether the last block computes some rows only.
         training: whether backward and the optimiser's step are wanted too.
     """
     used = {
-        "attention.attention": not in_blocks,
+        "attention.attention": block_op is None,
         "cross_entropy.cross_entropy": True,
         "embedding.embedding": True,
-        "layernorm.layernorm": last_norm or not in_blocks,
-        "transformer_block.transformer_block": in_blocks,
+        "layernorm.layernorm": last_norm or block_op is None,
+        f"{block_op}.{block_op}": block_op is not None,
     }
     directions = ("forward", "backward") if training else ("forward",)
     names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
-    if in_blocks and training:
+    if block_op and training:
         names += ["transformer_block._weights", "transformer_block._add_second"]
-    if chooses_rows and not in_blocks:
+    if chooses_rows and not block_op:
         names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]
     return (*names, PRODUCTS[precision], *(_STEP if training else ()))
 

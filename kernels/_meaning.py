@@ -70,6 +70,22 @@ def thread_count() -> int:
     return int(numba.get_num_threads())
 
 
+def fetch_add(x: Any, i: int, value: int) -> int:
+    """Add to an element that other threads add to as well, and return what it was before."""
+    before = int(x[i])
+    x[i] += value
+    return before
+
+
+def load_fresh(x: Any, i: int) -> int:
+    """Return an element as other threads left it, and with it all that they had written before."""
+    return int(x[i])
+
+
+def give_way() -> None:
+    """Let other threads run on this core: see `_simd`."""
+
+
 def stack_array(x: Any, registers: int) -> Any:
     """Return an array of x's dtype for so many registers, whose elements are not set."""
     return np.empty(registers * lanes(x), x.dtype)

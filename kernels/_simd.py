@@ -16,6 +16,10 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
                                  Both must not outlive x, for they count no references to it.
     stack_array(x, registers)    one of a constant number of registers, which lasts as long as the
                                  function does: from the stack it comes for nothing
+    fetch_add(x, i, n)           add to an element of int64 that other threads add to as well, and
+                                 return what it was
+    load_fresh(x, i)             such an element, and what its writers had written before is seen
+    give_way()                   where a thread waits: let others run on its core
     thread_count()               how many threads a parallel region that begins now has; 2 in the
                                  checked build, which has no threads
     splat(x, s)                  the scalar s in every lane, in the dtype of x
@@ -39,6 +43,7 @@ the bits of a result do not depend on the code around it. (`EXACT` sees to that.
 """
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +59,7 @@ from ._compile import BUILD
 from ._llvm import (
     EXACT,
     INDEX,
+    INT32,
     call_ir,
     element_lanes,
     exp_ir,
@@ -78,12 +84,15 @@ from ._meaning import (
     exp,
     exp_of_sum,
     exp_or_zero,
+    fetch_add,
     flat,
     fma,
+    give_way,
     keep_first,
     lanes,
     load,
     load_first,
+    load_fresh,
     load_padded,
     log,
     max_lanes,
@@ -107,12 +116,15 @@ __all__ = [
     "exp",
     "exp_of_sum",
     "exp_or_zero",
+    "fetch_add",
     "flat",
     "fma",
+    "give_way",
     "keep_first",
     "lanes",
     "load",
     "load_first",
+    "load_fresh",
     "load_padded",
     "log",
     "max_lanes",
@@ -274,6 +286,18 @@ _rule(prefetch, _type_prefetch)
 _rule(stack_array, _type_stack_array)
 _rule(array_at, _type_array_at)
 _rule(flat, lambda x: signature(types.Array(x.dtype, 1, "C"), x) if _is_array(x) else None)
+
+
+def _type_shared(x: Any, i: Any, *value: Any) -> Signature | None:
+    integers = all(isinstance(kind, types.Integer) for kind in (i, *value))
+    if isinstance(x, types.Array) and x.dtype == types.int64 and x.ndim == 1 and integers:
+        return signature(types.int64, x, types.intp, *[types.int64] * len(value))
+    return None
+
+
+_rule(fetch_add, _type_shared)
+_rule(load_fresh, _type_shared)
+_rule(give_way, lambda: signature(types.none))
 _rule(thread_count, lambda: signature(types.intp))
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
@@ -432,6 +456,29 @@ def _thread_count(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     kind = ir.FunctionType(INDEX, [])
     count = cgutils.get_or_insert_function(builder.module, kind, "get_num_threads")
     return INDEX(2) if BUILD == "checked" else builder.call(count, [])
+
+
+@lower_builtin(fetch_add, types.Array, types.Integer, types.Integer)
+def _fetch_add(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, i, value = args
+    address = _address(context, builder, sig.args[0], x, [i], INDEX(1))
+    return builder.atomic_rmw("add", address, value, "acq_rel")
+
+
+@lower_builtin(load_fresh, types.Array, types.Integer)
+def _load_fresh(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    x, i = args
+    address = _address(context, builder, sig.args[0], x, [i], INDEX(1))
+    return builder.load_atomic(address, "acquire", 8)
+
+
+@lower_builtin(give_way)
+def _give_way(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
+    # What the system's own library calls it.
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    kind = ir.FunctionType(INT32, [])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+    return context.get_dummy_value()
 
 
 @lower_builtin(splat, types.Array, types.Float)

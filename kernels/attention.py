@@ -172,8 +172,22 @@ def longest_sequence(offsets):
     return longest
 
 
+def _query_key_value(q, projected, tokens):
+    """Return the three: keys and values are the last of what is stacked, or all of it with q."""
+    stacked = projected.shape[0] // max(1, tokens)
+    first = projected[:tokens]
+    return (
+        q if stacked == 2 else first,
+        projected[(stacked - 2) * tokens : (stacked - 1) * tokens],
+        projected[(stacked - 1) * tokens :],
+    )
+
+
+query_key_value = kernel(_query_key_value)
+
+
 @kernel
-def _tasks(pairs, queries, keys, longest):
+def attention_tasks(pairs, queries, keys, longest):
     """Return the number of tasks for so many pairs, elements of queries, and of keys.
 
     Each key takes as long to pack and to go through as some products of it.
@@ -469,7 +483,7 @@ def attention_forward(
     heads = largest.shape[1]
     pairs = (query_offsets.size - 1) * heads
     longest = longest_sequence(key_offsets)
-    tasks = _tasks(pairs, q.size, k.size, longest)
+    tasks = attention_tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_forward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
@@ -696,7 +710,7 @@ def attention_backward(
     heads = largest.shape[1]
     pairs = (query_offsets.size - 1) * heads
     longest = longest_sequence(key_offsets)
-    tasks = _tasks(pairs, q.size, k.size, longest)
+    tasks = attention_tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_backward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, dout, q, k, v, out,

@@ -9,7 +9,7 @@ The gradients of its weights are a second one, for they are sums over all sequen
 
 Every step is that of the op in a file of its own, and has the same bits. What is gained: what one
 step wrote is still in the thread's cache when the next one reads it, and threads wait for each
-other once and not eight times.
+other once and not eight times. For wide blocks, and few or long sequences, see wide_block.py.
 Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745, for pre-norm.
 """
 
@@ -19,6 +19,7 @@ from ._compile import kernel, prange
 from ._simd import array_at, flat, lanes, load_first, store_first, thread_count
 from .activation import NO_ACTIVATION
 from .attention import (
+    _query_key_value,
     attention_backward_pairs,
     attention_backward_reference,
     attention_forward_pairs,
@@ -26,6 +27,7 @@ from .attention import (
     backward_room,
     forward_room,
     longest_sequence,
+    query_key_value,
 )
 from .layernorm import (
     add_layernorm_sums,
@@ -52,20 +54,6 @@ from .pooling import add_rows, copy_rows, gather_rows_reference, scatter_rows_re
 # thread takes all of its shards at once, for it packs all weights, which costs as much as 4 rows.
 SHARD_TOKENS = 64
 MOST_SHARDS = 64
-
-
-def _query_key_value(q, projected, tokens):
-    """Return the three: keys and values are the last of what is stacked, or all of it with q."""
-    stacked = projected.shape[0] // max(1, tokens)
-    first = projected[:tokens]
-    return (
-        q if stacked == 2 else first,
-        projected[(stacked - 2) * tokens : (stacked - 1) * tokens],
-        projected[(stacked - 1) * tokens :],
-    )
-
-
-query_key_value = kernel(_query_key_value)
 
 
 def transformer_block_forward_reference(

@@ -4,11 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from twins import Out
+from twins import Out, run
 
 from fastformer.bench.block_cases import block_backward, block_forward, block_weights
 from fastformer.bench.cases import Output
+from fastformer.kernels.activation import GELU, MISH, RELU
 
+KINDS = [
+    {"pre_norm": pre_norm, "activation": activation, "some_rows": rows, "bias": bias, "causal": c}
+    for pre_norm in (False, True)
+    for activation, rows, bias, c in (
+        (RELU, True, False, False),
+        (GELU, False, True, True),
+        (RELU, False, True, False),
+        (MISH, True, True, True),
+    )
+]
 # Numbers are about 1, and each of the steps that follow each other rounds them.
 STEPS = 8.0
 
@@ -29,6 +40,34 @@ def forward_arguments(values: dict[str, Any]) -> list[Any]:
 def backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list[Any]:
     """Return the arguments of `transformer_block_backward` after such a forward."""
     return marked(block_backward(rng, values))
+
+
+def by_input(
+    rng: np.random.Generator,
+    kind: dict[str, Any],
+    forward_twin: Callable[..., None],
+    backward_twin: Callable[..., None],
+) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
+    """Return a block's result as a function of x, its gradient by x, and an x; from twins."""
+    values = block_forward(rng, (2, 3), 2, 2, 5, **kind)
+    result = "out" if kind["pre_norm"] else "normed2"
+    outs = [name for name, value in values.items() if isinstance(value, Output)]
+
+    def with_x(x: Any) -> dict[str, Any]:
+        changed = {name: x if value is values["x"] else value for name, value in values.items()}
+        return changed | {"x": x}
+
+    def forward(x: Any) -> Any:
+        found = run(forward_twin, *forward_arguments(with_x(x)), dtype=np.float64)
+        return found[outs.index(result)]
+
+    def backward(dout: Any, x: Any) -> Any:
+        arguments = backward_arguments(rng, with_x(x))
+        arguments[0] = dout
+        # The four sums of the norms come after dx.
+        return run(backward_twin, *arguments, dtype=np.float64)[-5:-4]
+
+    return forward, backward, values["x"]
 
 
 def weights_arguments(

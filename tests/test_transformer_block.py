@@ -4,7 +4,13 @@ import copy
 
 import numpy as np
 import pytest
-from block_calls import backward_arguments, forward_arguments, weights_arguments
+from block_calls import (
+    KINDS,
+    backward_arguments,
+    by_input,
+    forward_arguments,
+    weights_arguments,
+)
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,9 +30,7 @@ from twins import DTYPES, assert_equals_twin, assert_same_bits, called, run
 
 import fastformer as ff
 from fastformer.bench.block_cases import block_forward
-from fastformer.bench.cases import Output
 from fastformer.errors import FastformerError, InvalidTypeError
-from fastformer.kernels.activation import GELU, MISH, RELU
 from fastformer.kernels.matmul import matmul_tn
 from fastformer.kernels.transformer_block import (
     MOST_SHARDS,
@@ -51,17 +55,7 @@ ROWS = {"first": BATCH.offsets[:-1].copy(), "last": BATCH.offsets[1:] - 1}
 SIZES = {"embed_dim": WIDTH, "num_heads": 2, "ffn_dim": 10}
 ROTARY, ALIBI = {"positions": "rotary", "num_heads": 3}, {"positions": "alibi"}
 NORMS = ("post", "pre")
-KINDS = [
-    {"pre_norm": pre_norm, "activation": activation, "some_rows": rows, "bias": bias, "causal": c}
-    for pre_norm in (False, True)
-    for activation, rows, bias, c in (
-        (RELU, True, False, False),
-        (GELU, False, True, True),
-        (RELU, False, True, False),
-        (MISH, True, True, True),
-    )
-]
-PARTS = {"in one region": 1, "layer by layer": 10**9}
+OPS = ("transformer_block", "wide_block", None)
 
 
 def make_block(backend="numba", dtype="float64", causal=False, **options):
@@ -75,11 +69,18 @@ def make_block(backend="numba", dtype="float64", causal=False, **options):
     )
 
 
-@pytest.fixture(params=PARTS)
-def parts(request, monkeypatch):
-    """Compute blocks in one region from one sequence on, or never."""
-    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", PARTS[request.param])
+@pytest.fixture(params=OPS)
+def op(request, monkeypatch):
+    """Compute usual blocks by one of the ops, or layer by layer."""
+    choose(monkeypatch, request.param)
     return request.param
+
+
+def choose(monkeypatch, op):
+    def op_for(self, batch=None):
+        return None if self._drops() or not self.usual else op
+
+    monkeypatch.setattr(ff.TransformerBlock, "op_for", op_for)
 
 
 def check(rng, lengths, heads, width, ffn, kind):
@@ -112,7 +113,7 @@ def test_equals_twin_for_any_shape(lengths, heads, width, ffn, kind, seed):
     check(np.random.default_rng(seed), lengths, heads, width, ffn, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_same_bits_for_any_number_of_threads(rng, kind):
     forward = block_forward(rng, rng.integers(1, 60, 12), 2, 8, 33, **kind)
     assert_same_bits(transformer_block_forward, *forward_arguments(forward))
@@ -149,27 +150,8 @@ def test_halves_of_weights_have_the_same_bits_for_any_number_of_threads(rng, row
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_gradient_of_the_kernels_input(rng, kind):
     """The twins against finite differences."""
-    values = block_forward(rng, (2, 3), 2, 2, 5, **kind)
-    result = "out" if kind["pre_norm"] else "normed2"
-    outs = [name for name, value in values.items() if isinstance(value, Output)]
-
-    def with_x(x):
-        changed = {name: x if value is values["x"] else value for name, value in values.items()}
-        return changed | {"x": x}
-
-    def forward(x):
-        found = run(
-            transformer_block_forward_reference, *forward_arguments(with_x(x)), dtype=np.float64
-        )
-        return found[outs.index(result)]
-
-    def backward(dout, x):
-        arguments = backward_arguments(rng, with_x(x))
-        arguments[0] = dout
-        # The four sums of the norms come after dx.
-        return run(transformer_block_backward_reference, *arguments, dtype=np.float64)[-5:-4]
-
-    assert_gradients(forward, backward, values["x"])
+    twins = transformer_block_forward_reference, transformer_block_backward_reference
+    assert_gradients(*by_input(rng, kind, *twins))
 
 
 @pytest.mark.parametrize(
@@ -181,28 +163,29 @@ def test_number_of_shards(tokens, sequences, shards):
     assert shard_count(10**9, 10**6) == MOST_SHARDS
 
 
+@pytest.mark.parametrize("op", OPS[:2])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
-def test_one_region_has_the_bits_of_the_layers(rng, monkeypatch, backend, dtype, norm, rows):
-    """All but the norms' gradients, which are sums of other parts."""
+def test_one_region_has_the_bits_of_the_layers(rng, monkeypatch, op, backend, dtype, norm, rows):
+    """All but norms' gradients where threads take sequences, which are sums of other parts."""
     batch = make_batch((30, 31, 29, 30, 2))
     chosen = None if rows is None else getattr(batch, f"_{rows}_rows")
     x = rng.standard_normal((batch.num_tokens, WIDTH)).astype(dtype)
     dout = rng.standard_normal((5 if rows else len(x), WIDTH)).astype(dtype)
     found = []
-    for fewest in PARTS.values():
-        monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", fewest)
+    for used in (op, None):
+        choose(monkeypatch, used)
         block = make_block(backend, np.dtype(dtype).name, norm=norm, activation="gelu")
         out = block.forward(x, batch, chosen).copy()
-        assert block.in_one is (fewest == 1)
+        assert block.op is used
         found.append((out, block.backward(dout).copy(), block.grad_dict()))
     (out, dx, gradients), (expected_out, expected_dx, expected_gradients) = found
     assert same_bits(out, expected_out)
     assert same_bits(dx, expected_dx)
     for name, gradient in gradients.items():
-        if "norm" in name:
+        if "norm" in name and op == "transformer_block":
             tolerance = 100 * np.finfo(dtype).eps
             np.testing.assert_allclose(gradient, expected_gradients[name], tolerance, tolerance)
         else:
@@ -231,8 +214,8 @@ def test_weights_gradients_of_many_tokens_are_made_of_halves(rng, monkeypatch, b
     assert not [name for name in changed if "norm" in name]
 
 
-@pytest.mark.parametrize("parts", ["in one region"], indirect=True)
-def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
+@pytest.mark.parametrize("op", OPS[:2], indirect=True)
+def test_a_plan_is_used_for_what_it_was_made_for(rng, op):
     """Other sizes, other batches of a size, arrays that moved and copies: all as a new block."""
     block = make_block()
 
@@ -272,18 +255,17 @@ def test_a_plan_is_used_for_what_it_was_made_for(rng, parts):
 @pytest.mark.parametrize(
     "options", [{"dropout": 0.5}, {"norm_type": "rmsnorm"}, {"activation": "swiglu"}, ROTARY, ALIBI]
 )
-def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, monkeypatch, options):
-    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
+def test_what_the_kernels_do_not_know_is_done_layer_by_layer(rng, options):
     block = make_block(**options)
     block.forward(rng.standard_normal((8, WIDTH)), BATCH)
-    assert not block.in_one
+    assert block.op is None
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("FEWEST_SEQUENCES", 4), ("MOST_OF_A_SEQUENCE", 15), ("MOST_PARAMETERS", 263)],
 )
-def test_few_or_long_sequences_and_wide_blocks_are_done_layer_by_layer(
+def test_threads_share_the_steps_of_wide_blocks_and_of_few_or_long_sequences(
     rng, monkeypatch, name, value
 ):
     """Of three sequences of 16 elements, with 264 parameters in products."""
@@ -291,23 +273,22 @@ def test_few_or_long_sequences_and_wide_blocks_are_done_layer_by_layer(
     x = rng.standard_normal((8, WIDTH))
     block = make_block()
     block.forward(x, BATCH)
-    assert block.in_one
+    assert block.op == "transformer_block"
     monkeypatch.setattr(transformer_block, name, value)
     block = make_block()
     block.forward(x, BATCH)
-    assert not block.in_one
+    assert block.op == "wide_block"
 
 
-def test_products_of_bfloat16_are_made_layer_by_layer(rng, monkeypatch):
-    monkeypatch.setattr(transformer_block, "FEWEST_SEQUENCES", 1)
+def test_products_of_bfloat16_are_made_layer_by_layer(rng):
     config = make_config("encoder", **SIZES)
     block = ff.TransformerBlock(config, precision="bfloat16")
     block.forward(rng.standard_normal((8, WIDTH)).astype(np.float32), BATCH)
-    assert not block.in_one
+    assert block.op is None
 
 
 @pytest.mark.parametrize("dout", [np.zeros((8, WIDTH + 1)), np.zeros((7, WIDTH)), None])
-def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, parts, dout):
+def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, op, dout):
     block = make_block()
     block.forward(rng.standard_normal((8, WIDTH)), BATCH)
     with pytest.raises(FastformerError, match="dout must be"):
@@ -317,7 +298,7 @@ def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, parts, dout)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
-def test_formula(rng, parts, backend, norm, norm_type):
+def test_formula(rng, op, backend, norm, norm_type):
     """As its docstring has it, from layers of its own with the same weights."""
     block = make_block(backend, norm=norm, norm_type=norm_type)
     norm_class = ff.RMSNorm if norm_type == "rmsnorm" else ff.LayerNorm
@@ -360,7 +341,7 @@ def test_formula(rng, parts, backend, norm, norm_type):
         ALIBI,
     ],
 )
-def test_gradients(rng, parts, backend, norm, rows, options):
+def test_gradients(rng, op, backend, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
     block = make_block(backend, norm=norm, **options)
     chosen = None if rows is None else ROWS[rows]
@@ -374,7 +355,7 @@ def test_gradients(rng, parts, backend, norm, rows, options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_causal_block(rng, parts, backend, norm):
+def test_gradients_of_a_causal_block(rng, op, backend, norm):
     block = make_block(backend, causal=True, norm=norm, attention_bias=True)
     assert_layer_gradients(
         block,
@@ -388,7 +369,7 @@ def test_gradients_of_a_causal_block(rng, parts, backend, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("options", [{}, ROTARY, ALIBI])
-def test_chosen_rows_are_those_of_all(rng, parts, backend, norm, rows, options):
+def test_chosen_rows_are_those_of_all(rng, op, backend, norm, rows, options):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
     block = make_block(backend, norm=norm, attention_bias=True, **options)
     x, chosen = rng.standard_normal((8, WIDTH)), ROWS[rows]

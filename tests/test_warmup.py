@@ -65,7 +65,7 @@ def test_signature_is_what_training_calls(name):
 
 def test_another_precision_has_its_own_product_and_the_default_has_not():
     model = ff.Transformer(ff.TransformerConfig(**SIZES), precision="bfloat16")
-    rounded = set(model.kernels(in_blocks=False, training=True))
+    rounded = set(model.kernels(block_op=None, training=True))
     assert rounded - set(warmup.KERNELS) == {"matmul_bfloat16._product"}
     assert not [name for name in rounded if name.startswith(("transformer_", "matmul."))]
     train_once(model, IDS, np.array([3, 4]))
@@ -126,8 +126,9 @@ def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
         monkeypatch.setattr(transformer_block, "MOST_PARAMETERS", 0)
     model, batch, loss_fn = MODELS[kind](), ff.pack(IDS if few else IDS * 32), ff.CrossEntropyLoss()
     targets = np.arange(batch.num_sequences if "classifier" in kind else batch.num_tokens) % 20
-    in_blocks = kind in ("classifier", "decoder") and not few
-    assert model.blocks[0].in_one_call(batch) == in_blocks
+    op = "wide_block" if few or kind == "decoder of large blocks" else "transformer_block"
+    op = None if kind.endswith("bfloat16") else op
+    assert model.blocks[0].op_for(batch) == op
 
     def forward():
         loss_fn.forward(model.forward(batch), targets)
@@ -136,17 +137,17 @@ def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
         ff.train_step(model, batch, targets, loss_fn, ff.Adam(model.parameters()))
         ff.clip_gradients(model.parameters(), 1e9)
 
-    assert called_by(model, forward) == set(model.kernels(in_blocks=in_blocks))
+    assert called_by(model, forward) == set(model.kernels(block_op=op))
     names = training_kernels(model)
     assert ("transformer_gradients.transformer_gradients" in names) == (kind == "classifier")
     if few:
-        names = model.kernels(in_blocks=False, training=True)
+        names = model.kernels(block_op=op, training=True)
     assert called_by(model, step) == set(names)
 
 
 def test_what_is_not_compiled_ahead():
     for options in ({"backend": "reference"}, {"dtype": "float64"}):
-        assert classifier(**options).kernels(in_blocks=True, training=True) == ()
+        assert classifier(**options).kernels(block_op="transformer_block", training=True) == ()
     assert training_kernels(classifier(backend="reference")) == ()
 
 

@@ -213,6 +213,8 @@ BLOCKS = (
     Spec(
         "transformer_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)
     ),
+    Spec("wide_block_forward", "BTCHF", _shapes, _forward, lambda *shape: _flops(2, *shape)),
+    Spec("wide_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)),
     Spec(
         "transformer_block_weights", "BTCHF", _shapes, _weights, lambda *shape: _flops(0, *shape)
     ),

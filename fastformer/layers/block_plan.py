@@ -35,10 +35,20 @@ class BlockPlan:
     """
 
     def __init__(
-        self, block: "TransformerBlock", x: Array, batch: PackedBatch, rows: Ids | None
+        self,
+        block: "TransformerBlock",
+        op: str,
+        x: Array,
+        batch: PackedBatch,
+        rows: Ids | None,
     ) -> None:
-        """Gather what forward needs; arguments as of `TransformerBlock.forward`."""
-        self.block, self.x, self.shape = block, x, x.shape
+        """Gather what forward needs.
+
+        Args:
+            op: "transformer_block" or "wide_block".
+            block, x, batch, rows: as of `TransformerBlock.forward`.
+        """
+        self.block, self.op, self.x, self.shape = block, op, x, x.shape
         self.sequences = batch.num_sequences
         self.some_rows = rows is not None
         self.weight = block.norm1.weight.value
@@ -100,9 +110,9 @@ class BlockPlan:
 
     def forward(self, batch: PackedBatch, rows: Ids | None) -> Array:
         """Compute the block for a batch that fits."""
-        block, attention = self.block, self.block.attention
+        attention = self.block.attention
         attention.attend_to(batch, rows)
-        block.ops.transformer_block_forward(
+        getattr(self.block.ops, f"{self.op}_forward")(
             self.x,
             batch._offsets[:0] if rows is None else rows,
             attention.query_offsets,
@@ -121,7 +131,7 @@ class BlockPlan:
             self._prepare_backward(dout)
         block, attention = self.block, self.block.attention
         offsets = attention.batch._offsets
-        block.ops.transformer_block_backward(
+        getattr(block.ops, f"{self.op}_backward")(
             dout,
             self.x,
             offsets[:0] if attention.rows is None else attention.rows,

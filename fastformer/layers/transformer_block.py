@@ -12,8 +12,9 @@ from fastformer.layers.relative_positions import RelativePositions, relative_pos
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 
-# One region for the whole block is the faster way where threads share enough sequences, which have
-# no more elements than this on average, and where each thread reads no more parameters than this.
+# Threads take whole sequences through the block where they share enough of them, which have no more
+# elements than this on average, and where each thread reads no more parameters than this. Else they
+# share each of its steps.
 FEWEST_SEQUENCES = 4
 MOST_OF_A_SEQUENCE = 1 << 14
 MOST_PARAMETERS = 1 << 20
@@ -25,6 +26,9 @@ class TransformerBlock(Layer):
     Pre-norm: b + ffn(norm2(b)), b = x + attention(norm1(x)).
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745.
     """
+
+    # Of the last forward; None where it was layer by layer.
+    op: str | None
 
     def __init__(
         self,
@@ -102,13 +106,13 @@ class TransformerBlock(Layer):
         """
         plan = self.plan
         if plan is not None and plan.fits(x, batch, rows) and not self._drops():
-            self.rows, self.in_one = rows, True
+            self.rows, self.op = rows, plan.op
             return plan.forward(batch, rows)
         self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
-        self.in_one = self.in_one_call(batch)
-        if self.in_one:
-            self.plan = BlockPlan(self, x, batch, rows)
+        self.op = self.op_for(batch)
+        if self.op is not None:
+            self.plan = BlockPlan(self, self.op, x, batch, rows)
             return self.plan.forward(batch, rows)
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
@@ -120,7 +124,7 @@ class TransformerBlock(Layer):
 
     def backward(self, dout: Array) -> Array:
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
-        if self.in_one and self.plan is not None:
+        if self.op is not None and self.plan is not None:
             return self.plan.backward(dout)
         if not self.pre_norm:
             # out = norm2(b + feed_forward(b))
@@ -140,21 +144,24 @@ class TransformerBlock(Layer):
         self.ops.scatter_rows(db, self.rows, dx)
         return dx
 
-    def in_one_call(self, batch: PackedBatch | None = None) -> bool:
-        """Tell whether the whole block is one call: where calls cost, and nothing drops.
+    def op_for(self, batch: PackedBatch | None = None) -> str | None:
+        """Return the op that computes the whole block, or None where layers do: where one drops.
 
-        The bits are the same but for gradients of norms, and of weights where halves of the tokens
-        are computed by themselves: these sums have other parts.
+        The bits are the same but for gradients of norms in a "transformer_block", and of weights
+        where halves of the tokens are computed by themselves: these sums have other parts.
 
         Args:
             batch: the block's; None for one of the usual size.
         """
-        if self._drops() or not self.usual or not self.small:
-            return False
+        if self._drops() or not self.usual:
+            return None
+        if not self.small:
+            return "wide_block"
         if batch is None:
-            return True
+            return "transformer_block"
         sequences, elements = batch.num_sequences, batch.num_tokens * self.embed_dim
-        return sequences >= FEWEST_SEQUENCES and elements <= sequences * MOST_OF_A_SEQUENCE
+        fits = sequences >= FEWEST_SEQUENCES and elements <= sequences * MOST_OF_A_SEQUENCE
+        return "transformer_block" if fits else "wide_block"
 
     def _drops(self) -> bool:
         return self.attention.dropout.active or self.feed_forward.dropout.active

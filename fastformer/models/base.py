@@ -104,35 +104,35 @@ class Model(Layer):
         self.dropout_counter.training = False
         return self
 
-    def kernels(self, *, in_blocks: bool, training: bool = False) -> tuple[str, ...]:
+    def kernels(self, *, block_op: str | None, training: bool = False) -> tuple[str, ...]:
         """Return the names of the kernels that are compiled ahead for forward, or training too.
 
         None of the reference, and none in float64, whose kernels are compiled at their first call.
 
         Args:
-            in_blocks: whether each block is one call.
+            block_op: of whole blocks; None where their layers are called.
         """
         if self.ops.name != "numba" or self.dtype != np.float32:
             return ()
         return kernels_of(
             self.precision,
-            in_blocks=in_blocks,
+            block_op=block_op,
             last_norm=self.final_norm is not None,
             chooses_rows=getattr(self.config, "pooling", "mean") != "mean",
             training=training,
         )
 
-    def prepare(self, *, in_blocks: bool, training: bool = False) -> None:
+    def prepare(self, *, block_op: str | None, training: bool = False) -> None:
         """Compile what forward calls, and backward and a step too if they follow, on all cores.
 
         Only the first model of its kind takes time, and only where nothing is kept on disk yet.
         Arguments are those of `kernels`.
         """
-        ensure_compiled(self.kernels(in_blocks=in_blocks, training=training))
+        ensure_compiled(self.kernels(block_op=block_op, training=training))
 
     def _embed(self, batch: PackedBatch) -> Array:
         if isinstance(batch, PackedBatch):  # the embedding refuses others
-            self.prepare(in_blocks=self.blocks[0].in_one_call(batch))
+            self.prepare(block_op=self.blocks[0].op_for(batch))
         self.dropout_counter.count()
         return self.dropout.forward(self.embedding.forward(batch, self.positions))
 

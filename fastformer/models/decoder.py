@@ -63,7 +63,7 @@ class TransformerDecoder(Model):
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient (N, V) by the logits."""
-        self.prepare(in_blocks=self.blocks[0].in_one, training=True)
+        self.prepare(block_op=self.blocks[0].op, training=True)
         dx = self.output.backward(dlogits)
         if self.final_norm is not None:
             dx = self.final_norm.backward(dx)

@@ -68,7 +68,7 @@ class Transformer(Model):
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient (B, V) by the logits."""
-        self.prepare(in_blocks=self.blocks[0].in_one, training=True)
+        self.prepare(block_op=self.blocks[0].op, training=True)
         dx = self.output.backward(dlogits)
         if self.config.pooling == "mean":
             dmean, dx = dx, self.scratch.get("mean.dx", self.batch.num_tokens, dx.shape[1])

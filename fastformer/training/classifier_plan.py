@@ -72,7 +72,7 @@ class ClassifierPlan:
             self._start(model.output.weight),
             self._start(model.output.bias),
         ]
-        self.kernels = step_in_one() if model.kernels(in_blocks=True) else ()
+        self.kernels = step_in_one() if model.kernels(block_op="transformer_block") else ()
         self._tokens = self._sequences = 0
         self._copies = np.zeros((0, self.parameters.values.size), self.dtype)
 
@@ -168,8 +168,8 @@ def classifier_plan(
 
 def training_kernels(model: Transformer | TransformerDecoder) -> tuple[str, ...]:
     """Return the names of the kernels that a training step calls, of batches of the usual size."""
-    plan, in_blocks = _plan_of(model), model.blocks[0].in_one_call()
-    return plan.kernels if plan else model.kernels(in_blocks=in_blocks, training=True)
+    plan, block_op = _plan_of(model), model.blocks[0].op_for()
+    return plan.kernels if plan else model.kernels(block_op=block_op, training=True)
 
 
 def _plan_of(model: Transformer | TransformerDecoder) -> ClassifierPlan | None:

@@ -112,7 +112,7 @@ class Trainer:
             observer: is told of each step and epoch.
         """
         self.model, self.config, self.run = model, config, run
-        validation_kernels = model.kernels(in_blocks=model.blocks[0].in_one_call())
+        validation_kernels = model.kernels(block_op=model.blocks[0].op_for())
         ensure_compiled(training_kernels(model) + validation_kernels)
         self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation

@@ -77,7 +77,7 @@ def accumulate_gradients(
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
         return plan.accumulate(batch, targets, loss_fn)
-    model.prepare(in_blocks=model.blocks[0].in_one_call(batch), training=True)
+    model.prepare(block_op=model.blocks[0].op_for(batch), training=True)
     parts = _part_count(model, batch)
     if parts == 1:
         logits = model.forward(batch)

@@ -251,6 +251,14 @@ def _transformer_block_backward(rng: Random) -> Arguments:
     return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
 
 
+def _wide_block_forward(rng: Random) -> Arguments:
+    return _transformer_block_forward(rng)
+
+
+def _wide_block_backward(rng: Random) -> Arguments:
+    return _transformer_block_backward(rng)
+
+
 def _transformer_block_weights(rng: Random) -> Arguments:
     kind = {name: bool(rng.integers(2)) for name in ("some_rows", "bias", "halves")}
     sizes = _rows(rng), _size(rng), _size(rng)
