@@ -44,7 +44,7 @@ from fastformer.kernels.transformer_block import (
     transformer_block_weights_reference,
 )
 from fastformer.layers import block_plan, transformer_block
-from fastformer.layers.block_plan import FEWEST_TOKENS_OF_HALVES
+from fastformer.layers.block_plan import FEWEST_TOKENS_OF_HALVES, BlockPlans
 from fastformer.layers.dropout import DropoutCounter
 
 shard_count = called(shard_count)
@@ -250,6 +250,30 @@ def test_a_plan_is_used_for_what_it_was_made_for(rng, op):
     loose.parameters().values[...] *= 2
     block.parameters().values[...] = loose.parameters().values
     assert same_bits(loose.forward(x, BATCH), block.forward(x, BATCH))
+
+
+def test_plans_are_kept_for_the_sizes_that_a_training_run_has(rng):
+    """Of its parts and of its validation; those whose buffers have been replaced are let go."""
+    block, plans = make_block(), []
+    sizes = [(3, 1, 4), (5, 6), (2, 9, 4, 8)]
+    batches = [
+        (make_batch(lengths), rng.standard_normal((sum(lengths), WIDTH))) for lengths in sizes
+    ]
+    for turn in range(3):
+        for batch, x in reversed(batches):
+            block.forward(x, batch)
+            block.backward(x)
+            plans.append(block.plan)
+            if turn:
+                assert block.plan is plans[-4]
+    lengths = (20, 30)
+    block.forward(rng.standard_normal((50, WIDTH)), make_batch(lengths))
+    assert block._plans._plans == [block.plan]
+    for batch, x in batches * 3:
+        block.forward(x, batch)
+    for length in range(1, 9):
+        block.forward(rng.standard_normal((length, WIDTH)), make_batch((length,)))
+    assert len(block._plans._plans) == BlockPlans.MOST
 
 
 @pytest.mark.parametrize(

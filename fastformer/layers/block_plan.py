@@ -1,5 +1,6 @@
 """What a transformer block's kernels are given for batches of one size, gathered once."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,19 @@ if TYPE_CHECKING:
     from fastformer.layers.transformer_block import TransformerBlock
 
 
+# Kernels, each with its arguments.
+Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+
 # Weights' gradients are computed by halves of the tokens, which then are in the cache of the core
 # that wrote them, from so many tokens on and up to so many weights, which must be added.
 FEWEST_TOKENS_OF_HALVES = 256
 MOST_WEIGHTS_OF_HALVES = 1 << 18
+
+
+def make(calls: Calls) -> None:
+    """Call the kernels."""
+    for function, arguments in calls:
+        function(*arguments)
 
 
 def second_half_size(tokens: int, weights: int) -> int:
@@ -108,21 +118,21 @@ class BlockPlan:
             and self.weight is self.block.norm1.weight.value
         )
 
-    def forward(self, batch: PackedBatch, rows: Ids | None) -> Array:
-        """Compute the block for a batch that fits."""
+    def forward(self, batch: PackedBatch, rows: Ids | None) -> tuple[Calls, Array]:
+        """Return the calls that compute the block for a batch that fits, and its result."""
         attention = self.block.attention
         attention.attend_to(batch, rows)
-        getattr(self.block.ops, f"{self.op}_forward")(
+        arguments = (
             self.x,
             batch._offsets[:0] if rows is None else rows,
             attention.query_offsets,
             batch._offsets,
             *self._forward,
         )
-        return self.result
+        return [(getattr(self.block.ops, f"{self.op}_forward"), arguments)], self.result
 
-    def backward(self, dout: Array) -> Array:
-        """Compute the gradients for the batch of the last forward."""
+    def backward(self, dout: Array) -> tuple[Calls, Array]:
+        """Return the calls that compute the gradients for the batch of the last forward, and dx."""
         if self.dout is None or dout is not self.dout:
             rows, columns = self.result.shape
             checks.matrix(
@@ -131,7 +141,7 @@ class BlockPlan:
             self._prepare_backward(dout)
         block, attention = self.block, self.block.attention
         offsets = attention.batch._offsets
-        getattr(block.ops, f"{self.op}_backward")(
+        arguments = (
             dout,
             self.x,
             offsets[:0] if attention.rows is None else attention.rows,
@@ -139,10 +149,13 @@ class BlockPlan:
             offsets,
             *self._backward,
         )
-        block.ops.transformer_block_weights(*self._weights)
+        calls: Calls = [
+            (getattr(block.ops, f"{self.op}_backward"), arguments),
+            (block.ops.transformer_block_weights, self._weights),
+        ]
         if self.some_rows:
-            block.ops.matmul_tn(*self._query_weight)
-        return self.dx
+            calls.append((block.ops.matmul_tn, self._query_weight))
+        return calls, self.dx
 
     def _prepare_backward(self, dout: Array) -> None:
         """Gather what backward needs; gradients of weights are made of what lies in scratch."""
@@ -190,3 +203,29 @@ class BlockPlan:
         self._weights = (*weights, second)
         if some:
             self._query_weight = attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split]
+
+
+class BlockPlans:
+    """The plans of one block for the last sizes of batches: parts have two, validation others."""
+
+    MOST = 4
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._plans: list[BlockPlan] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BlockPlans":
+        """Return none: a copied block makes plans of its own."""
+        return BlockPlans()
+
+    def find(self, x: Array, batch: PackedBatch, rows: Ids | None) -> BlockPlan | None:
+        """Return the plan that fits, if there is one."""
+        for plan in self._plans:
+            if plan.fits(x, batch, rows):
+                return plan
+        return None
+
+    def add(self, plan: BlockPlan) -> None:
+        """Keep a plan, and of the others those whose buffers no larger ones have replaced."""
+        kept = [other for other in self._plans if np.may_share_memory(other.result, plan.result)]
+        self._plans = [plan, *kept[: self.MOST - 1]]

@@ -4,7 +4,7 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.block_plan import BlockPlan
+from fastformer.layers.block_plan import BlockPlan, BlockPlans, Calls, make
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.norm import new_norm
@@ -97,6 +97,7 @@ class TransformerBlock(Layer):
         parameters = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
         self.small = parameters <= MOST_PARAMETERS
         self.plan: BlockPlan | None = None
+        self._plans = BlockPlans()
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
         """Return (N, C) for x of (N, C); with rows, (B, C): the result of those rows alone.
@@ -104,16 +105,20 @@ class TransformerBlock(Layer):
         Only keys and values then need all rows; the rest is computed for the chosen ones, and
         the result is the same.
         """
-        plan = self.plan
-        if plan is not None and plan.fits(x, batch, rows) and not self._drops():
-            self.rows, self.op = rows, plan.op
-            return plan.forward(batch, rows)
+        planned = self.planned_forward(x, batch, rows)
+        if planned is not None:
+            calls, result = planned
+            make(calls)
+            return result
         self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
         self.op = self.op_for(batch)
         if self.op is not None:
             self.plan = BlockPlan(self, self.op, x, batch, rows)
-            return self.plan.forward(batch, rows)
+            self._plans.add(self.plan)
+            calls, result = self.plan.forward(batch, rows)
+            make(calls)
+            return result
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
             normed = self.norm1.forward(x)
@@ -124,8 +129,11 @@ class TransformerBlock(Layer):
 
     def backward(self, dout: Array) -> Array:
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
-        if self.op is not None and self.plan is not None:
-            return self.plan.backward(dout)
+        planned = self.planned_backward(dout)
+        if planned is not None:
+            calls, dx = planned
+            make(calls)
+            return dx
         if not self.pre_norm:
             # out = norm2(b + feed_forward(b))
             dsum = self.norm2.backward(dout)
@@ -143,6 +151,26 @@ class TransformerBlock(Layer):
         self.norm1.backward(dnormed, dx=dx)
         self.ops.scatter_rows(db, self.rows, dx)
         return dx
+
+    def planned_forward(
+        self, x: Array, batch: PackedBatch, rows: Ids | None
+    ) -> tuple[Calls, Array] | None:
+        """Return the calls that are left of `forward`, and where its result will be.
+
+        None where there is no plan for arguments like these: then only `forward` will do.
+        """
+        plan = self._plans.find(x, batch, rows)
+        if plan is None or self._drops():
+            return None
+        self.rows, self.op, self.plan = rows, plan.op, plan
+        return plan.forward(batch, rows)
+
+    def planned_backward(self, dout: Array) -> tuple[Calls, Array] | None:
+        """Return the calls that are left of `backward`, and where the gradient of x will be.
+
+        None where layers compute it: then only `backward` will do.
+        """
+        return None if self.op is None or self.plan is None else self.plan.backward(dout)
 
     def op_for(self, batch: PackedBatch | None = None) -> str | None:
         """Return the op that computes the whole block, or None where layers do: where one drops.

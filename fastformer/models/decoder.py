@@ -1,6 +1,7 @@
 """The causal decoder: a GPT, logits for every token."""
 
 from fastformer.batch import PackedBatch
+from fastformer.layers.block_stack import backward_through, forward_through
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
@@ -54,9 +55,7 @@ class TransformerDecoder(Model):
 
     def forward(self, batch: PackedBatch) -> Array:
         """Return logits (N, V), one row for each token: what comes after it."""
-        x = self._embed(batch)
-        for block in self.blocks:
-            x = block.forward(x, batch)
+        x = forward_through(self.blocks, self._embed(batch), batch)
         if self.final_norm is not None:
             x = self.final_norm.forward(x)
         return self._logits(x)
@@ -67,6 +66,4 @@ class TransformerDecoder(Model):
         dx = self.output.backward(dlogits)
         if self.final_norm is not None:
             dx = self.final_norm.backward(dx)
-        for block in reversed(self.blocks):
-            dx = block.backward(dx)
-        self._embed_backward(dx)
+        self._embed_backward(backward_through(self.blocks, dx))

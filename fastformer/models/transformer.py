@@ -1,6 +1,7 @@
 """The encoder classifier: bidirectional blocks, and a class for each sequence."""
 
 from fastformer.batch import Ids, PackedBatch
+from fastformer.layers.block_stack import backward_through, forward_through
 from fastformer.layers.linear import Linear
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
@@ -55,10 +56,7 @@ class Transformer(Model):
     def forward(self, batch: PackedBatch) -> Array:
         """Return logits (B, V), one row for each sequence."""
         self.batch = batch
-        x = self._embed(batch)
-        for block in self.blocks[:-1]:
-            x = block.forward(x, batch)
-        x = self.blocks[-1].forward(x, batch, self._rows(batch))
+        x = forward_through(self.blocks, self._embed(batch), batch, self._rows(batch))
         if self.final_norm is not None:
             x = self.final_norm.forward(x)
         if self.config.pooling == "mean":
@@ -75,9 +73,7 @@ class Transformer(Model):
             self.ops.mean_backward(dmean, self.batch._offsets, dx)
         if self.final_norm is not None:
             dx = self.final_norm.backward(dx)
-        for block in reversed(self.blocks):
-            dx = block.backward(dx)
-        self._embed_backward(dx)
+        self._embed_backward(backward_through(self.blocks, dx))
 
     def _rows(self, batch: PackedBatch) -> Ids | None:
         """Return the rows that are read out, or None where all are."""
