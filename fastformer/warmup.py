@@ -42,7 +42,8 @@ KERNELS = {
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
     "wide_block.wide_block_backward": (
-        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
+        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r "
+        "m m m m r t r t r t r t r t"
     ),
     "wide_block.wide_block_forward": (
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
@@ -128,7 +129,7 @@ def kernels_of(
     }
     directions = ("forward", "backward") if training else ("forward",)
     names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
-    if block_op and training:
+    if block_op == "transformer_block" and training:
         names += ["transformer_block._weights", "transformer_block._add_second"]
     if chooses_rows and not block_op:
         names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]

@@ -503,7 +503,7 @@ def operands_of(form, x, weight, y, bias, addend, activation, saved, dx, dweight
 
 
 @kernel
-def _task(
+def task_of_two(
     task, first_form, first_grid, second_grid, x_rows, weight_shape, y_rows, x, weight, y,
     bias, addend, activation, saved, dx, dweight,
 ):  # fmt: skip
@@ -535,14 +535,14 @@ def _product(form, and_then, x, weight, y, bias, addend, activation, saved, dx, 
     firsts, seconds = first_grid[0] * first_grid[1], second_grid[0] * second_grid[1]
     if firsts <= 1 and seconds <= 1:
         for task in range(firsts + seconds):
-            _task(
+            task_of_two(
                 task, form, first_grid, second_grid, x.shape[0], weight.shape, y.shape[0], flat_x,
                 flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
                 flat_dweight,
             )  # fmt: skip
     else:
         for task in prange(firsts + seconds):
-            _task(
+            task_of_two(
                 task, form, first_grid, second_grid, x.shape[0], weight.shape, y.shape[0], flat_x,
                 flat_weight, flat_y, bias, flat_addend, activation, flat_saved, flat_dx,
                 flat_dweight,

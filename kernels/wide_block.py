@@ -23,11 +23,20 @@ from .attention import (
     query_key_value,
 )
 from .layernorm import add_layernorm_sums, layernorm_backward_rows, layernorm_forward_rows
-from .matmul import FORWARD, INPUT_GRADIENT, product_grid, product_task
+from .matmul import (
+    FORWARD,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    matmul_tn_reference,
+    product_grid,
+    product_task,
+    task_of_two,
+)
 from .pooling import add_rows, copy_rows
 from .transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward_reference,
+    transformer_block_weights_reference,
 )
 
 # The steps of forward, and then of backward, in their order.
@@ -62,7 +71,9 @@ def wide_block_backward_reference(
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
     mean1, rstd1, q, projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
     dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight,
-    dnorm1_bias, dnorm2_weight, dnorm2_bias,
+    dnorm1_bias, dnorm2_weight, dnorm2_bias, chosen, attention_in, inner, hidden, dquery_bias,
+    dquery_weight, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight,
+    dexpand_bias, dexpand_weight, dcontract_bias, dcontract_weight,
 ):  # fmt: skip
     """Compute `wide_block_backward` in NumPy."""
     transformer_block_backward_reference(
@@ -72,6 +83,13 @@ def wide_block_backward_reference(
         mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected,
         dchosen, dx, dnorm1_weight, dnorm1_bias, dnorm2_weight, dnorm2_bias,
     )  # fmt: skip
+    transformer_block_weights_reference(
+        attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dsum1,
+        doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
+        dout if pre_norm else dsum2, dcontract_bias, dcontract_weight, mean1[:0],
+    )  # fmt: skip
+    if rows.size:
+        matmul_tn_reference(chosen, dq, dquery_bias, dquery_weight)
 
 
 @kernel
@@ -87,15 +105,18 @@ def _product(task, threads, x, weight, bias, addend, activation, slope, y):
 
 
 @kernel
-def _input_gradient(task, threads, dy, weight, no_bias, addend, activation, saved, dx):
-    """Return the number of tasks of an input's gradient; compute one, unless it is -1."""
-    grid = product_grid(INPUT_GRADIENT, dx.shape[0], weight.shape, dy.shape[0], dy, threads)
+def _gradients(task, threads, x, weight, dy, dbias, addend, activation, saved, dx, dweight):
+    """Return the number of tasks of a linear layer's gradients; compute one, unless it is -1."""
+    N, M = x.shape[0], dy.shape[0]
+    weight_grid = product_grid(WEIGHT_GRADIENT, N, weight.shape, M, dy, threads)
+    input_grid = product_grid(INPUT_GRADIENT, N, weight.shape, M, dy, threads)
     if task >= 0:
-        product_task(
-            task, grid[0], grid[1], INPUT_GRADIENT, dx.shape[0], weight.shape, dy.shape[0],
-            flat(dy), flat(weight), no_bias, flat(addend), activation, flat(saved), flat(dx),
+        task_of_two(
+            task, WEIGHT_GRADIENT, weight_grid, input_grid, N, weight.shape, M, flat(x),
+            flat(weight), flat(dy), dbias, flat(addend), activation, flat(saved), flat(dx),
+            flat(dweight),
         )  # fmt: skip
-    return grid[0] * grid[1]
+    return weight_grid[0] * weight_grid[1] + input_grid[0] * input_grid[1]
 
 
 @kernel
@@ -286,7 +307,9 @@ def _backward_task(
     scale, activation, norm1_weight, query_weight, projection_weight, output_weight, norm2_weight,
     expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest, total,
     attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq,
-    dprojected, dchosen, dx, sums1, sums2, nothing, no_bias, room,
+    dprojected, dchosen, dx, chosen, attention_in, inner, hidden, dquery_bias, dquery_weight,
+    dprojection_bias, dprojection_weight, doutput_bias, doutput_weight, dexpand_bias,
+    dexpand_weight, dcontract_bias, dcontract_weight, sums1, sums2, nothing, room,
 ):  # fmt: skip
     """Return the number of tasks of a phase of backward; do one of them, unless it is -1."""
     none = np.int64(NO_ACTIVATION)
@@ -295,14 +318,14 @@ def _backward_task(
             return 0
         return _norm_gradient(task, dout, out, norm2_weight, mean2, rstd2, nothing, dsum2, sums2)
     if phase == BACK_CONTRACT:
-        return _input_gradient(
-            task, threads, dout if pre_norm else dsum2, contract_weight, no_bias, nothing,
-            activation, saved, dhidden,
+        return _gradients(
+            task, threads, hidden, contract_weight, dout if pre_norm else dsum2, dcontract_bias,
+            nothing, activation, saved, dhidden, dcontract_weight,
         )  # fmt: skip
     if phase == BACK_EXPAND:
-        return _input_gradient(
-            task, threads, dhidden, expand_weight, no_bias, nothing if pre_norm else dsum2, none,
-            nothing, dinner,
+        return _gradients(
+            task, threads, inner, expand_weight, dhidden, dexpand_bias,
+            nothing if pre_norm else dsum2, none, nothing, dinner, dexpand_weight,
         )  # fmt: skip
     if phase == BACK_NORM:
         if pre_norm:
@@ -313,9 +336,10 @@ def _backward_task(
             task, dinner, attention_out, norm1_weight, mean1, rstd1, nothing, dsum1, sums1
         )
     if phase == BACK_PUT_OUT:
-        return _input_gradient(
-            task, threads, dsum1, output_weight, no_bias, nothing, none, nothing, dattended
-        )
+        return _gradients(
+            task, threads, attended, output_weight, dsum1, doutput_bias, nothing, none, nothing,
+            dattended, doutput_weight,
+        )  # fmt: skip
     if phase == BACK_ATTEND:
         pairs = (query_offsets.size - 1) * largest.shape[1]
         queries, keys, values = query_key_value(q, projected, x.shape[0])
@@ -332,16 +356,19 @@ def _backward_task(
         queries = 0
         if rows.size:
             residual = nothing if pre_norm else dsum1
-            queries = _input_gradient(
-                -1, threads, dq, query_weight, no_bias, residual, none, nothing, dchosen
-            )
+            queries = _gradients(
+                -1, threads, chosen, query_weight, dq, dquery_bias, residual, none, nothing,
+                dchosen, dquery_weight,
+            )  # fmt: skip
             if task < queries:
-                _input_gradient(
-                    task, threads, dq, query_weight, no_bias, residual, none, nothing, dchosen
-                )
-        return queries + _input_gradient(
-            max(-1, task - queries), threads, dprojected, projection_weight, no_bias,
-            nothing if rows.size or pre_norm else dsum1, none, nothing, dx,
+                _gradients(
+                    task, threads, chosen, query_weight, dq, dquery_bias, residual, none, nothing,
+                    dchosen, dquery_weight,
+                )  # fmt: skip
+        return queries + _gradients(
+            max(-1, task - queries), threads, attention_in, projection_weight, dprojected,
+            dprojection_bias, nothing if rows.size or pre_norm else dsum1, none, nothing, dx,
+            dprojection_weight,
         )  # fmt: skip
     if phase == BACK_CHOOSE:
         if task >= 0:
@@ -363,7 +390,9 @@ def _backward_thread(
     causal, scale, activation, norm1_weight, query_weight, projection_weight, output_weight,
     norm2_weight, expand_weight, contract_weight, mean1, rstd1, q, projected, attended, largest,
     total, attention_out, mean2, rstd2, saved, out, dsum2, dhidden, dinner, dsum1, dattended, dq,
-    dprojected, dchosen, dx, sums1, sums2, nothing, no_bias, room,
+    dprojected, dchosen, dx, chosen, attention_in, inner, hidden, dquery_bias, dquery_weight,
+    dprojection_bias, dprojection_weight, doutput_bias, doutput_weight, dexpand_bias,
+    dexpand_weight, dcontract_bias, dcontract_weight, sums1, sums2, nothing, room,
 ):  # fmt: skip
     """Take tasks of all phases of backward, one phase after the other."""
     for phase in range(BACKWARD_PHASES):
@@ -374,8 +403,10 @@ def _backward_thread(
                 causal, scale, activation, norm1_weight, query_weight, projection_weight,
                 output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q,
                 projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
-                dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1,
-                sums2, nothing, no_bias, room,
+                dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, chosen,
+                attention_in, inner, hidden, dquery_bias, dquery_weight, dprojection_bias,
+                dprojection_weight, doutput_bias, doutput_weight, dexpand_bias, dexpand_weight,
+                dcontract_bias, dcontract_weight, sums1, sums2, nothing, room,
             )  # fmt: skip
             if task >= 0:
                 end_task(progress, phase, threads)
@@ -391,16 +422,22 @@ def wide_block_backward(
     query_weight, projection_weight, output_weight, norm2_weight, expand_weight, contract_weight,
     mean1, rstd1, q, projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
     dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, dnorm1_weight,
-    dnorm1_bias, dnorm2_weight, dnorm2_bias,
+    dnorm1_bias, dnorm2_weight, dnorm2_bias, chosen, attention_in, inner, hidden, dquery_bias,
+    dquery_weight, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight,
+    dexpand_bias, dexpand_weight, dcontract_bias, dcontract_weight,
 ):  # fmt: skip
-    """Differentiate the block by x, by what each linear layer gave, and by the norms' parameters.
+    """Differentiate the block by x and by all of its parameters.
 
-    Arguments as of `transformer_block_backward`.
+    Args:
+        dout to dnorm2_bias: as of `transformer_block_backward`.
+        chosen: as of `transformer_block_forward`.    attention_in, inner, hidden, and what is named
+            after gradients of weights and biases: as of `transformer_block_weights`.
+        dquery_bias, dquery_weight: (C,) or (0,), and (1, C, C), accumulated; with rows alone.
     Threads: as in the op of each step; bit-identical for any thread count.
     """
     threads = thread_count()
     longest = longest_sequence(key_offsets)
-    nothing, no_bias = x[:0], mean1[:0]
+    nothing = x[:0]
     M, C = attention_out.shape
     sums1 = np.zeros((row_tasks(mean1.size, C), 2, C), x.dtype)
     sums2 = np.zeros((row_tasks(M, C), 2, C), x.dtype)
@@ -415,8 +452,10 @@ def wide_block_backward(
             pre_norm, causal, scale, activation, norm1_weight, query_weight, projection_weight,
             output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q,
             projected, attended, largest, total, attention_out, mean2, rstd2, saved, out, dsum2,
-            dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1, sums2, nothing,
-            no_bias, rooms[0],
+            dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, chosen, attention_in,
+            inner, hidden, dquery_bias, dquery_weight, dprojection_bias, dprojection_weight,
+            doutput_bias, doutput_weight, dexpand_bias, dexpand_weight, dcontract_bias,
+            dcontract_weight, sums1, sums2, nothing, rooms[0],
         )  # fmt: skip
     else:
         for part in prange(threads):
@@ -426,8 +465,10 @@ def wide_block_backward(
                 pre_norm, causal, scale, activation, norm1_weight, query_weight, projection_weight,
                 output_weight, norm2_weight, expand_weight, contract_weight, mean1, rstd1, q,
                 projected, attended, largest, total, attention_out, mean2, rstd2, saved, out,
-                dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, sums1,
-                sums2, nothing, no_bias, rooms[thread],
+                dsum2, dhidden, dinner, dsum1, dattended, dq, dprojected, dchosen, dx, chosen,
+                attention_in, inner, hidden, dquery_bias, dquery_weight, dprojection_bias,
+                dprojection_weight, doutput_bias, doutput_weight, dexpand_bias, dexpand_weight,
+                dcontract_bias, dcontract_weight, sums1, sums2, nothing, rooms[thread],
             )  # fmt: skip
     add_layernorm_sums(sums1, dnorm1_weight, dnorm1_bias)
     add_layernorm_sums(sums2, dnorm2_weight, dnorm2_bias)

@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 from twins import Out, run
 
-from fastformer.bench.block_cases import block_backward, block_forward, block_weights
+from fastformer.bench.block_cases import (
+    block_backward,
+    block_forward,
+    block_weights,
+    wide_block_backward,
+)
 from fastformer.bench.cases import Output
 from fastformer.kernels.activation import GELU, MISH, RELU
 
@@ -42,13 +47,23 @@ def backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list
     return marked(block_backward(rng, values))
 
 
+def wide_backward_arguments(rng: np.random.Generator, values: dict[str, Any]) -> list[Any]:
+    """Return the arguments of `wide_block_backward` after such a forward."""
+    return marked(wide_block_backward(rng, values))
+
+
 def by_input(
     rng: np.random.Generator,
     kind: dict[str, Any],
     forward_twin: Callable[..., None],
     backward_twin: Callable[..., None],
+    draw_backward: Callable[..., dict[str, Any]],
 ) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
-    """Return a block's result as a function of x, its gradient by x, and an x; from twins."""
+    """Return a block's result as a function of x, its gradient by x, and an x; from twins.
+
+    Args:
+        draw_backward: gives the arguments of the second twin.
+    """
     values = block_forward(rng, (2, 3), 2, 2, 5, **kind)
     result = "out" if kind["pre_norm"] else "normed2"
     outs = [name for name, value in values.items() if isinstance(value, Output)]
@@ -62,10 +77,10 @@ def by_input(
         return found[outs.index(result)]
 
     def backward(dout: Any, x: Any) -> Any:
-        arguments = backward_arguments(rng, with_x(x))
-        arguments[0] = dout
-        # The four sums of the norms come after dx.
-        return run(backward_twin, *arguments, dtype=np.float64)[-5:-4]
+        given = draw_backward(rng, with_x(x)) | {"dout": dout}
+        names = [name for name, value in given.items() if isinstance(value, Output)]
+        found = run(backward_twin, *marked(given), dtype=np.float64)
+        return (found[names.index("dx")],)
 
     return forward, backward, values["x"]
 

@@ -29,7 +29,7 @@ from models import (
 from twins import DTYPES, assert_equals_twin, assert_same_bits, called, run
 
 import fastformer as ff
-from fastformer.bench.block_cases import block_forward
+from fastformer.bench.block_cases import block_backward, block_forward
 from fastformer.errors import FastformerError, InvalidTypeError
 from fastformer.kernels.matmul import matmul_tn
 from fastformer.kernels.transformer_block import (
@@ -151,7 +151,7 @@ def test_halves_of_weights_have_the_same_bits_for_any_number_of_threads(rng, row
 def test_gradient_of_the_kernels_input(rng, kind):
     """The twins against finite differences."""
     twins = transformer_block_forward_reference, transformer_block_backward_reference
-    assert_gradients(*by_input(rng, kind, *twins))
+    assert_gradients(*by_input(rng, kind, *twins, block_backward))
 
 
 @pytest.mark.parametrize(

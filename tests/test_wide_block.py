@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from block_calls import KINDS, backward_arguments, by_input, forward_arguments
+from block_calls import KINDS, by_input, forward_arguments, wide_backward_arguments
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins import assert_equals_twin, assert_same_bits
 
+from fastformer.bench import block_cases
 from fastformer.bench.block_cases import block_forward
 from fastformer.kernels.wide_block import (
     wide_block_backward,
@@ -21,7 +22,7 @@ def check(rng, lengths, heads, width, ffn, kind):
     forward = block_forward(rng, lengths, heads, width, ffn, **kind)
     arguments = forward_arguments(forward)
     assert_equals_twin(wide_block_forward, wide_block_forward_reference, *arguments)
-    arguments = backward_arguments(rng, forward)
+    arguments = wide_backward_arguments(rng, forward)
     assert_equals_twin(wide_block_backward, wide_block_backward_reference, *arguments)
 
 
@@ -51,7 +52,7 @@ def test_equals_twin_for_any_shape(lengths, heads, width, ffn, kind, seed):
 def test_same_bits_for_any_number_of_threads(rng, kind):
     """Whoever does a task, and also where threads that have nothing left take another's."""
     forward = block_forward(rng, (130, 50, 70), 3, 16, 200, **kind)
-    backward = backward_arguments(rng, forward)
+    backward = wide_backward_arguments(rng, forward)
     for _ in range(3):
         assert_same_bits(wide_block_forward, *forward_arguments(forward))
         assert_same_bits(wide_block_backward, *backward)
@@ -61,4 +62,4 @@ def test_same_bits_for_any_number_of_threads(rng, kind):
 def test_gradient_of_the_kernels_input(rng, kind):
     """The twins against finite differences."""
     twins = wide_block_forward_reference, wide_block_backward_reference
-    assert_gradients(*by_input(rng, kind, *twins))
+    assert_gradients(*by_input(rng, kind, *twins, block_cases.wide_block_backward))

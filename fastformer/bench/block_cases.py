@@ -14,6 +14,7 @@ from fastformer.kernels.transformer_block import (
     transformer_block_backward_reference,
     transformer_block_forward_reference,
 )
+from fastformer.kernels.wide_block import wide_block_backward_reference
 from fastformer.layers.block_plan import second_half_size
 
 Random = np.random.Generator
@@ -141,6 +142,27 @@ def block_backward(random: Random, forward: Arguments) -> Arguments:
     return _ordered(transformer_block_backward_reference, values)
 
 
+def wide_block_backward(random: Random, forward: Arguments) -> Arguments:
+    """Return the arguments of `wide_block_backward` after a forward with those arguments."""
+    values = forward | block_backward(random, forward)
+    pre_norm, some_rows = values["pre_norm"], values["rows"].size > 0
+    values = {
+        name: normal(random, *value.shape)
+        if name in ("normed1", "normed2", "hidden", "chosen") and isinstance(value, Output)
+        else value
+        for name, value in values.items()
+    }
+    values["attention_in"] = values["normed1"] if pre_norm else values["x"]
+    values["inner"] = values["normed2" if pre_norm else "normed1"]
+    for layer in ("query", "projection", "output", "expand", "contract"):
+        for name in (f"{layer}_bias", f"{layer}_weight"):
+            shape = values[name].shape
+            values[f"d{name}"] = Output(shape, normal(random, *shape))
+    if not some_rows:
+        values["dquery_bias"], values["dquery_weight"] = NO_VECTOR, values["query_weight"]
+    return _ordered(wide_block_backward_reference, values)
+
+
 def block_weights(
     random: Random, N: int, M: int, C: int, F: int, *, some_rows: bool, bias: bool, halves: bool
 ) -> Arguments:
@@ -195,6 +217,10 @@ def _backward(random: Random, *shape: int) -> Arguments:
     return block_backward(random, _forward(random, *shape))
 
 
+def _wide_backward(random: Random, *shape: int) -> Arguments:
+    return wide_block_backward(random, _forward(random, *shape))
+
+
 def _weights(random: Random, B: int, T: int, C: int, H: int, F: int) -> Arguments:
     halves = second_half_size(B * T, C * (4 * C + 2 * F) + F + C) > 0
     return block_weights(random, B * T, B * T, C, F, some_rows=False, bias=False, halves=halves)
@@ -214,7 +240,10 @@ BLOCKS = (
         "transformer_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)
     ),
     Spec("wide_block_forward", "BTCHF", _shapes, _forward, lambda *shape: _flops(2, *shape)),
-    Spec("wide_block_backward", "BTCHF", _shapes, _backward, lambda *shape: _flops(5, *shape)),
+    Spec(
+        "wide_block_backward", "BTCHF", _shapes, _wide_backward,
+        lambda *shape: _flops(5, *shape) + _flops(0, *shape),
+    ),
     Spec(
         "transformer_block_weights", "BTCHF", _shapes, _weights, lambda *shape: _flops(0, *shape)
     ),

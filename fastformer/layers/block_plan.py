@@ -149,8 +149,10 @@ class BlockPlan:
             offsets,
             *self._backward,
         )
+        if self.op == "wide_block":
+            return [(block.ops.wide_block_backward, arguments)], self.dx
         calls: Calls = [
-            (getattr(block.ops, f"{self.op}_backward"), arguments),
+            (block.ops.transformer_block_backward, arguments),
             (block.ops.transformer_block_weights, self._weights),
         ]
         if self.some_rows:
@@ -177,7 +179,7 @@ class BlockPlan:
             self.dx = get("block.dx_other", tokens, columns)
         self.dout = dout
         weight = attention.qkv_weight
-        self._backward = (
+        self._backward: tuple[Any, ...] = (
             block.pre_norm, attention.causal, attention.scale, block.feed_forward.activation,
             norm1.weight.value, weight.value[:split], weight.value[split:],
             attention.output.weight.value, norm2.weight.value, expand.weight.value,
@@ -190,19 +192,28 @@ class BlockPlan:
             norm2.bias.gradient,
         )  # fmt: skip
         output, gradient, bias = attention.output, weight.gradient, attention.qkv_bias.gradient
+        query = bias[:split].reshape(-1), gradient[:split]
+        projection = bias[split:].reshape(-1), gradient[split:]
+        put_out = output.bias.gradient, output.weight.gradient
+        expansion = expand.bias.gradient, expand.weight.gradient
+        contraction = contract.bias.gradient, contract.weight.gradient
+        if self.op == "wide_block":
+            self._backward += (
+                attention.x_rows, attention.x, expand.x, contract.x, *query, *projection, *put_out,
+                *expansion, *contraction,
+            )  # fmt: skip
+            return
         dout_of_contract = dout if block.pre_norm else dsum2
         weights = (
-            attention.x, dprojected, bias[split:].reshape(-1), gradient[split:],
-            attention.attended, dsum1, output.bias.gradient, output.weight.gradient,
-            expand.x, dhidden, expand.bias.gradient, expand.weight.gradient,
-            contract.x, dout_of_contract, contract.bias.gradient, contract.weight.gradient,
+            attention.x, dprojected, *projection, attention.attended, dsum1, *put_out,
+            expand.x, dhidden, *expansion, contract.x, dout_of_contract, *contraction,
         )  # fmt: skip
         size = sum(gradients.size for i, gradients in enumerate(weights) if i % 4 > 1)
         size = second_half_size(tokens, size)
         second = block.scratch.get("block.second_half", size) if size else block.no_vector
         self._weights = (*weights, second)
         if some:
-            self._query_weight = attention.x_rows, dq, bias[:split].reshape(-1), gradient[:split]
+            self._query_weight = attention.x_rows, dq, *query
 
 
 class BlockPlans:

@@ -14,6 +14,7 @@ from block_calls import (
     forward_arguments,
     marked,
     weights_arguments,
+    wide_backward_arguments,
 )
 from twins import Out
 
@@ -256,7 +257,8 @@ def _wide_block_forward(rng: Random) -> Arguments:
 
 
 def _wide_block_backward(rng: Random) -> Arguments:
-    return _transformer_block_backward(rng)
+    values = draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))
+    return tuple(wide_backward_arguments(rng, values))
 
 
 def _transformer_block_weights(rng: Random) -> Arguments:
