@@ -55,11 +55,14 @@ def overloads(name):
 
 @pytest.mark.parametrize("name", warmup.KERNELS)
 def test_signature_is_what_training_calls(name):
-    # Few sequences are computed layer by layer, more of them a block at a time, many by halves.
-    for ids in (IDS, IDS * 2, IDS * 32):
-        train_once(ff.Transformer(ff.TransformerConfig(**SIZES)), ids, np.arange(len(ids)) % 20)
+    # Threads share each step of few sequences, take more of them through a block, and many by
+    # halves; what is dropped is computed layer by layer.
+    for ids, dropout in ((IDS, 0.0), (IDS * 2, 0.0), (IDS * 32, 0.0), (IDS, 0.5)):
+        settings = SIZES | {"dropout": dropout}
+        model = ff.Transformer(ff.TransformerConfig(**settings)).train()
+        train_once(model, ids, np.arange(len(ids)) % 20)
         tokens = np.arange(8 * len(ids)) % 20
-        train_once(ff.TransformerDecoder(ff.DecoderConfig(**SIZES)), ids, tokens)
+        train_once(ff.TransformerDecoder(ff.DecoderConfig(**settings)).train(), ids, tokens)
     assert set(overloads(name)) == {warmup.signature(name)}
 
 
