@@ -276,6 +276,37 @@ def test_plans_are_kept_for_the_sizes_that_a_training_run_has(rng):
     assert len(block._plans._plans) == BlockPlans.MOST
 
 
+@pytest.mark.parametrize("op", OPS[:2], indirect=True)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_what_a_forward_leaves_is_of_its_batch_though_others_came_between(rng, op, dropout):
+    """The weights of its attention, and what a gradient in another array needs."""
+    block, twin = make_block(dropout=dropout), make_block(dropout=dropout)
+    batches = [make_batch((3, 1, 4)), make_batch((2, 2)), make_batch((9, 4, 2, 1))]
+    inputs = [rng.standard_normal((batch.num_tokens, WIDTH)) for batch in batches]
+    counter = block.attention.dropout.counter
+    for turn in (0, 1, 2, 1, 0, 0, 2):
+        for training in (False, True):
+            counter.training = training
+            block.forward(inputs[turn], batches[turn])
+        counter.training = False
+        # Which only the layers know, where something is dropped.
+        block.forward(inputs[2 - turn], batches[2 - turn])
+        counter.training = True
+        block.forward(inputs[1], batches[1])
+        counter.training = twin.attention.dropout.counter.training = False
+        found = block.forward(inputs[turn], batches[turn])
+        twin = make_block(dropout=dropout)
+        twin.attention.dropout.counter.training = False
+        assert same_bits(found, twin.forward(inputs[turn], batches[turn]))
+        assert same_bits(block.attention.weights(), twin.attention.weights())
+        dout = rng.standard_normal(found.shape)
+        block.zero_grad()
+        twin.zero_grad()
+        assert same_bits(block.backward(dout.copy()), twin.backward(dout))
+        for name, gradient in twin.grad_dict().items():
+            assert same_bits(block.grad_dict()[name], gradient), name
+
+
 @pytest.mark.parametrize(
     "options", [{"dropout": 0.5}, {"norm_type": "rmsnorm"}, {"activation": "swiglu"}, ROTARY, ALIBI]
 )

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 # Kernels, each with its arguments.
 Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
+# What layers keep of a forward.
+KEPT = (
+    "x", "x_rows", "projected", "q", "k", "v", "attended", "largest", "total", "mean", "rstd",
+    "saved",
+)  # fmt: skip
+
 # Weights' gradients are computed by halves of the tokens, which then are in the cache of the core
 # that wrote them, from so many tokens on and up to so many weights, which must be added.
 FEWEST_TOKENS_OF_HALVES = 256
@@ -96,6 +102,11 @@ class BlockPlan:
             nothing if expand.saved is hidden else expand.saved, hidden, out,
         )  # fmt: skip
         self.attention_out, self.out = attention_out, out
+        layers = (attention, attention.output, norm1, norm2, expand, contract)
+        self._kept = [
+            (vars(layer), {name: vars(layer)[name] for name in KEPT if name in vars(layer)})
+            for layer in layers
+        ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Return None: a copied block makes a plan of its own."""
@@ -120,6 +131,9 @@ class BlockPlan:
 
     def forward(self, batch: PackedBatch, rows: Ids | None) -> tuple[Calls, Array]:
         """Return the calls that compute the block for a batch that fits, and its result."""
+        # As a forward leaves them, which may have been one of another size since.
+        for attributes, kept in self._kept:
+            attributes.update(kept)
         attention = self.block.attention
         attention.attend_to(batch, rows)
         arguments = (
