@@ -24,14 +24,12 @@ def forward_through(
         rows = last_rows if block is blocks[-1] else None
         planned = block.planned_forward(x, batch, rows)
         if planned is None:
-            make(calls)
+            x = block.forward(make(calls, x), batch, rows)
             calls.clear()
-            x = block.forward(x, batch, rows)
         else:
             more, x = planned
             calls += more
-    make(calls)
-    return x
+    return make(calls, x)
 
 
 def backward_through(blocks: Sequence[TransformerBlock], dout: Array) -> Array:
@@ -40,11 +38,9 @@ def backward_through(blocks: Sequence[TransformerBlock], dout: Array) -> Array:
     for block in reversed(blocks):
         planned = block.planned_backward(dout)
         if planned is None:
-            make(calls)
+            dout = block.backward(make(calls, dout))
             calls.clear()
-            dout = block.backward(dout)
         else:
             more, dout = planned
             calls += more
-    make(calls)
-    return dout
+    return make(calls, dout)

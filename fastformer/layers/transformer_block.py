@@ -107,18 +107,14 @@ class TransformerBlock(Layer):
         """
         planned = self.planned_forward(x, batch, rows)
         if planned is not None:
-            calls, result = planned
-            make(calls)
-            return result
+            return make(*planned)
         self.attention.check(x, batch, rows, "TransformerBlock")
         self.rows = rows
         self.op = self.op_for(batch)
         if self.op is not None:
             self.plan = BlockPlan(self, self.op, x, batch, rows)
             self._plans.add(self.plan)
-            calls, result = self.plan.forward(batch, rows)
-            make(calls)
-            return result
+            return make(*self.plan.forward(batch, rows))
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
             normed = self.norm1.forward(x)
@@ -131,9 +127,7 @@ class TransformerBlock(Layer):
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
         planned = self.planned_backward(dout)
         if planned is not None:
-            calls, dx = planned
-            make(calls)
-            return dx
+            return make(*planned)
         if not self.pre_norm:
             # out = norm2(b + feed_forward(b))
             dsum = self.norm2.backward(dout)
