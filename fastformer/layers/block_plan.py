@@ -1,20 +1,16 @@
 """What a transformer block's kernels are given for batches of one size, gathered once."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.layers.calls import Calls
 from fastformer.parameters import Array
 
 if TYPE_CHECKING:
     from fastformer.layers.transformer_block import TransformerBlock
-
-
-# Kernels, each with its arguments.
-Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 # What layers keep of a forward.
 KEPT = (
@@ -26,13 +22,6 @@ KEPT = (
 # that wrote them, from so many tokens on and up to so many weights, which must be added.
 FEWEST_TOKENS_OF_HALVES = 256
 MOST_WEIGHTS_OF_HALVES = 1 << 18
-
-
-def make(calls: Calls, result: Array) -> Array:
-    """Call the kernels, and return where their result is."""
-    for function, arguments in calls:
-        function(*arguments)
-    return result
 
 
 def second_half_size(tokens: int, weights: int) -> int:

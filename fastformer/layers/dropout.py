@@ -4,6 +4,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.layers.base import Layer
+from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 
 
@@ -62,7 +63,9 @@ class Dropout(Layer):
         """Whether forward drops anything."""
         return self.rate > 0 and self.counter.training
 
-    def forward(self, x: Array, residual: Array | None = None) -> Array:
+    def forward(
+        self, x: Array, residual: Array | None = None, *, calls: Calls | None = None
+    ) -> Array:
         """Return dropout(x) + residual, of x's shape, in a buffer; x itself if there is neither."""
         checks.same_shape("Dropout", "x", x, np.shape(x), self.dtype)
         if residual is not None:
@@ -74,16 +77,16 @@ class Dropout(Layer):
         self.call = self.counter.forwards * self.counter.places + self.place
         rate = self.rate if self.dropped else 0.0
         added = x[:0] if residual is None else residual
-        self.ops.dropout_forward(x, added, rate, *self._key(), out)
+        call(calls, self.ops.dropout_forward, x, added, rate, *self._key(), out)
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Return the gradient by x, in a shared buffer, or dout itself if nothing was dropped."""
         if not self.dropped:
             return dout
         checks.same_shape("Dropout.backward", "dout", dout, self.shape, self.dtype)
         dx = self.scratch.get("dropout.dx", *dout.shape)
-        self.ops.dropout_backward(dout, self.rate, *self._key(), dx)
+        call(calls, self.ops.dropout_backward, dout, self.rate, *self._key(), dx)
         return dx
 
     def _key(self) -> tuple[np.uint64, np.uint64]:

@@ -4,6 +4,7 @@ from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.calls import Calls, call
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.parameters import Array, Parameter
 
@@ -36,11 +37,18 @@ class Embedding(Layer):
         values = initial_stream(seed).normal(0, std, (vocab_size, embed_dim))
         self.weight = Parameter(values.astype(self.dtype), decays=True)
 
-    def forward(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> Array:
+    def forward(
+        self,
+        batch: PackedBatch,
+        positions: PositionalEncoding | None = None,
+        *,
+        calls: Calls | None = None,
+    ) -> Array:
         """Return (N, C), in a buffer.
 
         Args:
             batch: the packed tokens.    positions: whose rows are added, or None.
+            calls: see layers/calls.py.
 
         Raises:
             TypeError: not a PackedBatch.
@@ -54,7 +62,8 @@ class Embedding(Layer):
         # In a tuple, for positions are not a part of this layer.
         self.used = (batch, positions)
         out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
-        self.ops.embedding_forward(batch._tokens, batch._positions, self.weight.value, table, out)
+        tokens, places = batch._tokens, batch._positions
+        call(calls, self.ops.embedding_forward, tokens, places, self.weight.value, table, out)
         return out
 
     def check(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> None:
@@ -78,11 +87,11 @@ class Embedding(Layer):
                     f"{positions.embed_dim} and {positions.dtype}"
                 )
 
-    def backward(self, dout: Array) -> None:
+    def backward(self, dout: Array, *, calls: Calls | None = None) -> None:
         """Add the gradient of the table, and of learned positions; ids have none."""
         batch, positions = self.used
         rows = batch.num_tokens
         checks.matrix("Embedding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
         if positions is not None:
-            positions.backward(dout)
-        self.ops.embedding_backward(batch._tokens, dout, self.weight.gradient)
+            positions.backward(dout, calls=calls)
+        call(calls, self.ops.embedding_backward, batch._tokens, dout, self.weight.gradient)

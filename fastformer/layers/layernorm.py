@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array, Parameter
 
@@ -26,12 +27,14 @@ class LayerNorm(RowNorm):
         super().__init__(embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
         self.bias = Parameter(np.zeros(embed_dim, self.dtype))
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
         out = self.prepare(x)
-        self.ops.layernorm_forward(
-            x, self.weight.value, self.bias.value, self.epsilon, out, self.mean, self.rstd
-        )
+        weight, bias = self.weight.value, self.bias.value
+        call(
+            calls, self.ops.layernorm_forward, x, weight, bias, self.epsilon, out, self.mean,
+            self.rstd,
+        )  # fmt: skip
         return out
 
     def prepare(self, x: Array) -> Array:
@@ -42,19 +45,27 @@ class LayerNorm(RowNorm):
         return out
 
     def backward(
-        self, dout: Array, *, residual: Array | None = None, dx: Array | None = None
+        self,
+        dout: Array,
+        *,
+        residual: Array | None = None,
+        dx: Array | None = None,
+        calls: Calls | None = None,
     ) -> Array:
         """Add the gradients of weight and bias, and return that of x.
 
         Args:
             dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
             dx: (N, C), where to write; a shared buffer unless given.
+            calls: see layers/calls.py.
 
         Returns:
             dx.
         """
         added, dx = self.prepare_backward(dout, residual, dx)
-        self.ops.layernorm_backward(
+        call(
+            calls,
+            self.ops.layernorm_backward,
             dout,
             self.x,
             self.weight.value,

@@ -5,6 +5,7 @@ import numpy as np
 from fastformer import checks
 from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
 from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.calls import Calls, call
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
 
@@ -58,13 +59,14 @@ class Linear(Layer):
         residual: Array | None = None,
         activation: int = NO_ACTIVATION,
         out: Array | None = None,
+        calls: Calls | None = None,
     ) -> Array:
         """Return activation(x W + b + residual).
 
         Args:
             x: (N, in).    residual: (N, out) or None.
             activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
-            out: (N, out), where to write; a buffer unless given.
+            out: (N, out), where to write; a buffer unless given.    calls: see layers/calls.py.
 
         Returns:
             out.
@@ -72,7 +74,9 @@ class Linear(Layer):
         out = self.prepare(x, activation, out)
         if residual is not None:
             checks.same_shape("Linear", "residual", residual, out.shape, self.dtype)
-        self.ops.matmul(
+        call(
+            calls,
+            self.ops.matmul,
             x,
             self.weight.value,
             self.bias.value,
@@ -105,6 +109,7 @@ class Linear(Layer):
         activation: int = NO_ACTIVATION,
         saved: Array | None = None,
         dx: Array | None = None,
+        calls: Calls | None = None,
     ) -> Array:
         """Add the gradients of W and b, and return that of x.
 
@@ -114,6 +119,7 @@ class Linear(Layer):
             activation, saved: the activation that made x, and what it saved: then the gradient
                 by the activation's input is returned.
             dx: (N, in), where to write; a shared buffer unless given.
+            calls: see layers/calls.py.
 
         Returns:
             dx.
@@ -125,7 +131,9 @@ class Linear(Layer):
         for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
             if array is not None:
                 checks.matrix("Linear.backward", name, array, rows, self.in_features, self.dtype)
-        self.ops.matmul_backward(
+        call(
+            calls,
+            self.ops.matmul_backward,
             self.x,
             self.weight.value,
             dout,
@@ -150,7 +158,7 @@ class TiedLinear(Layer):
         super().__init__(embedding.ops.name, embedding.dtype.name, precision)
         self.weight = embedding.weight
 
-    def forward(self, x: Array, *, out: Array | None = None) -> Array:
+    def forward(self, x: Array, *, out: Array | None = None, calls: Calls | None = None) -> Array:
         """Return (N, V) for x of (N, C): in out of that shape, or a buffer."""
         vocab_size, embed_dim = self.weight.value.shape
         checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
@@ -159,19 +167,22 @@ class TiedLinear(Layer):
         else:
             checks.matrix("TiedLinear", "out", out, x.shape[0], vocab_size, self.dtype)
         self.x = x
-        self.ops.matmul_nt(
-            x, self.weight.value[None], self.nothing, self.nothing, NO_ACTIVATION, out
-        )
+        nothing = self.nothing
+        call(
+            calls, self.ops.matmul_nt, x, self.weight.value[None], nothing, nothing, NO_ACTIVATION,
+            out,
+        )  # fmt: skip
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Add the table's gradient, and return that of x, (N, C), a shared buffer."""
         vocab_size, embed_dim = self.weight.value.shape
         checks.matrix("TiedLinear.backward", "dout", dout, self.x.shape[0], vocab_size, self.dtype)
-        self.ops.matmul_tn(dout, self.x, self.no_vector, self.weight.gradient[None])
+        gradient = self.weight.gradient[None]
+        call(calls, self.ops.matmul_tn, dout, self.x, self.no_vector, gradient)
         dx = self.scratch.get("linear.dx", self.x.shape[0], embed_dim)
-        self.ops.matmul(
-            dout, self.weight.value[None], self.no_vector, self.nothing, NO_ACTIVATION,
-            self.nothing, dx,
+        call(
+            calls, self.ops.matmul, dout, self.weight.value[None], self.no_vector, self.nothing,
+            NO_ACTIVATION, self.nothing, dx,
         )  # fmt: skip
         return dx

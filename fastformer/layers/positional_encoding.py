@@ -6,6 +6,7 @@ from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.layers.base import Layer, Seed, initial_stream
+from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array, Parameter
 
 
@@ -88,10 +89,11 @@ class PositionalEncoding(Layer):
         self.ops.embedding_forward(rows, batch._positions, x, self.table, out)
         return out
 
-    def backward(self, dout: Array) -> Array:
+    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Add the gradient of a learned table, and return that of x, which is dout."""
         rows = self.batch.num_tokens
         checks.matrix("PositionalEncoding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
         if self.learned:
-            self.ops.embedding_backward(self.batch._positions, dout, self.weight.gradient)
+            places, gradient = self.batch._positions, self.weight.gradient
+            call(calls, self.ops.embedding_backward, places, dout, gradient)
         return dout

@@ -1,5 +1,6 @@
 """Root mean square normalisation with a learned weight."""
 
+from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array
 
@@ -7,27 +8,36 @@ from fastformer.parameters import Array
 class RMSNorm(RowNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight; see kernels/rmsnorm.py."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
         out = self.prepare(x)
         self.rrms = self.buffers.get("rrms", x.shape[0])
-        self.ops.rmsnorm_forward(x, self.weight.value, self.epsilon, out, self.rrms)
+        weight = self.weight.value
+        call(calls, self.ops.rmsnorm_forward, x, weight, self.epsilon, out, self.rrms)
         return out
 
     def backward(
-        self, dout: Array, *, residual: Array | None = None, dx: Array | None = None
+        self,
+        dout: Array,
+        *,
+        residual: Array | None = None,
+        dx: Array | None = None,
+        calls: Calls | None = None,
     ) -> Array:
         """Add the gradient of the weight, and return that of x.
 
         Args:
             dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
             dx: (N, C), where to write; a shared buffer unless given.
+            calls: see layers/calls.py.
 
         Returns:
             dx.
         """
         added, dx = self.prepare_backward(dout, residual, dx)
-        self.ops.rmsnorm_backward(
-            dout, self.x, self.weight.value, self.rrms, added, dx, self.weight.gradient
-        )
+        weight = self.weight
+        call(
+            calls, self.ops.rmsnorm_backward, dout, self.x, weight.value, self.rrms, added, dx,
+            weight.gradient,
+        )  # fmt: skip
         return dx

@@ -4,7 +4,8 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.block_plan import BlockPlan, BlockPlans, Calls, make
+from fastformer.layers.block_plan import BlockPlan, BlockPlans
+from fastformer.layers.calls import Calls, make
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.norm import new_norm

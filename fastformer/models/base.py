@@ -9,6 +9,7 @@ from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.base import Layer, initial_stream
+from fastformer.layers.calls import Calls
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
 from fastformer.layers.linear import Linear, TiedLinear
@@ -130,15 +131,17 @@ class Model(Layer):
         """
         ensure_compiled(self.kernels(block_op=block_op, training=training))
 
-    def _embed(self, batch: PackedBatch) -> Array:
+    def _embed(self, batch: PackedBatch, calls: Calls | None = None) -> Array:
         if isinstance(batch, PackedBatch):  # the embedding refuses others
             self.prepare(block_op=self.blocks[0].op_for(batch))
         self.dropout_counter.count()
-        return self.dropout.forward(self.embedding.forward(batch, self.positions))
+        x = self.embedding.forward(batch, self.positions, calls=calls)
+        return self.dropout.forward(x, calls=calls)
 
-    def _embed_backward(self, dx: Array) -> None:
-        self.embedding.backward(self.dropout.backward(dx))
+    def _embed_backward(self, dx: Array, calls: Calls) -> None:
+        self.embedding.backward(self.dropout.backward(dx, calls=calls), calls=calls)
 
-    def _logits(self, x: Array) -> Array:
+    def _logits(self, x: Array, calls: Calls) -> Array:
         """Read out x: an array of the caller's own, which the next forward must not change."""
-        return self.output.forward(x, out=np.empty((len(x), self.config.vocab_size), self.dtype))
+        out = np.empty((len(x), self.config.vocab_size), self.dtype)
+        return self.output.forward(x, out=out, calls=calls)

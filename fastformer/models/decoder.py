@@ -2,6 +2,7 @@
 
 from fastformer.batch import PackedBatch
 from fastformer.layers.block_stack import backward_through, forward_through
+from fastformer.layers.calls import Calls, make
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
@@ -53,17 +54,30 @@ class TransformerDecoder(Model):
             )
         self.parameters()
 
-    def forward(self, batch: PackedBatch) -> Array:
-        """Return logits (N, V), one row for each token: what comes after it."""
-        x = forward_through(self.blocks, self._embed(batch), batch)
-        if self.final_norm is not None:
-            x = self.final_norm.forward(x)
-        return self._logits(x)
+    def forward(self, batch: PackedBatch, *, calls: Calls | None = None) -> Array:
+        """Return logits (N, V), one row for each token: what comes after it.
 
-    def backward(self, dlogits: Array) -> None:
-        """Add the gradients of all parameters, for the gradient (N, V) by the logits."""
-        self.prepare(block_op=self.blocks[0].op, training=True)
-        dx = self.output.backward(dlogits)
+        Args:
+            batch: the packed tokens.    calls: see layers/calls.py.
+        """
+        own: Calls = [] if calls is None else calls
+        x = forward_through(self.blocks, self._embed(batch, own), batch, None, own)
         if self.final_norm is not None:
-            dx = self.final_norm.backward(dx)
-        self._embed_backward(backward_through(self.blocks, dx))
+            x = self.final_norm.forward(x, calls=own)
+        logits = self._logits(x, own)
+        return make(own, logits) if calls is None else logits
+
+    def backward(self, dlogits: Array, *, calls: Calls | None = None) -> None:
+        """Add the gradients of all parameters, for the gradient (N, V) by the logits.
+
+        Args:
+            dlogits: the gradient.    calls: see layers/calls.py.
+        """
+        self.prepare(block_op=self.blocks[0].op, training=True)
+        own: Calls = [] if calls is None else calls
+        dx = self.output.backward(dlogits, calls=own)
+        if self.final_norm is not None:
+            dx = self.final_norm.backward(dx, calls=own)
+        self._embed_backward(backward_through(self.blocks, dx, own), own)
+        if calls is None:
+            make(own, dx)

@@ -1,11 +1,14 @@
 """Cross-entropy between logits and target ids."""
 
+from typing import Any
+
 import numpy as np
 
 from fastformer import checks
 from fastformer.backend import get_backend
 from fastformer.batch import Ids
 from fastformer.errors import InvalidTypeError
+from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 
 
@@ -15,7 +18,12 @@ class CrossEntropyLoss:
     With label smoothing, that share of each target is spread evenly over all classes. It is for
     training: losses that are compared and reported, as the trainer's of validation and test, are
     without. Formulas and sources are in kernels/cross_entropy.py.
+
+    Attributes:
+        value: the mean loss of the last forward.
     """
+
+    value: float
 
     def __init__(
         self, *, ignore_index: int = -1, label_smoothing: float = 0.0, backend: str = "numba"
@@ -44,6 +52,11 @@ class CrossEntropyLoss:
         Raises:
             TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
         """
+        self.plan_forward(logits, targets, None)
+        return self.value
+
+    def plan_forward(self, logits: Array, targets: Ids, calls: Calls | None) -> None:
+        """Do what `forward` does, and leave the mean loss in `value` when the calls are made."""
         if not isinstance(logits, np.ndarray) or logits.dtype not in (np.float32, np.float64):
             given = getattr(logits, "dtype", type(logits).__name__)
             raise InvalidTypeError(
@@ -62,21 +75,27 @@ class CrossEntropyLoss:
         losses = np.empty(N, logits.dtype)
         self.largest = np.empty(N, logits.dtype)
         self.total = np.empty(N, logits.dtype)
-        total: float = self.ops.cross_entropy_forward(
-            logits, self.targets, self.label_smoothing, losses, self.largest, self.total
-        )
-        return total / max(1, self.count)
+        call(
+            calls, self._compute, logits, self.targets, self.label_smoothing, losses, self.largest,
+            self.total,
+        )  # fmt: skip
 
-    def backward(self, share: float = 1.0) -> Array:
+    def _compute(self, *arguments: Any) -> None:
+        self.value = self.ops.cross_entropy_forward(*arguments) / max(1, self.count)
+
+    def backward(self, share: float = 1.0, *, calls: Calls | None = None) -> Array:
         """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
 
         Args:
             share: what the loss is multiplied by: that of these targets, of all of a batch which
                 is computed in parts.
+            calls: see layers/calls.py.
         """
         dlogits = np.empty_like(self.logits)
         scale = share / max(1, self.count)
-        self.ops.cross_entropy_backward(
+        call(
+            calls,
+            self.ops.cross_entropy_backward,
             self.logits,
             self.targets,
             self.largest,

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.layers.calls import Calls, make
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
@@ -80,10 +81,7 @@ def accumulate_gradients(
     model.prepare(block_op=model.blocks[0].op_for(batch), training=True)
     parts = _part_count(model, batch)
     if parts == 1:
-        logits = model.forward(batch)
-        loss = loss_fn.forward(logits, targets)
-        model.backward(loss_fn.backward())
-        return loss, logits
+        return _part_gradients(model, batch, targets, loss_fn, None)
     # All of the batch, before the first part: messages name an index in it.
     model.embedding.check(batch, model.positions)
     if model.relative:
@@ -93,13 +91,31 @@ def accumulate_gradients(
     count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     total, all_logits = 0.0, []
     for part, part_targets in _parts(batch, targets, parts):
-        logits = model.forward(part)
-        loss = loss_fn.forward(logits, part_targets)
-        share = loss_fn.count / max(1, count)
-        model.backward(loss_fn.backward(share))
-        total += share * loss
+        loss, logits = _part_gradients(model, part, part_targets, loss_fn, count)
+        total += loss
         all_logits.append(logits)
     return total, np.concatenate(all_logits)
+
+
+def _part_gradients(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+    count: int | None,
+) -> tuple[float, Array]:
+    """Add a part's gradients, and return its share of the loss, and its logits.
+
+    Args:
+        count: of targets in the whole batch; None where the part is the whole.
+    """
+    calls: Calls = []
+    logits = model.forward(batch, calls=calls)
+    loss_fn.plan_forward(logits, targets, calls)
+    share = 1.0 if count is None else loss_fn.count / max(1, count)
+    model.backward(loss_fn.backward(share, calls=calls), calls=calls)
+    make(calls, logits)
+    return share * loss_fn.value, logits
 
 
 def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> int:
