@@ -23,7 +23,7 @@ OPS = {
     "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward"),
     "dropout": ("dropout_forward", "dropout_backward"),
     "embedding": ("embedding_forward", "embedding_backward"),
-    "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "add_gradients", "may_step"),
+    "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "may_step"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
     "matmul_bfloat16": (

@@ -231,9 +231,12 @@ def target_ids(owner: str, targets: Any, rows: int, classes: int, ignored: int) 
         raise InvalidValueError(
             f"{owner}: targets must be ({rows},), one for each row of logits, got {targets.shape}"
         )
-    # Seen as unsigned, a negative id is a large one: the usual case takes one look.
-    if rows and targets.dtype == np.int64 and targets.view(np.uint64).max() < classes:
-        return rows
+    # Seen as unsigned, a negative id is a large one: the usual case takes one look, by the method
+    # that reads the least code into caches which kernels have emptied.
+    if rows and targets.dtype == np.int64:
+        unsigned = targets.view(np.uint64)
+        if unsigned[unsigned.argmax()] < classes:
+            return rows
     counted = targets != ignored
     outside = counted & ((targets < 0) | (targets >= classes))
     if outside.any():

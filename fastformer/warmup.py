@@ -49,8 +49,7 @@ KERNELS = {
         "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
     ),
     PRODUCT: "i i m t m r m i m m t",
-    "transformer_block._weights": "m m r t m m r t m m r t m m r t r",
-    "transformer_block._add_second": "r r t r t r t r t",
+    "transformer_block.transformer_block_weights": "m m r t m m r t m m r t m m r t r",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "attention.attention_backward": "m m m m m m m k k k r b f m m m",
     "attention.attention_forward": "m m m k k k r b f m m m",
@@ -62,7 +61,6 @@ KERNELS = {
     "embedding.embedding_forward": "k k m m m",
     "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",
-    "gradient.add_gradients": "m r",
     "gradient.zero_gradient": "r",
     "gradient.gradient_norm": "r",
     "embedding.embedding_backward": "k m m",
@@ -86,7 +84,7 @@ PARTS = {
     "layernorm.layernorm_backward": ("layernorm.layernorm_backward_rows",),
     "transformer_block.transformer_block_forward": _FORWARD_PARTS,
     "transformer_block.transformer_block_backward": _BACKWARD_PARTS,
-    "transformer_block._weights": ("matmul._product_part",),
+    "transformer_block.transformer_block_weights": ("matmul._product_part",),
     "wide_block.wide_block_forward": _FORWARD_PARTS,
     "wide_block.wide_block_backward": _BACKWARD_PARTS,
     "transformer_gradients._backward_block": _BACKWARD_PARTS,
@@ -105,7 +103,7 @@ MOST_PROCESSES = 4
 
 def step_in_one() -> tuple[str, ...]:
     """Return the kernels of a training step whose gradients are one kernel's."""
-    return ("transformer_gradients.transformer_gradients", "gradient.add_gradients", *_STEP)
+    return ("transformer_gradients.transformer_gradients", *_STEP)
 
 
 @functools.cache
@@ -130,7 +128,7 @@ def kernels_of(
     directions = ("forward", "backward") if training else ("forward",)
     names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
     if block_op == "transformer_block" and training:
-        names += ["transformer_block._weights", "transformer_block._add_second"]
+        names.append("transformer_block.transformer_block_weights")
     if chooses_rows and not block_op:
         names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]
     return (*names, PRODUCTS[precision], *(_STEP if training else ()))

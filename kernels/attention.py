@@ -67,7 +67,7 @@ KEY_COST = 16
 # chain grows with its length, and that of a score is one of its weight. A score's are those that
 # tiles make by themselves in panels of one register.
 SCORE_DEPTH = CHAIN_STEPS
-KEY_DEPTH = 32
+KEY_DEPTH = 64
 # In sequences up to this length, what is whole panels is multiplied where it lies, not packed.
 UNPACKED_LENGTH = 256
 

@@ -1,7 +1,7 @@
 """The norm of the whole gradient, its scaling and adding, and whether a step may be made by it.
 
     gradient_norm = sqrt(sum of g^2), in float64,        scale_gradient:  g = factor * g
-    zero_gradient:  g = 0,                               add_gradients:   g += the sum of copies
+    zero_gradient:  g = 0
     may_step: all of the parameters, the state and the gradients' squares are finite
 
 Source: Pascanu, Mikolov & Bengio 2012, arXiv:1211.5063, algorithm 1.
@@ -30,12 +30,6 @@ def scale_gradient_reference(gradients, factor):
 def zero_gradient_reference(gradients):
     """Compute `zero_gradient` in NumPy."""
     gradients[...] = 0
-
-
-def add_gradients_reference(copies, gradients):
-    """Compute `add_gradients` in NumPy."""
-    for copy in copies:
-        gradients += copy
 
 
 def may_step_reference(parameters, gradients, first_state, second_state):
@@ -105,22 +99,25 @@ def zero_gradient(gradients):
             store_first(gradients, stop - i, splat(gradients, 0.0), i)
 
 
-@kernel(parallel=True)
-def add_gradients(copies, gradients):
-    """Add several gradients of all parameters, in order.
+@kernel
+def sum_tasks(copies):
+    """Return in how many tasks copies of a gradient are added to it."""
+    return (copies.shape[1] + CHUNK - 1) // CHUNK if copies.shape[0] > 0 else 0
+
+
+@kernel
+def add_copies(task, copies, gradients):
+    """Add a part of several gradients of all parameters, in order.
 
     Args:
-        copies: (any, P) float32|float64.    gradients: (P,) accumulated.
-    Threads: chunks of a fixed size; bit-identical for any thread count.
+        task: the part.    copies: (any, P) float32|float64.    gradients: (P,) accumulated.
     """
-    size = gradients.size
-    for task in prange((size + CHUNK - 1) // CHUNK):
-        stop = min(size, (task + 1) * CHUNK)
-        for i in range(task * CHUNK, stop, lanes(gradients)):
-            total = load_first(gradients, stop - i, i)
-            for copy in range(copies.shape[0]):
-                total = total + load_first(copies, stop - i, copy, i)
-            store_first(gradients, stop - i, total, i)
+    stop = min(gradients.size, (task + 1) * CHUNK)
+    for i in range(task * CHUNK, stop, lanes(gradients)):
+        total = load_first(gradients, stop - i, i)
+        for copy in range(copies.shape[0]):
+            total = total + load_first(copies, stop - i, copy, i)
+        store_first(gradients, stop - i, total, i)
 
 
 @kernel

@@ -115,6 +115,15 @@ def _rmsnorm_backward_rows(task, tasks, dout, x, weight, rrms, residual, dx, sum
             sums[task, j] = 0
 
 
+@kernel
+def _new_sums(tasks, x):
+    """Return zeros, (tasks, C), in x's dtype and in float64.
+
+    Within a parallel kernel, filling them would be two more regions.
+    """
+    return np.zeros((tasks, x.shape[1]), x.dtype), np.zeros((tasks, x.shape[1]))
+
+
 @kernel(parallel=True)
 def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
     """Differentiate the normalisation of each row.
@@ -128,7 +137,7 @@ def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
     """
     N, C = x.shape
     tasks = row_tasks(N, C)
-    sums, totals = np.zeros((tasks, C), x.dtype), np.zeros((tasks, C))
+    sums, totals = _new_sums(tasks, x)
     if tasks == 1:
         _rmsnorm_backward_rows(0, 1, dout, x, weight, rrms, residual, dx, sums, totals)
     else:

@@ -16,6 +16,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04
 import numpy as np
 
 from ._compile import kernel, prange
+from ._phases import end_task, new_progress, next_task, wait_for_phase
 from ._simd import array_at, flat, lanes, load_first, store_first, thread_count
 from .activation import NO_ACTIVATION
 from .attention import (
@@ -35,6 +36,7 @@ from .layernorm import (
     layernorm_backward_rows,
     layernorm_forward_reference,
     layernorm_forward_rows,
+    new_layernorm_sums,
 )
 from .matmul import (
     FIRST_WEIGHT_GRADIENT,
@@ -422,8 +424,7 @@ def transformer_block_backward(
     parts = min(shards, thread_count())
     longest = longest_sequence(key_offsets)
     nothing, no_bias = x[:0], mean1[:0]
-    sums1 = np.zeros((shards, 2, x.shape[1]), x.dtype)
-    sums2 = np.zeros((shards, 2, x.shape[1]), x.dtype)
+    sums1, sums2 = new_layernorm_sums(shards, x), new_layernorm_sums(shards, x)
     for part in prange(parts):
         first, last = np.int64(part * shards // parts), np.int64((part + 1) * shards // parts)
         backward_shards(
@@ -468,39 +469,40 @@ def _weight_part(half, first, last, parts, place, second, x, dout, dbias, dweigh
     return place + size + dbias.size
 
 
-@kernel(parallel=True)
-def _weights(
-    attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
-    doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
-    dfeed_forward, dcontract_bias, dcontract_weight, second,
+@kernel
+def _thread_weights(
+    thread, threads, attention_in, dprojected, dprojection_bias, dprojection_weight, attended,
+    dattention_out, doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight,
+    hidden, dfeed_forward, dcontract_bias, dcontract_weight, second,
 ):  # fmt: skip
-    """Compute `transformer_block_weights`, but leave in `second` what is to be added."""
-    threads, halves = thread_count(), 2 if second.size else 1
-    for thread in prange(threads):
-        # Each half is cut into as many parts as there are threads, and each thread takes as many
-        # parts as there are halves. Where tasks cannot be cut into alike many parts, the odd ones
-        # of two weights are not the same threads'.
-        for half in range(halves):
-            first = max(0, halves * thread - half * threads)
-            last = min(threads, halves * (thread + 1) - half * threads)
-            if first >= last:
-                continue
-            place = _weight_part(
-                half, first, last, threads, 0, second, attention_in, dprojected, dprojection_bias,
-                dprojection_weight,
-            )  # fmt: skip
-            place = _weight_part(
-                half, threads - last, threads - first, threads, place, second, attended,
-                dattention_out, doutput_bias, doutput_weight,
-            )  # fmt: skip
-            place = _weight_part(
-                half, first, last, threads, place, second, inner, dhidden, dexpand_bias,
-                dexpand_weight,
-            )  # fmt: skip
-            _weight_part(
-                half, threads - last, threads - first, threads, place, second, hidden,
-                dfeed_forward, dcontract_bias, dcontract_weight,
-            )  # fmt: skip
+    """Compute a thread's part of the gradients of all weights.
+
+    Each half is cut into as many parts as there are threads, and each thread takes as many parts
+    as there are halves. Where tasks cannot be cut into alike many parts, the odd ones of two
+    weights are not the same threads'.
+    """
+    halves = 2 if second.size else 1
+    for half in range(halves):
+        first = max(0, halves * thread - half * threads)
+        last = min(threads, halves * (thread + 1) - half * threads)
+        if first >= last:
+            continue
+        place = _weight_part(
+            half, first, last, threads, 0, second, attention_in, dprojected, dprojection_bias,
+            dprojection_weight,
+        )  # fmt: skip
+        place = _weight_part(
+            half, threads - last, threads - first, threads, place, second, attended,
+            dattention_out, doutput_bias, doutput_weight,
+        )  # fmt: skip
+        place = _weight_part(
+            half, first, last, threads, place, second, inner, dhidden, dexpand_bias,
+            dexpand_weight,
+        )  # fmt: skip
+        _weight_part(
+            half, threads - last, threads - first, threads, place, second, hidden,
+            dfeed_forward, dcontract_bias, dcontract_weight,
+        )  # fmt: skip
 
 
 @kernel
@@ -515,24 +517,23 @@ def _add_part(part, parts, second, place, gradient):
     return place + gradient.size
 
 
-@kernel(parallel=True)
+@kernel
 def _add_second(
-    second, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight, dexpand_bias,
-    dexpand_weight, dcontract_bias, dcontract_weight,
+    part, parts, second, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight,
+    dexpand_bias, dexpand_weight, dcontract_bias, dcontract_weight,
 ):  # fmt: skip
-    """Add the gradients of the second half of the rows, which lie one after the other."""
-    parts = thread_count()
-    for part in prange(parts):
-        place = _add_part(part, parts, second, 0, flat(dprojection_weight))
-        place = _add_part(part, parts, second, place, dprojection_bias)
-        place = _add_part(part, parts, second, place, flat(doutput_weight))
-        place = _add_part(part, parts, second, place, doutput_bias)
-        place = _add_part(part, parts, second, place, flat(dexpand_weight))
-        place = _add_part(part, parts, second, place, dexpand_bias)
-        place = _add_part(part, parts, second, place, flat(dcontract_weight))
-        _add_part(part, parts, second, place, dcontract_bias)
+    """Add a part of the gradients of the second half of the rows, which lie one after the other."""
+    place = _add_part(part, parts, second, 0, flat(dprojection_weight))
+    place = _add_part(part, parts, second, place, dprojection_bias)
+    place = _add_part(part, parts, second, place, flat(doutput_weight))
+    place = _add_part(part, parts, second, place, doutput_bias)
+    place = _add_part(part, parts, second, place, flat(dexpand_weight))
+    place = _add_part(part, parts, second, place, dexpand_bias)
+    place = _add_part(part, parts, second, place, flat(dcontract_weight))
+    _add_part(part, parts, second, place, dcontract_bias)
 
 
+@kernel(parallel=True)
 def transformer_block_weights(
     attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
     doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
@@ -554,15 +555,30 @@ def transformer_block_weights(
         dcontract_bias: (C,).    All that begins with d and ends with weight or bias: accumulated.
         second: (P,), where P is the size of all of these, overwritten by the gradients of the
             second half of the rows; or (0,) for all rows at once.
-    Threads: blocks of rows and columns of each weight; bit-identical for any count.
+    Threads: blocks of rows and columns of each weight, and then parts of the sum of the halves;
+    bit-identical for any count.
     """
-    _weights(
-        attention_in, dprojected, dprojection_bias, dprojection_weight, attended, dattention_out,
-        doutput_bias, doutput_weight, inner, dhidden, dexpand_bias, dexpand_weight, hidden,
-        dfeed_forward, dcontract_bias, dcontract_weight, second,
-    )  # fmt: skip
-    if second.size:
-        _add_second(
-            second, dprojection_bias, dprojection_weight, doutput_bias, doutput_weight,
-            dexpand_bias, dexpand_weight, dcontract_bias, dcontract_weight,
-        )  # fmt: skip
+    threads = thread_count()
+    phases = 2 if second.size else 1
+    progress = new_progress(phases, threads)
+    for part in prange(threads):
+        thread = np.int64(part)
+        for phase in range(phases):
+            task = next_task(progress, phase, threads, thread, threads)
+            while task >= 0:
+                if phase == 0:
+                    _thread_weights(
+                        task, threads, attention_in, dprojected, dprojection_bias,
+                        dprojection_weight, attended, dattention_out, doutput_bias, doutput_weight,
+                        inner, dhidden, dexpand_bias, dexpand_weight, hidden, dfeed_forward,
+                        dcontract_bias, dcontract_weight, second,
+                    )  # fmt: skip
+                else:
+                    _add_second(
+                        task, threads, second, dprojection_bias, dprojection_weight, doutput_bias,
+                        doutput_weight, dexpand_bias, dexpand_weight, dcontract_bias,
+                        dcontract_weight,
+                    )  # fmt: skip
+                end_task(progress, phase, threads)
+                task = next_task(progress, phase, threads, thread, threads)
+            wait_for_phase(progress, phase, threads, threads)

@@ -2,12 +2,11 @@
 
     x = table[tokens] + position_table[positions],   x = block(x) for each post-norm block
     logits = x[rows] W + bias,                       losses = cross_entropy(logits, targets)
-    gradients += scale * d(sum of the first shard's losses) / d(parameters)
-    copies[i] = the same of shard i + 1
+    gradients += scale * d(sum of all losses) / d(parameters)
 
 Each thread takes some sequences all the way, so that what a layer wrote is still in the thread's
 own cache when backward reads it, and threads meet once and not at every layer. Each shard of the
-sequences but the first has its own copy of all gradients, which `add_gradients` adds in order.
+sequences but the first has its own copy of all gradients, and they are added in order.
 Every step is that of the op in a file of its own, where its formula and its source are.
 """
 
@@ -16,7 +15,8 @@ import inspect
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import array_at, lanes, splat, store_first
+from ._phases import end_task, new_progress, next_task, wait_for_phase
+from ._simd import array_at, flat, lanes, splat, store_first, thread_count
 from .activation import NO_ACTIVATION, RELU, SLOPED
 from .attention import longest_sequence
 from .cross_entropy import (
@@ -27,6 +27,7 @@ from .cross_entropy import (
     sum_of_losses,
 )
 from .embedding import embed_rows, embedding_backward_reference, embedding_forward_reference
+from .gradient import add_copies, sum_tasks
 from .layernorm import add_layernorm_sums
 from .matmul import (
     FIRST_WEIGHT_GRADIENT,
@@ -121,20 +122,20 @@ def _shard_arrays(p, N, M, t, asked, C, H, F, split, sloped, has_bias, values, g
     """
     D, groups = C if has_bias else 0, 3 - split
     found = {}
-    for flat, d in ((values, ""), (gradients, "d")):
+    for own, d in ((values, ""), (gradients, "d")):
         for name in ("norm1", "norm2"):
             for part in ("weight", "bias"):
                 place = p[PARAMETERS.index(f"{name}_{part}")]
-                found[f"{d}{name}_{part}"] = array_at(flat, place, C)
-        qkv, bias = array_at(flat, p[QKV_WEIGHT], 3, C, C), array_at(flat, p[QKV_BIAS], 3 * D)
+                found[f"{d}{name}_{part}"] = array_at(own, place, C)
+        qkv, bias = array_at(own, p[QKV_WEIGHT], 3, C, C), array_at(own, p[QKV_BIAS], 3 * D)
         found |= {f"{d}query_weight": qkv[:split], f"{d}query_bias": bias[: split * D]}
         found |= {f"{d}projection_weight": qkv[split:], f"{d}projection_bias": bias[split * D :]}
-        found[f"{d}output_weight"] = array_at(flat, p[OUTPUT_WEIGHT], 1, C, C)
-        found[f"{d}output_bias"] = array_at(flat, p[OUTPUT_BIAS], D)
-        found[f"{d}expand_weight"] = array_at(flat, p[EXPAND_WEIGHT], 1, C, F)
-        found[f"{d}expand_bias"] = array_at(flat, p[EXPAND_BIAS], F)
-        found[f"{d}contract_weight"] = array_at(flat, p[CONTRACT_WEIGHT], 1, F, C)
-        found[f"{d}contract_bias"] = array_at(flat, p[CONTRACT_BIAS], C)
+        found[f"{d}output_weight"] = array_at(own, p[OUTPUT_WEIGHT], 1, C, C)
+        found[f"{d}output_bias"] = array_at(own, p[OUTPUT_BIAS], D)
+        found[f"{d}expand_weight"] = array_at(own, p[EXPAND_WEIGHT], 1, C, F)
+        found[f"{d}expand_bias"] = array_at(own, p[EXPAND_BIAS], F)
+        found[f"{d}contract_weight"] = array_at(own, p[CONTRACT_WEIGHT], 1, F, C)
+        found[f"{d}contract_bias"] = array_at(own, p[CONTRACT_BIAS], C)
     for name, place in zip(ROOMS, p[len(PARAMETERS) :], strict=False):
         if name in ("x", "dx"):
             found[name] = array_at(room, place, N, C)[t]
@@ -232,6 +233,8 @@ def transformer_gradients_reference(
         embedding_backward_reference(tokens[t], dx, array_at(copy, p[EMBEDDING], V, C))
         if p[POSITIONS] >= 0:
             embedding_backward_reference(positions[t], dx, array_at(copy, p[POSITIONS], T, C))
+    for copy in copies:
+        gradients += copy
     return float(losses[0].sum(dtype=np.float64))
 
 
@@ -430,6 +433,37 @@ def _shard_gradients(
         add_rows(first, last, dx, positions, array_at(gradients, p[POSITIONS], T, C))
 
 
+@kernel(once=True)
+def _gradients_thread(
+    thread, threads, progress, tokens, positions, offsets, rows, row_offsets, targets, H, F,
+    attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
+    position_table, gradients, copies, room, logits,
+):  # fmt: skip
+    """Take shards, and then parts of the sum of their gradients."""
+    shards = copies.shape[0] + 1
+    for phase, tasks in enumerate((shards, sum_tasks(copies))):
+        task = next_task(progress, phase, tasks, thread, threads)
+        while task >= 0:
+            if phase == 1:
+                add_copies(task, copies, gradients)
+            elif task == 0:
+                _shard_gradients(
+                    task, shards, np.int64(WEIGHT_GRADIENT), tokens, positions, offsets, rows,
+                    row_offsets, targets, H, F, attention_scale, epsilon, activation, has_bias,
+                    smoothing, scale, places, values, gradients, position_table, room, logits,
+                )  # fmt: skip
+            else:
+                copy = array_at(flat(copies), (task - 1) * gradients.size, gradients.size)
+                _shard_gradients(
+                    task, shards, np.int64(FIRST_WEIGHT_GRADIENT), tokens, positions, offsets,
+                    rows, row_offsets, targets, H, F, attention_scale, epsilon, activation,
+                    has_bias, smoothing, scale, places, values, copy, position_table, room, logits,
+                )  # fmt: skip
+            end_task(progress, phase, threads)
+            task = next_task(progress, phase, tasks, thread, threads)
+        wait_for_phase(progress, phase, tasks, threads)
+
+
 @kernel(parallel=True)
 def transformer_gradients(
     tokens, positions, offsets, rows, row_offsets, targets, H, F, attention_scale, epsilon,
@@ -452,21 +486,20 @@ def transformer_gradients(
             and in each of the copies, and its ROOMS in the room, those of `room_places`; then
             PER_BLOCK more, of which EMBEDDING to LOSSES are used.
         values: (P,) float32|float64, all parameters.    position_table: (T, C).
-        gradients: (P,), to which those of the first shard of the sequences are added.
-        copies: (shards - 1, P), overwritten by the gradients of each other shard; where no
-            parameter is, they must be 0.    room: (size,), overwritten.
+        gradients: (P,), accumulated.
+        copies: (shards - 1, P), overwritten by the gradients of each shard of the sequences but
+            the first; where no parameter is, they must be 0.    room: (size,), overwritten.
         logits: (B, V), overwritten.
-    Threads: shards, one more than there are copies; bit-identical for any thread count.
+    Threads: shards, one more than there are copies, and then chunks of a fixed size of the sum of
+    their gradients; bit-identical for any thread count.
     """
-    shards = copies.shape[0] + 1
-    for shard in prange(shards):
-        form, own = np.int64(WEIGHT_GRADIENT), gradients
-        if shard > 0:
-            form, own = np.int64(FIRST_WEIGHT_GRADIENT), copies[shard - 1]
-        _shard_gradients(
-            np.int64(shard), shards, form, tokens, positions, offsets, rows, row_offsets, targets,
-            H, F, attention_scale, epsilon, activation, has_bias, smoothing, scale, places, values,
-            own, position_table, room, logits,
+    threads = min(copies.shape[0] + 1, thread_count())
+    progress = new_progress(2, threads)
+    for part in prange(threads):
+        _gradients_thread(
+            np.int64(part), threads, progress, tokens, positions, offsets, rows, row_offsets,
+            targets, H, F, attention_scale, epsilon, activation, has_bias, smoothing, scale,
+            places, values, position_table, gradients, copies, room, logits,
         )  # fmt: skip
     p = places[places.size - PER_BLOCK :]
     return sum_of_losses(array_at(room, p[LOSSES], rows.size))

@@ -22,7 +22,12 @@ from .attention import (
     longest_sequence,
     query_key_value,
 )
-from .layernorm import add_layernorm_sums, layernorm_backward_rows, layernorm_forward_rows
+from .layernorm import (
+    add_layernorm_sums,
+    layernorm_backward_rows,
+    layernorm_forward_rows,
+    new_layernorm_sums,
+)
 from .matmul import (
     FORWARD,
     INPUT_GRADIENT,
@@ -439,8 +444,8 @@ def wide_block_backward(
     longest = longest_sequence(key_offsets)
     nothing = x[:0]
     M, C = attention_out.shape
-    sums1 = np.zeros((row_tasks(mean1.size, C), 2, C), x.dtype)
-    sums2 = np.zeros((row_tasks(M, C), 2, C), x.dtype)
+    sums1 = new_layernorm_sums(row_tasks(mean1.size, C), x)
+    sums2 = new_layernorm_sums(row_tasks(M, C), x)
     rooms = np.empty((threads, backward_room(attended, largest.shape[1], longest)), x.dtype)
     progress = new_progress(BACKWARD_PHASES, threads)
     if _is_small(

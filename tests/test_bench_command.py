@@ -124,7 +124,7 @@ def test_a_process_that_fails_shows_its_last_lines() -> None:
 def test_a_profile_adds_up() -> None:
     found = run_worker("numba", {"kind": "profile", "workload": "P2", "seconds": 0.02}, 1)
     inside = sum(op["seconds"] for op in found["ops"].values())
-    assert {"transformer_gradients", "add_gradients", "adam_step"} <= found["ops"].keys()
+    assert {"transformer_gradients", "adam_step"} <= found["ops"].keys()
     assert 0 < found["calling"] < found["watched_step"]
     assert 0.5 < (inside + found["outside"]) / found["watched_step"] <= 1.01
 

@@ -126,11 +126,6 @@ def _checked(random: Random, P: int) -> Arguments:
     return {name: normal(random, P) for name in names}
 
 
-def _copies(random: Random, P: int) -> Arguments:
-    """Return two copies of a gradient, as of two shards."""
-    return {"copies": normal(random, 2, P), "gradients": Output((P,), 1.0)}
-
-
 def _scale(random: Random, P: int) -> Arguments:
     # Near 1: the array is scaled again and again while it is timed.
     return {"gradients": Output((P,), normal(random, P)), "factor": 1 - 2.0**-23}
@@ -306,7 +301,6 @@ ROWS = (
         "zero_gradient", "P", _block_parameters,
         lambda random, P: {"gradients": Output((P,), 1.0)}, lambda P: 0,
     ),
-    Spec("add_gradients", "P", _block_parameters, _copies, lambda P: 2 * P),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),
     Spec("layernorm_backward", "NC", _rows, _layernorm_gradient, lambda N, C: 16 * N * C),

@@ -122,8 +122,6 @@ class ClassifierPlan:
             self._room,
             logits,
         )
-        if len(copies):
-            self.ops.add_gradients(copies, self.parameters.gradients)
         return total / max(1, count), logits
 
     def _shards(self, tokens: int, sequences: int) -> int:

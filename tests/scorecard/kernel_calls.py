@@ -162,11 +162,6 @@ def _scale_gradient(rng: Random) -> Arguments:
     return Out(gradients.shape, gradients), 0.37
 
 
-def _add_gradients(rng: Random) -> Arguments:
-    size = _rows(rng) * _size(rng)
-    return _real(rng, int(rng.integers(1, 5)), size), Out((size,), _real(rng, size))
-
-
 def _zero_gradient(rng: Random) -> Arguments:
     return _scale_gradient(rng)[:1]
 
