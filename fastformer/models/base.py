@@ -9,7 +9,7 @@ from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.layers.base import Layer, initial_stream
-from fastformer.layers.calls import Calls
+from fastformer.layers.calls import Calls, make
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
 from fastformer.layers.linear import Linear, TiedLinear
@@ -94,6 +94,28 @@ class Model(Layer):
             backend=backend,
             dtype=dtype,
         )
+
+    def forward(self, batch: PackedBatch) -> Array:
+        """Return logits: (B, V) of a classifier, a row for each sequence; (N, V) of a decoder.
+
+        A decoder's row for each token is what comes after it.
+        """
+        calls: Calls = []
+        return make(calls, self.plan_forward(batch, calls))
+
+    def backward(self, dlogits: Array) -> None:
+        """Add the gradients of all parameters, for the gradient by the logits, of their shape."""
+        calls: Calls = []
+        self.plan_backward(dlogits, calls)
+        make(calls, dlogits)
+
+    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
+        """Do what `forward` does, whose result is there when the calls are made."""
+        raise NotImplementedError
+
+    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
+        """Do what `backward` does, as soon as the calls are made."""
+        raise NotImplementedError
 
     def train(self: ModelT) -> ModelT:
         """Drop from now on, where the config has a dropout."""

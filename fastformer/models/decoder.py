@@ -2,7 +2,7 @@
 
 from fastformer.batch import PackedBatch
 from fastformer.layers.block_stack import backward_through, forward_through
-from fastformer.layers.calls import Calls, make
+from fastformer.layers.calls import Calls
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
@@ -54,30 +54,17 @@ class TransformerDecoder(Model):
             )
         self.parameters()
 
-    def forward(self, batch: PackedBatch, *, calls: Calls | None = None) -> Array:
-        """Return logits (N, V), one row for each token: what comes after it.
-
-        Args:
-            batch: the packed tokens.    calls: see layers/calls.py.
-        """
-        own: Calls = [] if calls is None else calls
-        x = forward_through(self.blocks, self._embed(batch, own), batch, None, own)
+    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
+        """Do what `forward` does, whose result is there when the calls are made."""
+        x = forward_through(self.blocks, self._embed(batch, calls), batch, None, calls)
         if self.final_norm is not None:
-            x = self.final_norm.forward(x, calls=own)
-        logits = self._logits(x, own)
-        return make(own, logits) if calls is None else logits
+            x = self.final_norm.forward(x, calls=calls)
+        return self._logits(x, calls)
 
-    def backward(self, dlogits: Array, *, calls: Calls | None = None) -> None:
-        """Add the gradients of all parameters, for the gradient (N, V) by the logits.
-
-        Args:
-            dlogits: the gradient.    calls: see layers/calls.py.
-        """
+    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
+        """Do what `backward` does, as soon as the calls are made."""
         self.prepare(block_op=self.blocks[0].op, training=True)
-        own: Calls = [] if calls is None else calls
-        dx = self.output.backward(dlogits, calls=own)
+        dx = self.output.backward(dlogits, calls=calls)
         if self.final_norm is not None:
-            dx = self.final_norm.backward(dx, calls=own)
-        self._embed_backward(backward_through(self.blocks, dx, own), own)
-        if calls is None:
-            make(own, dx)
+            dx = self.final_norm.backward(dx, calls=calls)
+        self._embed_backward(backward_through(self.blocks, dx, calls), calls)

@@ -2,7 +2,7 @@
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.layers.block_stack import backward_through, forward_through
-from fastformer.layers.calls import Calls, call, make
+from fastformer.layers.calls import Calls, call
 from fastformer.layers.linear import Linear
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
@@ -54,40 +54,28 @@ class Transformer(Model):
         )
         self.parameters()
 
-    def forward(self, batch: PackedBatch, *, calls: Calls | None = None) -> Array:
-        """Return logits (B, V), one row for each sequence.
-
-        Args:
-            batch: the packed tokens.    calls: see layers/calls.py.
-        """
-        own: Calls = [] if calls is None else calls
+    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
+        """Do what `forward` does, whose result is there when the calls are made."""
         self.batch = batch
-        x = forward_through(self.blocks, self._embed(batch, own), batch, self._rows(batch), own)
+        x = self._embed(batch, calls)
+        x = forward_through(self.blocks, x, batch, self._rows(batch), calls)
         if self.final_norm is not None:
-            x = self.final_norm.forward(x, calls=own)
+            x = self.final_norm.forward(x, calls=calls)
         if self.config.pooling == "mean":
             tokens, x = x, self.buffers.get("mean", batch.num_sequences, x.shape[1])
-            call(own, self.ops.mean_forward, tokens, batch._offsets, x)
-        logits = self._logits(x, own)
-        return make(own, logits) if calls is None else logits
+            call(calls, self.ops.mean_forward, tokens, batch._offsets, x)
+        return self._logits(x, calls)
 
-    def backward(self, dlogits: Array, *, calls: Calls | None = None) -> None:
-        """Add the gradients of all parameters, for the gradient (B, V) by the logits.
-
-        Args:
-            dlogits: the gradient.    calls: see layers/calls.py.
-        """
+    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
+        """Do what `backward` does, as soon as the calls are made."""
         self.prepare(block_op=self.blocks[0].op, training=True)
-        own: Calls = [] if calls is None else calls
-        dx = self.output.backward(dlogits, calls=own)
+        dx = self.output.backward(dlogits, calls=calls)
         if self.config.pooling == "mean":
             dmean, dx = dx, self.scratch.get("mean.dx", self.batch.num_tokens, dx.shape[1])
-            call(own, self.ops.mean_backward, dmean, self.batch._offsets, dx)
+            call(calls, self.ops.mean_backward, dmean, self.batch._offsets, dx)
         if self.final_norm is not None:
-            dx = self.final_norm.backward(dx, calls=own)
-        self._embed_backward(backward_through(self.blocks, dx, own), own)
-        if calls is None:
-            make(own, dx)
+            dx = self.final_norm.backward(dx, calls=calls)
+        self._embed_backward(backward_through(self.blocks, dx, calls), calls)
 
     def _rows(self, batch: PackedBatch) -> Ids | None:
         """Return the rows that are read out, or None where all are."""

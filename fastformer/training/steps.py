@@ -110,10 +110,10 @@ def _part_gradients(
         count: of targets in the whole batch; None where the part is the whole.
     """
     calls: Calls = []
-    logits = model.forward(batch, calls=calls)
+    logits = model.plan_forward(batch, calls)
     loss_fn.plan_forward(logits, targets, calls)
     share = 1.0 if count is None else loss_fn.count / max(1, count)
-    model.backward(loss_fn.backward(share, calls=calls), calls=calls)
+    model.plan_backward(loss_fn.backward(share, calls=calls), calls)
     make(calls, logits)
     return share * loss_fn.value, logits
 
