@@ -16,7 +16,7 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._phases import end_task, new_progress, next_task, wait_for_phase
-from ._simd import array_at, flat, lanes, splat, store_first, thread_count
+from ._simd import array_at, lanes, splat, store_first, thread_count
 from .activation import NO_ACTIVATION, RELU, SLOPED
 from .attention import longest_sequence
 from .cross_entropy import (
@@ -446,18 +446,14 @@ def _gradients_thread(
         while task >= 0:
             if phase == 1:
                 add_copies(task, copies, gradients)
-            elif task == 0:
-                _shard_gradients(
-                    task, shards, np.int64(WEIGHT_GRADIENT), tokens, positions, offsets, rows,
-                    row_offsets, targets, H, F, attention_scale, epsilon, activation, has_bias,
-                    smoothing, scale, places, values, gradients, position_table, room, logits,
-                )  # fmt: skip
             else:
-                copy = array_at(flat(copies), (task - 1) * gradients.size, gradients.size)
+                form, own = np.int64(WEIGHT_GRADIENT), gradients
+                if task > 0:
+                    form, own = np.int64(FIRST_WEIGHT_GRADIENT), copies[task - 1]
                 _shard_gradients(
-                    task, shards, np.int64(FIRST_WEIGHT_GRADIENT), tokens, positions, offsets,
-                    rows, row_offsets, targets, H, F, attention_scale, epsilon, activation,
-                    has_bias, smoothing, scale, places, values, copy, position_table, room, logits,
+                    task, shards, form, tokens, positions, offsets, rows, row_offsets, targets, H,
+                    F, attention_scale, epsilon, activation, has_bias, smoothing, scale, places,
+                    values, own, position_table, room, logits,
                 )  # fmt: skip
             end_task(progress, phase, threads)
             task = next_task(progress, phase, tasks, thread, threads)
