@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,53 @@ def ensure_compiled(names: tuple[str, ...]) -> None:
             (markers / name).touch()
     if len(work.done) == len(missing):
         _say(f"compiled {kernels} in {time.monotonic() - started:.0f} s")
+
+
+@contextlib.contextmanager
+def compilation_clock() -> Iterator[Callable[[], float]]:
+    """Measure, within a `with` block, for how long kernels are compiled or come from disk.
+
+    Yields:
+        What returns the seconds until now.
+    """
+    from numba.core import event
+
+    with event.install_recorder("numba:compiler_lock") as recorder:
+
+        def seconds() -> float:
+            total, begun, depth = 0.0, 0.0, 0
+            for moment, one in recorder.buffer:
+                if one.is_start and depth == 0:
+                    begun = moment
+                depth += 1 if one.is_start else -1
+                if depth == 0:
+                    total += moment - begun
+            return total
+
+        yield seconds
+
+
+@contextlib.contextmanager
+def telling_of_compilation() -> Iterator[None]:
+    """Say, within a `with` block, when more is compiled than `ensure_compiled` knows of."""
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        started: float | None = None
+
+        def on_start(self, _: Any) -> None:
+            if self.started is None:
+                self.started = time.monotonic()
+                _say("compiling what few models need, once")
+
+        def on_end(self, _: Any) -> None:
+            pass
+
+    listener = Listener()
+    with event.install_listener("numba:compile", listener):
+        yield
+    if listener.started is not None:
+        _say(f"compiled it in {time.monotonic() - listener.started:.0f} s")
 
 
 class _Work:

@@ -90,7 +90,7 @@ def test_the_best_weights_are_those_that_are_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([Scores(1.0, 0.5), Scores(1.0, 0.4), Scores(1.0, 0.3)])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: next(scores))
     settings = small_settings(epochs=3)
     result = train_digits(settings, tmp_path / "run", Recorder())
     assert result["best_epoch"] == 1
@@ -305,8 +305,6 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path / "run", small_settings().tables())
     with pytest.raises(RunError, match="no best checkpoint yet"):
         evaluate_run(tmp_path / "run")
-    with pytest.raises(RunError, match="cannot go on: it has no checkpoint yet; .*--overwrite"):
-        resume_digits(tmp_path / "run", Recorder())
 
 
 def test_the_best_checkpoint_holds_weights_alone(trained: Path) -> None:

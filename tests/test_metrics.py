@@ -116,6 +116,24 @@ def test_state_goes_through_json_unchanged(epochs: list[tuple[float, ...]]) -> N
     assert resumed.is_best_epoch() == metrics.is_best_epoch()
 
 
+def test_an_accuracy_of_nothing_asked_is_null_and_below_any_other() -> None:
+    tracker = MetricsTracker()
+    best = []
+    for accuracy in (math.nan, math.nan, 0.0, math.nan, 0.5, 0.4):
+        tracker.update(1.0, math.nan, 1.0, accuracy)
+        best.append(tracker.best_epoch)
+    assert best == [1, 1, 3, 3, 5, 5]
+    for _ in range(3):
+        tracker.update(1.0, 1.0, 1.0, math.nan)
+    assert tracker.overfitting_warning() is None
+    state = json.loads(json.dumps(tracker.state_dict(), allow_nan=False))
+    assert state["history"]["validation_accuracy"][:3] == [None, None, 0.0]
+    loaded = MetricsTracker()
+    loaded.load_state_dict(state)
+    assert loaded.best_epoch == 5
+    np.testing.assert_equal(loaded.history, tracker.history)
+
+
 def test_numpy_numbers_become_plain_ones() -> None:
     metrics = MetricsTracker()
     metrics.update(*np.array([0.5, 0.25, 0.5, 1.0], np.float32))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from fastformer.errors import CheckpointError, RunError
-from fastformer.training.run_directory import RunDirectory, next_free_run
+from fastformer.training.run_directory import RunDirectory
+from fastformer.training.run_place import next_free_run
 
 CONFIG: dict[str, dict[str, Any]] = {
     "run": {"seed": 42, "backend": "numba"},
@@ -350,11 +353,30 @@ def test_the_result_comes_back(run: RunDirectory) -> None:
 
 def test_next_free_run_is_the_first_that_does_not_exist(tmp_path: Path) -> None:
     parent = tmp_path / "runs"
-    assert next_free_run(parent, "digits") == parent / "digits-1"
-    assert not parent.exists()
+    with next_free_run(parent, "digits") as run:
+        assert run == parent / "digits-1" and run.is_dir()
+        with next_free_run(parent, "digits") as other:
+            assert other == parent / "digits-2"
+    assert not list(parent.iterdir())  # nothing was put there
     (parent / "digits-1").mkdir(parents=True)
     (parent / "digits-3").mkdir()
     (parent / "text-2").mkdir()
-    assert next_free_run(parent, "digits") == parent / "digits-2"
     (parent / "digits-2").symlink_to("nowhere")  # a name that is taken, though by nothing
-    assert next_free_run(str(parent), "digits") == parent / "digits-4"
+    with next_free_run(str(parent), "digits") as run:
+        assert run == parent / "digits-4"
+        RunDirectory.create(run, CONFIG)
+    assert list(tree(run)) == ["config.toml"]
+
+
+def test_names_that_are_taken_at_once_are_unlike(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def take(_: int) -> Path:
+        together.wait()
+        with next_free_run(tmp_path / "runs", "digits") as run:
+            RunDirectory.create(run, CONFIG)
+            return run
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(take, range(8)))
+    assert {path.name for path in taken} == {f"digits-{number}" for number in range(1, 9)}

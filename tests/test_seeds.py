@@ -63,6 +63,7 @@ class Trained:
 
     def __init__(self, stop_at: int | None = None, with_checkpoint: bool = True) -> None:
         self.calls: list[tuple[str, int, bool]] = []
+        self.epochs: list[int] = []
         self.stop_at, self.with_checkpoint = stop_at, with_checkpoint
 
     def train(self, own: Any, place: Path, overwrite: bool) -> dict[str, Any]:
@@ -74,9 +75,13 @@ class Trained:
             raise KeyboardInterrupt
         return self._end(run, own.seed)
 
-    def resume(self, place: Path) -> dict[str, Any]:
+    def resume(self, place: Path, epochs: int) -> dict[str, Any]:
         run = RunDirectory.open(place)
         self.calls.append(("resume", run.config["run"]["seed"], False))
+        self.epochs.append(epochs)
+        own = settings(run.config["run"]["seed"]).with_epochs(epochs)
+        if run.config["training"]["epochs"] != epochs:
+            run.change_config(own.tables())
         return self._end(run, run.config["run"]["seed"])
 
     def _end(self, run: RunDirectory, seed: int) -> dict[str, Any]:
@@ -117,8 +122,7 @@ def test_stopped_seeds_go_on_with_what_is_left(with_checkpoint: bool, tmp_path: 
         train_seeds(first.train, settings(), 3, tmp_path)
     second = Trained()
     found = resume_seeds(second.train, second.resume, tmp_path)
-    stopped = ("resume", 43, False) if with_checkpoint else ("train", 43, True)
-    assert second.calls == [stopped, ("train", 44, False)]
+    assert second.calls == [("resume", 43, False), ("train", 44, False)]
     assert found["seeds"] == [42, 43, 44]
     third = Trained()
     assert resume_seeds(third.train, third.resume, tmp_path) == found
@@ -126,6 +130,45 @@ def test_stopped_seeds_go_on_with_what_is_left(with_checkpoint: bool, tmp_path: 
     (tmp_path / "seed-42/result.json").write_text("{")
     resume_seeds(third.train, third.resume, tmp_path)
     assert third.calls == [("resume", 42, False)]
+
+
+def test_finished_seeds_take_more_epochs(tmp_path: Path) -> None:
+    train_seeds(Trained().train, settings(), 2, tmp_path)
+    more = Trained()
+    resume_seeds(more.train, more.resume, tmp_path, 7)
+    assert more.calls == [("resume", 42, False), ("resume", 43, False)] and more.epochs == [7, 7]
+    again = Trained()
+    resume_seeds(again.train, again.resume, tmp_path)  # as a supervisor does it
+    resume_seeds(again.train, again.resume, tmp_path, 7)
+    assert again.calls == []
+
+
+def test_more_epochs_that_were_stopped_half_way_go_on(tmp_path: Path) -> None:
+    train_seeds(Trained().train, settings(), 3, tmp_path)
+    first = Trained()
+
+    def stop_at_43(place: Path, epochs: int) -> dict[str, Any]:
+        if place.name == "seed-43":
+            raise KeyboardInterrupt
+        return first.resume(place, epochs)
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_seeds(first.train, stop_at_43, tmp_path, 7)
+    second = Trained()
+    resume_seeds(second.train, second.resume, tmp_path)
+    assert second.calls == [("resume", 43, False), ("resume", 44, False)]
+    assert second.epochs == [7, 7]
+
+
+def test_older_runs_are_replaced_before_seeds_take_more_epochs(tmp_path: Path) -> None:
+    train_seeds(Trained().train, settings(), 2, tmp_path)
+    stopped = Trained(stop_at=42)
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(stopped.train, settings().with_epochs(5), 2, tmp_path, overwrite=True)
+    trained = Trained()
+    with pytest.raises(RunError, match="seed-43 is still to be replaced; go on without --epochs"):
+        resume_seeds(trained.train, trained.resume, tmp_path, 7)
+    assert trained.calls == []
 
 
 def test_older_runs_that_were_to_be_replaced_still_are(tmp_path: Path) -> None:

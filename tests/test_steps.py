@@ -1,5 +1,7 @@
 """The helpers for people who write their own loop."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +64,7 @@ def test_evaluation_is_the_same_for_any_batch_size_and_changes_nothing() -> None
     loss_fn = ff.CrossEntropyLoss()
     before = model.parameters().values.tobytes(), model.parameters().gradients.tobytes()
     logits = model.forward(batch)
-    expected = (loss_fn.forward(logits, targets), count_right(batch, logits, targets) / 50)
+    expected = (loss_fn.forward(logits, targets), count_right(batch, logits, targets).accuracy)
     for batch_size in (1, 7, 50, 256):
         scores = ff.evaluate(model, batch, targets, loss_fn, batch_size=batch_size)
         assert scores.accuracy == expected[1]
@@ -93,8 +95,92 @@ def test_an_evaluation_that_fails_leaves_the_switch_as_it_was() -> None:
 
 
 def test_count_right_counts_rows_whose_largest_logit_is_the_target() -> None:
-    logits = np.array([[0.0, 1.0], [3.0, 1.0], [0.0, -1.0]])
-    assert count_right(ff.pack([[1], [2], [3]]), logits, np.array([1, 1, 0])) == 2
+    logits, batch = np.array([[0.0, 1.0], [3.0, 1.0], [0.0, -1.0]]), ff.pack([[1], [2], [3]])
+    assert count_right(batch, logits, np.array([1, 1, 0])) == (2, 3)
+    assert count_right(batch, logits, np.array([-1, 1, 0])) == (1, 2)
+    assert count_right(batch, logits, np.array([-1, -7, -1])) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tokens", "answers"),
+    [
+        ([1, 0, 0, 1, 1], (4, 5), (1, 2)),
+        ([1, -1, -1, 1, 0], (3, 3), (2, 2)),
+        ([-1, -1, 0, -1, -1], (1, 1), (1, 1)),  # of the first, nothing is asked
+        ([1, 1, -1, -1, -1], (1, 2), (0, 1)),
+        ([-1] * 5, (0, 0), (0, 0)),
+    ],
+)
+def test_what_is_not_asked_counts_neither_as_right_nor_as_wrong(
+    targets: list[int], tokens: tuple[int, int], answers: tuple[int, int]
+) -> None:
+    logits = np.eye(2)[[1, 0, 0, 1, 0]]
+    batch = ff.pack([[1, 1], [1, 1, 1]])
+    for whole, expected in ((False, tokens), (True, answers)):
+        found = count_right(batch, logits, np.array(targets), whole)
+        assert found == expected
+        share = expected[0] / expected[1] if expected[1] else math.nan
+        assert found.accuracy == pytest.approx(share, nan_ok=True)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_steps_and_evaluations_give_the_accuracy_of_what_is_asked(per_token: bool) -> None:
+    model, batch, targets = (_decoder if per_token else _classifier)("reference")
+    right = model.forward(batch).argmax(axis=1)
+    loss_fn = ff.CrossEntropyLoss(backend="reference")
+    targets = np.full_like(targets, -1)
+
+    def scores() -> list[float]:
+        optimizer = ff.SGD(model.parameters(), lr=1e-9)
+        step = ff.train_step(model, batch, targets, loss_fn, optimizer)
+        return [step.accuracy, ff.evaluate(model, batch, targets, loss_fn, 3).accuracy]
+
+    assert np.isnan(scores()).all()
+    targets[0] = (right[0] + 1) % 20
+    assert scores() == [0, 0]
+    targets[1:4] = right[1:4]  # a decoder's are of one sequence, which as a whole is wrong
+    assert scores() == [0.75, 0.75]
+    whole = ff.evaluate(model, batch, targets, loss_fn, whole_answers=True).accuracy
+    assert whole == (0 if per_token else 0.75)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_batches_of_a_count_add_up_to_one_large_batch(per_token: bool, backend: str) -> None:
+    """Whatever they hold: unlike numbers of sequences, unlike lengths, targets that are ignored."""
+    model, _, _ = (_decoder if per_token else _classifier)(backend)
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend)
+    rng = np.random.default_rng(3)
+    ids = [rng.integers(0, 20, length).tolist() for length in (3, 8, 1, 7, 2, 8, 5, 4)]
+    batch, bounds = ff.pack(ids), [0, 4, 5, 8]  # the kernel of four sequences, and layers
+    rows = batch.offsets if per_token else np.arange(9)
+    targets = rng.integers(0, 20, rows[-1])
+    targets[rows[1] : rows[2]] = targets[rows[4] : rows[5]] = -1
+    model.zero_grad()
+    loss, _ = ff.accumulate_gradients(model, batch, targets, loss_fn)
+    expected, found = model.parameters().gradients.copy(), 0.0
+    model.zero_grad()
+    for first, last in itertools.pairwise(bounds):
+        part, asked = ff.pack(ids[first:last]), targets[rows[first] : rows[last]]
+        count = int((targets >= 0).sum())
+        found += ff.accumulate_gradients(model, part, asked, loss_fn, count)[0]
+    assert found == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(model.parameters().gradients, expected, rtol=1e-9, atol=1e-12)
+    own = int((targets[: rows[4]] >= 0).sum())
+    with pytest.raises(
+        InvalidValueError, match=f"count must be an integer >= {own}, got {own - 1}"
+    ):
+        part, asked = ff.pack(ids[:4]), targets[: rows[4]]
+        ff.accumulate_gradients(model, part, asked, loss_fn, own - 1)
+
+
+def test_an_evaluation_in_parts_has_the_loss_of_all_that_is_asked() -> None:
+    model, batch, targets = _decoder("reference")
+    targets[:20] = -1
+    loss_fn = ff.CrossEntropyLoss(backend="reference")
+    whole = loss_fn.forward(model.forward(batch), targets)
+    for batch_size in (1, 2, 7):
+        assert ff.evaluate(model, batch, targets, loss_fn, batch_size).loss == pytest.approx(whole)
 
 
 def _classifier(backend: str) -> tuple[ff.Transformer, ff.PackedBatch, np.ndarray]:

@@ -1,17 +1,20 @@
 """The same training with several seeds: how much of a result is luck."""
 
+import contextlib
 import os
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastformer import checks
 from fastformer.errors import RunError
 from fastformer.training.answers_run import AnswerSettings
+from fastformer.training.atomic_file import make_directory, os_errors_as
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.run_lock import TrainingLock
 from fastformer.training.runs import settings_of
 from fastformer.training.seeds_record import SeedsRecord, holds_seeds
 from fastformer.training.whole_run import RESULT_NAMES
@@ -81,45 +84,97 @@ def train_seeds(
             f"run {taken[0]} is already there; choose another directory with --out{going_on}, or "
             "replace its runs with --overwrite"
         )
-    record.write(directory)
-    results = [train_one(own, place, overwrite) for place, own in runs.items()]
+    with _held(directory) as check:
+        record.write(directory)
+        results = []
+        for place, own in runs.items():
+            check()
+            results.append(train_one(own, place, overwrite))
     return {**summarize_seeds(results), "run": str(directory)}
 
 
 def resume_seeds(
-    train_one: TrainOne, resume_one: Callable[[Path], dict[str, Any]], directory: Path
+    train_one: TrainOne,
+    resume_one: Callable[[Path, int], dict[str, Any]],
+    directory: Path,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """Go on with several seeds: runs that have ended stay, and the others are trained to the end.
 
     Args:
         train_one: as of `train_seeds`.
-        resume_one: directory of a run that was stopped -> its result, when it has come to its end.
+        resume_one: (directory of a run that was stopped, epochs that it is to have) -> its result,
+            when it has come to its end.
         directory: as of `train_seeds`.
+        epochs: train all runs to so many in all; None for as many as they were to have.
 
     Returns:
         What `train_seeds` returns.
 
     Raises:
-        RunError: `seeds.json` is damaged, or a run there has other settings.
+        RunError: `seeds.json` is damaged, a run there has other settings, or others train them.
     """
-    record = SeedsRecord.read(directory)
-    results = []
-    for place, settings in record.runs(directory).items():
-        if not os.path.lexists(place / "config.toml"):
-            results.append(train_one(settings, place, record.overwrite))
-        elif settings_of(RunDirectory.open(place)) != settings:
-            # Of an older call, which this one was told to replace, but had not come to.
-            if not record.overwrite:
-                raise RunError(
-                    f"run {place} has other settings than {directory} was begun with; remove it, "
-                    "or choose another directory with --out"
-                )
-            results.append(train_one(settings, place, True))
-        elif any(place.glob("checkpoints/step-*.safetensors")):
-            results.append(_result_of(place) or resume_one(place))
-        else:
-            results.append(train_one(settings, place, True))
+    with _held(directory) as check:
+        record = SeedsRecord.read(directory)
+        if epochs is not None and epochs != record.settings.training.epochs:
+            record = _with_epochs(record, directory, epochs)
+            record.write(directory)
+        results = []
+        for place, settings in record.runs(directory).items():
+            check()
+            results.append(_resume_one(train_one, resume_one, record, place, settings))
     return {**summarize_seeds(results), "run": str(directory)}
+
+
+def _resume_one(
+    train_one: TrainOne,
+    resume_one: Callable[[Path, int], dict[str, Any]],
+    record: SeedsRecord,
+    place: Path,
+    settings: RunSettings | AnswerSettings,
+) -> dict[str, Any]:
+    """Come to the end of one of several seeds' runs, wherever it stands."""
+    if not os.path.lexists(place / "config.toml"):
+        return train_one(settings, place, record.overwrite)
+    found, epochs = settings_of(RunDirectory.open(place)), settings.training.epochs
+    if found == settings:
+        return _result_of(place) or resume_one(place, epochs)
+    if record.overwrite:  # of an older call, which this one was told to replace
+        return train_one(settings, place, True)
+    if found.with_epochs(epochs) != settings:
+        raise RunError(
+            f"run {place} has other settings than {place.parent} was begun with; remove it, or "
+            "choose another directory with --out"
+        )
+    return resume_one(place, epochs)
+
+
+def _with_epochs(record: SeedsRecord, directory: Path, epochs: int) -> SeedsRecord:
+    """Return a record with another number of epochs for all runs, of which none is to be replaced.
+
+    Raises:
+        RunError: some still are.
+    """
+    runs = record.runs(directory).items()
+    there = ((place, own) for place, own in runs if os.path.lexists(place / "config.toml"))
+    for place, own in there:
+        if record.overwrite and settings_of(RunDirectory.open(place)) != own:
+            raise RunError(f"run {place} is still to be replaced; go on without --epochs first")
+    return replace(record, settings=record.settings.with_epochs(epochs), overwrite=False)
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[Callable[[], None]]:
+    """Be the one that trains the seeds of a directory, which is made if it is not there.
+
+    Yields:
+        What raises RunError where the directory is not the one that it was.
+    """
+    with os_errors_as(RunError, f"make {directory}"):
+        make_directory(directory)
+    lock = TrainingLock(directory)
+    with lock.held():
+        yield lock.check
 
 
 def _result_of(place: Path) -> dict[str, Any] | None:

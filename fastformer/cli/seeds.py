@@ -22,11 +22,11 @@ def train_several(
     return train_seeds(_train_one, settings, count, directory, overwrite)
 
 
-def resume_several(directory: Path) -> dict[str, Any]:
+def resume_several(directory: Path, epochs: int | None) -> dict[str, Any]:
     """Go on with several seeds; see `resume_seeds`."""
     from fastformer.analysis.seeds import resume_seeds
 
-    return resume_seeds(_train_one, _resume_one, directory)
+    return resume_seeds(_train_one, _resume_one, directory, epochs)
 
 
 def _train_one(
@@ -40,13 +40,13 @@ def _train_one(
         return train_run(settings, place, observer, overwrite=overwrite)
 
 
-def _resume_one(place: Path) -> dict[str, Any]:
+def _resume_one(place: Path, epochs: int) -> dict[str, Any]:
     from fastformer.cli import progress
     from fastformer.training.runs import resume_run
 
     console.notice(f"going on with run {place}")
     with progress.observer() as observer:
-        return resume_run(place, observer)
+        return resume_run(place, observer, epochs)
 
 
 def show_seeds(result: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def take_tour(
     """
     from fastformer.errors import RunError
     from fastformer.training.atomic_file import os_errors_as
-    from fastformer.training.run_directory import is_replaceable
+    from fastformer.training.run_place import is_replaceable
     from fastformer.training.runs import train_run
 
     with os_errors_as(RunError, f"make run {directory}"):

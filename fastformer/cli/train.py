@@ -1,7 +1,9 @@
 """`fastformer train`: a new run, or a stopped one that goes on."""
 
 import dataclasses
+import os
 import shlex
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +20,8 @@ from fastformer.training.config import TrainingConfig
 from fastformer.training.interrupt import EndAtOnce
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastformer.cli.progress import LineProgress
     from fastformer.training.answers_run import AnswerSettings
     from fastformer.training.digits_run import RunSettings
@@ -32,6 +36,13 @@ class RunOptions:
     out: Path | None = field(
         default=None,
         metadata={"help": "directory of the run; without it runs/digits-1, the first that is free"},
+    )
+    start_from: Annotated[Path | None, Parameter(name="--from")] = field(
+        default=None,
+        metadata={
+            "help": "directory of a run with whose best weights this one begins; its model is that "
+            "run's where no option says otherwise"
+        },
     )
     overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
         default=False, metadata={"help": "replace the run that is in the directory"}
@@ -78,6 +89,22 @@ class DigitModel(TransformerConfig):
     vocab_size: Annotated[int, Parameter(parse=False)] = len(DIGIT_TOKENS)
 
 
+class TrainingOptions(TrainingConfig):
+    """The training's options.
+
+    Attributes:
+        given: names of those that were given.
+    """
+
+    given: frozenset[str]
+
+    def __new__(cls, **given: Any) -> "TrainingOptions":
+        """Note which options are given; the others have their defaults."""
+        options = super().__new__(cls)
+        object.__setattr__(options, "given", frozenset(given))
+        return options
+
+
 def train(
     task: Literal["digits"] = "digits",
     /,
@@ -96,7 +123,7 @@ def train(
         DigitModel | None, Parameter(name="*", group=Group("Model", sort_key=3))
     ] = None,
     training: Annotated[
-        TrainingConfig | None, Parameter(name="*", group=Group("Training", sort_key=4))
+        TrainingOptions | None, Parameter(name="*", group=Group("Training", sort_key=4))
     ] = None,
 ) -> int:
     """Train a model, and test it on inputs that it has never seen.
@@ -104,35 +131,45 @@ def train(
     Args:
         task: what to learn.
         resume: directory of a run, or of several seeds, that was stopped; it goes on with its own
-            settings.
+            settings. With --epochs it is trained to so many in all.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
-    new_run = (options, digits, model, training)
-    if resume is not None and any(part is not None for part in new_run):
+    given = training.given if training else frozenset()
+    others = any(part is not None for part in (options, digits, model)) or given - {"epochs"}
+    if resume is not None and others:
         raise InvalidValueError(
             "--resume goes on with the run's own settings; leave out every other option but "
-            "--threads and --json, or leave out --resume to start a new run"
+            "--epochs, --threads and --json, or leave out --resume to start a new run"
         )
     thread_count.configure(threads)
-    from fastformer.training.run_directory import next_free_run
+    if resume is not None:
+        epochs = training.epochs if training else None
+        with EndAtOnce(lambda: _last_words(resume)):
+            return _train(resume, lambda observer: _resume(resume, observer, epochs), json)
+    options = options or RunOptions()
+    settings = _settings(options, digits or DigitTask(), model, training)
+    with _place(options.out) as place, EndAtOnce(lambda: _last_words(place)):
+        return _train(
+            place, lambda observer: _start(place, observer, json, options, settings), json
+        )
 
-    directory = resume or (options and options.out) or next_free_run(_RUNS, "digits")
-    with EndAtOnce(lambda: _last_words(directory)):
-        return _train(directory, resume is not None, new_run, json)
+
+def _place(out: Path | None) -> AbstractContextManager[Path]:
+    """Return where a new run goes; where that is not told, a name is taken for it."""
+    from fastformer.training.run_place import next_free_run
+
+    return next_free_run(_RUNS, "digits") if out is None else nullcontext(out)
 
 
-def _train(directory: Path, resume: bool, new_run: tuple[Any, ...], json: bool) -> int:
+def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", json: bool) -> int:
     """Train, write the result, and return the exit code."""
     from fastformer.cli import progress
     from fastformer.training.loop import TrainingInterrupted
 
     try:
         with progress.observer() as observer:
-            if resume:
-                result = _resume(directory, observer)
-            else:
-                result = _start(directory, observer, json, *new_run)
+            result = work(observer)
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
@@ -156,11 +193,16 @@ def _last_words(directory: Path) -> str:
     if any(directory.glob("checkpoints/step-*.safetensors")):
         return f"Stopped; the run is saved. To go on:\n  fastformer train --resume {name}"
     if (directory / "config.toml").exists():
-        return f"Stopped before the first checkpoint of {name}: start anew, with --overwrite"
+        return (
+            "Stopped before the first checkpoint. To start from the beginning:\n"
+            f"  fastformer train --resume {name}"
+        )
+    with suppress(OSError):
+        directory.rmdir()  # it is empty where it was made for this run alone
     return "Stopped before a run was begun: nothing is saved"
 
 
-def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
+def _resume(directory: Path, observer: "LineProgress", epochs: int | None) -> dict[str, Any]:
     """Go on with a stopped run, or with several seeds."""
     from fastformer.training.runs import resume_run
     from fastformer.training.seeds_record import holds_seeds
@@ -168,24 +210,20 @@ def _resume(directory: Path, observer: "LineProgress") -> dict[str, Any]:
     if holds_seeds(directory):
         from fastformer.cli.seeds import resume_several
 
-        return resume_several(directory)
-    return resume_run(directory, observer)
+        return resume_several(directory, epochs)
+    return resume_run(directory, observer, epochs)
 
 
 def _start(
     directory: Path,
     observer: "LineProgress",
     json: bool,
-    options: RunOptions | None,
-    task: DigitTask | None,
-    model: DigitModel | None,
-    training: TrainingConfig | None,
+    options: RunOptions,
+    settings: "RunSettings | AnswerSettings",
 ) -> dict[str, Any]:
-    """Start a new run; a group of options of which none was given has its defaults."""
+    """Start a new run, or several."""
     from fastformer.training.runs import train_run
 
-    options = options or RunOptions()
-    settings = _settings(options, task or DigitTask(), model or DigitModel(), training)
     if options.tour and options.seeds != 1:
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if options.tour:
@@ -201,14 +239,23 @@ def _start(
 
 
 def _settings(
-    options: RunOptions, task: DigitTask, model: DigitModel, training: TrainingConfig | None
+    options: RunOptions,
+    task: DigitTask,
+    model: DigitModel | None,
+    training: TrainingOptions | None,
 ) -> "RunSettings | AnswerSettings":
-    """Return the settings of a new run: of the decoder where the preset is one of its tasks."""
+    """Return the settings of a new run: of the decoder where the preset is one of its tasks.
+
+    A group of options of which none was given has its defaults.
+    """
     from fastformer.training.presets import is_answer_task
 
     own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
-    own["training"] = training or TrainingConfig()
-    sizes = dataclasses.asdict(model)
+    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
+    sizes = dataclasses.asdict(model or DigitModel())
+    if options.start_from is not None:
+        own["start_from"] = os.path.abspath(options.start_from)
+        sizes = sizes if model else _model_of(options.start_from) or sizes
     if not is_answer_task(options.preset):
         from fastformer.training.digits_run import RunSettings
 
@@ -232,6 +279,16 @@ def _settings(
         model=DecoderConfig(**sizes | {"vocab_size": len(ANSWER_TOKENS)}),
         **own,
     )
+
+
+def _model_of(directory: Path) -> dict[str, Any] | None:
+    """Return the settings of a classifier that a run has; None for another model."""
+    from fastformer.training.digits_run import RunSettings
+    from fastformer.training.run_directory import RunDirectory
+    from fastformer.training.runs import settings_of
+
+    settings = settings_of(RunDirectory.open(directory))
+    return dataclasses.asdict(settings.model) if isinstance(settings, RunSettings) else None
 
 
 def _show(result: dict[str, Any]) -> None:

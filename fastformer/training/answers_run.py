@@ -26,7 +26,7 @@ from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes, wrong_sequences
-from fastformer.training.whole_run import finished_result, train_to_the_end
+from fastformer.training.whole_run import go_on, train_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +111,64 @@ class AnswerStream:
             yield drawn.packed(hints=True)
 
 
-def _trainer(settings: AnswerSettings, run: RunDirectory, observer: TrainingObserver) -> Trainer:
-    task = settings.task
-    return Trainer(
-        settings.new_model(),
-        settings.training,
-        AnswerStream(task),
-        Examples(*settings.unseen("validation").packed(hints=False)),
-        run,
-        settings.seed,
-        observer,
-    )
+class _AnswerJob:
+    """What a run on a task with longer answers trains and tests."""
+
+    def __init__(self, settings: AnswerSettings) -> None:
+        """Draw the unseen examples, and make the model."""
+        self.settings, self.model = settings, settings.new_model()
+        self.validation = Examples(*settings.unseen("validation").packed(hints=False))
+        self.drawn = settings.unseen("test")
+
+    @property
+    def tests(self) -> PackedBatch:
+        """The test inputs."""
+        return self.drawn.packed(hints=False)[0]
+
+    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+        """Return a trainer of the model, at the beginning."""
+        settings = self.settings
+        return Trainer(
+            self.model,
+            settings.training,
+            AnswerStream(settings.task),
+            self.validation,
+            run,
+            settings.seed,
+            observer,
+            whole_answers=True,
+        )
+
+    def description(self) -> str:
+        """Say in a line what is trained."""
+        settings, task = self.settings, self.settings.task
+        return (
+            f"{task.name}: {self.model.num_parameters:,} parameters, fresh examples, "
+            f"{task.validation_examples:,} validation and {task.test_examples:,} test inputs, "
+            f"{settings.computed_with}, seed {settings.seed}"
+        )
+
+    def test(self, trainer: Trainer, best: Checkpoint) -> dict[str, Any]:
+        """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint.
+
+        An answer is right where each of its tokens is the likeliest after the right ones before
+        it, which is where greedy generation gives the whole answer.
+        """
+        load_weights(self.model, best)
+        inputs, targets = self.drawn.packed(hints=False)
+        logits = predict_classes(self.model, inputs)
+        right = ~wrong_sequences(inputs, logits, targets)
+        sums = self.settings.task.name == "addition"
+        first = self.drawn.question[:, 0]
+        names = np.array(["+" if sums else ANSWER_TOKENS[row] for row in first])
+        return {
+            "test_accuracy": float(right.mean()),
+            "test_loss": CrossEntropyLoss(backend=self.model.ops.name).forward(logits, targets),
+            "test_examples": int(right.size),
+            "per_operation": {
+                str(name): float(right[names == name].mean()) for name in np.unique(names)
+            },
+        }
 
 
 def train_answers(
@@ -129,73 +176,16 @@ def train_answers(
 ) -> dict[str, Any]:
     """Train a decoder on fresh examples, and test it on inputs that it has never seen.
 
-    Args:
-        settings: what, and how.    directory: where the run is kept.
-        observer: is told of each step and epoch.    overwrite: replace a run that is there.
-
-    Returns:
-        test_accuracy (whole answers), test_loss, per_operation, test_examples, steps, epochs,
-        seconds, examples_per_second, best_epoch, parameters, backend, seed, run.
-
-    Raises:
-        RunError: the directory is there and `overwrite` is False, or cannot be written.
-        ValueError: settings that cannot be met; then no file is made.
-        TrainingInterrupted: a signal came; the run is saved.
+    Args, returns, raises: as `train_digits`. Accuracies are those of whole answers.
     """
-    settings.unseen("test")
-    run = RunDirectory.create(directory, settings.tables(), overwrite=overwrite)
-    return _train_to_the_end(_trainer(settings, run, observer), settings)
+    return train_new(_AnswerJob(settings), settings, directory, observer, overwrite)
 
 
-def resume_answers(directory: Path, observer: TrainingObserver) -> dict[str, Any]:
+def resume_answers(
+    directory: Path, observer: TrainingObserver, epochs: int | None = None
+) -> dict[str, Any]:
     """Go on with a run that was stopped; it ends with the bits of one that never was.
 
-    Returns:
-        What `train_answers` returns. A run that has ended is not trained further: its result is
-        returned as it is, or, where there is none that can be read, tested anew.
-
-    Raises:
-        RunError: there is no such run, it is damaged, or has no checkpoint yet.
-        TrainingInterrupted: a signal came; the run is saved.
+    Args, returns, raises: as `resume_digits`.
     """
-    run = RunDirectory.open(directory)
-    settings = AnswerSettings.from_run(run)
-    checkpoint = run.latest()
-    trainer = _trainer(settings, run, observer)
-    trainer.restore(checkpoint)
-    return finished_result(trainer) or _train_to_the_end(trainer, settings)
-
-
-def _train_to_the_end(trainer: Trainer, settings: AnswerSettings) -> dict[str, Any]:
-    """Train what is left, test the best weights, and write the result."""
-    task = settings.task
-    description = (
-        f"{task.name}: {trainer.model.num_parameters:,} parameters, fresh examples, "
-        f"{task.validation_examples:,} validation and {task.test_examples:,} test inputs, "
-        f"{settings.computed_with}, seed {settings.seed}"
-    )
-    return train_to_the_end(trainer, description, lambda best: _test_scores(settings, best))
-
-
-def _test_scores(settings: AnswerSettings, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint.
-
-    An answer is right where each of its tokens is the likeliest after the right ones before it,
-    which is where greedy generation gives the whole answer.
-    """
-    model, task = settings.new_model(), settings.task
-    load_weights(model, checkpoint)
-    drawn = settings.unseen("test")
-    inputs, targets = drawn.packed(hints=False)
-    logits = predict_classes(model, inputs)
-    right = ~wrong_sequences(inputs, logits, targets)
-    sums = task.name == "addition"
-    names = np.array(["+" if sums else ANSWER_TOKENS[row] for row in drawn.question[:, 0]])
-    return {
-        "test_accuracy": float(right.mean()),
-        "test_loss": CrossEntropyLoss(backend=model.ops.name).forward(logits, targets),
-        "test_examples": int(right.size),
-        "per_operation": {
-            str(name): float(right[names == name].mean()) for name in np.unique(names)
-        },
-    }
+    return go_on(AnswerSettings, _AnswerJob, directory, observer, epochs)

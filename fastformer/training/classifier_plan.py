@@ -4,7 +4,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.kernels.transformer_gradients import PER_BLOCK, room_places
 from fastformer.layers.positional_encoding import PositionalEncoding
@@ -90,14 +89,11 @@ class ClassifierPlan:
         return not drops and batch.num_sequences >= FEWEST_SEQUENCES and elements <= MOST_ELEMENTS
 
     def accumulate(
-        self, batch: PackedBatch, targets: Ids, loss_fn: CrossEntropyLoss
+        self, batch: PackedBatch, targets: Ids, loss_fn: CrossEntropyLoss, count: int
     ) -> tuple[float, Array]:
-        """Do what `accumulate_gradients` says, for a batch that fits."""
+        """Do what `accumulate_gradients` says, for a batch that fits and checked targets."""
         self.embedding.check(batch, self.positions)
         sequences, classes = batch.num_sequences, self.config.vocab_size
-        count = checks.target_ids(
-            "CrossEntropyLoss", targets, sequences, classes, loss_fn.ignore_index
-        )
         self.dropout_counter.count()
         if batch.num_tokens > self._tokens or batch.num_sequences > self._sequences:
             self._make_room(batch)
@@ -164,10 +160,18 @@ def classifier_plan(
     return plan if plan.fits(batch) else None
 
 
-def training_kernels(model: Transformer | TransformerDecoder) -> tuple[str, ...]:
-    """Return the names of the kernels that a training step calls, of batches of the usual size."""
-    plan, block_op = _plan_of(model), model.blocks[0].op_for()
-    return plan.kernels if plan else model.kernels(block_op=block_op, training=True)
+def training_kernels(
+    model: Transformer | TransformerDecoder, batch: PackedBatch | None = None
+) -> tuple[str, ...]:
+    """Return the names of the kernels that a training step calls.
+
+    Args:
+        batch: the step's; None for one of the usual size.
+    """
+    plan = _plan_of(model)
+    if plan is not None and (batch is None or plan.fits(batch)):
+        return plan.kernels
+    return model.kernels(block_op=model.blocks[0].op_for(batch), training=True)
 
 
 def _plan_of(model: Transformer | TransformerDecoder) -> ClassifierPlan | None:

@@ -11,7 +11,6 @@ from fastformer.data.digits import DigitExamples, DigitTask, Splits, generate, s
 from fastformer.data.expressions import OPERATIONS
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.models.config import ModelConfig, TransformerConfig
-from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.loop import Trainer, load_weights
@@ -21,7 +20,7 @@ from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
-from fastformer.training.whole_run import finished_result, train_to_the_end
+from fastformer.training.whole_run import go_on, train_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +84,60 @@ def _packed(examples: DigitExamples) -> Examples:
     return Examples(pack(examples.inputs), examples.targets)
 
 
-def _trainer(
-    model: Transformer,
-    settings: RunSettings,
-    splits: Splits,
-    run: RunDirectory,
-    observer: TrainingObserver,
-) -> Trainer:
-    return Trainer(
-        model,
-        settings.training,
-        _packed(splits.train),
-        _packed(splits.validation),
-        run,
-        settings.seed,
-        observer,
-    )
+class _DigitJob:
+    """What a run on the digit task trains and tests."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        """Draw the examples, and make the model."""
+        self.settings = settings
+        self.splits, self.model = settings.splits(), settings.new_model()
+
+    @property
+    def tests(self) -> PackedBatch:
+        """The test inputs."""
+        return pack(self.splits.test.inputs)
+
+    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+        """Return a trainer of the model, at the beginning."""
+        settings = self.settings
+        return Trainer(
+            self.model,
+            settings.training,
+            _packed(self.splits.train),
+            _packed(self.splits.validation),
+            run,
+            settings.seed,
+            observer,
+        )
+
+    def description(self) -> str:
+        """Say in a line what is trained."""
+        settings, splits = self.settings, self.splits
+        return (
+            f"{self.model.num_parameters:,} parameters, {len(splits.train):,} training examples, "
+            f"{len(splits.validation):,} validation and {len(splits.test):,} test inputs, "
+            f"{settings.computed_with}, seed {settings.seed}"
+        )
+
+    def test(self, trainer: Trainer, best: Checkpoint) -> dict[str, Any]:
+        """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint."""
+        warning = trainer.tracker.overfitting_warning()
+        if warning:
+            trainer.observer.message(warning)
+        load_weights(self.model, best)
+        examples = self.splits.test
+        packed = _packed(examples)
+        logits = predict_classes(self.model, packed.inputs)
+        loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, packed.targets)
+        right = logits.argmax(axis=1) == packed.targets
+        operations = np.array([expression.operation for expression in examples.expressions])
+        names = [name for name in OPERATIONS if name in operations]
+        return {
+            "test_accuracy": float(right.mean()),
+            "test_loss": loss,
+            "test_examples": len(examples),
+            "per_operation": {name: float(right[operations == name].mean()) for name in names},
+        }
 
 
 def train_digits(
@@ -120,68 +157,34 @@ def train_digits(
         examples_per_second, best_epoch, parameters, backend, seed, run.
 
     Raises:
-        RunError: the directory is there and `overwrite` is False, or cannot be written.
+        RunError: the directory is there and `overwrite` is False, it is being trained, removed or
+            replaced by others, or cannot be written.
         ValueError: settings that cannot be met; then no file is made.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    # First all that can fail; then the directory.
-    splits, model = settings.splits(), settings.new_model()
-    run = RunDirectory.create(directory, settings.tables(), overwrite=overwrite)
-    trainer = _trainer(model, settings, splits, run, observer)
-    return _train_to_the_end(trainer, settings, splits)
+    return train_new(_DigitJob(settings), settings, directory, observer, overwrite)
 
 
-def resume_digits(directory: Path, observer: TrainingObserver) -> dict[str, Any]:
+def resume_digits(
+    directory: Path, observer: TrainingObserver, epochs: int | None = None
+) -> dict[str, Any]:
     """Go on with a run that was stopped; it ends with the bits of one that never was.
+
+    One that was stopped before its first checkpoint starts from its beginning.
+
+    Args:
+        directory: of the run.    observer: is told of each step and epoch.
+        epochs: train so many in all, in place of those that the run was to have, and keep that in
+            its settings. The bits are those of a run that was to have them from its beginning,
+            unless its schedule is "cosine", which then has another end.
 
     Returns:
         What `train_digits` returns. A run that has ended is not trained further: its result is
         returned as it is, or, where there is none that can be read, tested anew.
 
     Raises:
-        RunError: there is no such run, it is damaged, or has no checkpoint yet.
+        RunError: there is no such run, it is damaged, has lost its checkpoints, has begun more
+            epochs, or is being trained by others.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    run = RunDirectory.open(directory)
-    settings = RunSettings.from_run(run)
-    splits, checkpoint = settings.splits(), run.latest()
-    trainer = _trainer(settings.new_model(), settings, splits, run, observer)
-    trainer.restore(checkpoint)
-    result = finished_result(trainer)
-    return result or _train_to_the_end(trainer, settings, splits)
-
-
-def _train_to_the_end(trainer: Trainer, settings: RunSettings, splits: Splits) -> dict[str, Any]:
-    """Train what is left, test the best weights, and write the result."""
-    description = (
-        f"{trainer.model.num_parameters:,} parameters, {len(splits.train):,} training examples, "
-        f"{len(splits.validation):,} validation and {len(splits.test):,} test inputs, "
-        f"{settings.computed_with}, seed {settings.seed}"
-    )
-
-    def test(best: Checkpoint) -> dict[str, Any]:
-        warning = trainer.tracker.overfitting_warning()
-        if warning:
-            trainer.observer.message(warning)
-        return _test_scores(trainer.model, best, splits.test)
-
-    return train_to_the_end(trainer, description, test)
-
-
-def _test_scores(
-    model: Transformer | TransformerDecoder, checkpoint: Checkpoint, examples: DigitExamples
-) -> dict[str, Any]:
-    """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint."""
-    load_weights(model, checkpoint)
-    packed = _packed(examples)
-    logits = predict_classes(model, packed.inputs)
-    loss = CrossEntropyLoss(backend=model.ops.name).forward(logits, packed.targets)
-    right = logits.argmax(axis=1) == packed.targets
-    operations = np.array([expression.operation for expression in examples.expressions])
-    names = [name for name in OPERATIONS if name in operations]
-    return {
-        "test_accuracy": float(right.mean()),
-        "test_loss": loss,
-        "test_examples": len(examples),
-        "per_operation": {name: float(right[operations == name].mean()) for name in names},
-    }
+    return go_on(RunSettings, _DigitJob, directory, observer, epochs)

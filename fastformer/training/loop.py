@@ -10,26 +10,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import CheckpointError, FastformerError
+from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.classifier_plan import training_kernels
 from fastformer.training.config import TrainingConfig
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.gradients import clip_gradients, gradient_norm
 from fastformer.training.interrupt import StopRequest
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.metrics import MetricsTracker
+from fastformer.training.metrics import MetricsTracker, json_number
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
+from fastformer.training.preparation import batches_of_each_size, compile_for
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
-from fastformer.training.steps import accumulate_gradients, count_right, evaluate
-from fastformer.warmup import ensure_compiled
+from fastformer.training.steps import Counts, accumulate_gradients, count_right, evaluate
+from fastformer.warmup import compilation_clock
 
 _OPTIMIZER_PREFIX = "optimizer."
 _REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
@@ -59,7 +62,9 @@ class Progress:
     Attributes:
         epoch: epochs that are finished.    step: optimizer steps made.
         batch: batches of the current epoch that are done.
-        loss_sum, correct, seen, norm_sum, norm_steps: sums over the current epoch.
+        loss_sum, targets, correct, asked, seen, norm_sum, norm_steps: sums over the current epoch:
+            of losses, and of the targets that they are of; of right answers, and of those that are
+            asked for; of examples; of the norms of gradients, and of those.
         since_best: epochs since the best validation accuracy.
         stopped_early: whether training is over before its last epoch.
     """
@@ -68,7 +73,9 @@ class Progress:
     step: int = 0
     batch: int = 0
     loss_sum: float = 0.0
+    targets: int = 0
     correct: int = 0
+    asked: int = 0
     seen: int = 0
     norm_sum: float = 0.0
     norm_steps: int = 0
@@ -77,7 +84,7 @@ class Progress:
 
     def begin_epoch(self) -> None:
         """Forget the sums of the epoch before."""
-        self.batch = self.correct = self.seen = self.norm_steps = 0
+        self.batch = self.targets = self.correct = self.asked = self.seen = self.norm_steps = 0
         self.loss_sum = self.norm_sum = 0.0
 
 
@@ -103,6 +110,7 @@ class Trainer:
         run: RunDirectory,
         seed: int,
         observer: TrainingObserver,
+        whole_answers: bool = False,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
 
@@ -110,13 +118,13 @@ class Trainer:
             model: what is trained.    config: how.    train, validation: on what.
             run: where everything is kept.    seed: of the order of examples.
             observer: is told of each step and epoch.
+            whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
+                are asked are right, and not that of tokens.
         """
         self.model, self.config, self.run = model, config, run
-        validation_kernels = model.kernels(block_op=model.blocks[0].op_for())
-        ensure_compiled(training_kernels(model) + validation_kernels)
         self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation
-        self.seed, self.observer = seed, observer
+        self.seed, self.observer, self.whole_answers = seed, observer, whole_answers
         self.optimizer = make_optimizer(model, config)
         self.loss_fn = CrossEntropyLoss(
             label_smoothing=config.label_smoothing, backend=model.ops.name
@@ -128,6 +136,35 @@ class Trainer:
         num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
         self.total_steps = self.steps_per_epoch * config.epochs
+        self._is_prepared = False
+
+    def prepare(self, *others: PackedBatch) -> None:
+        """Compile what the rest of the run calls, before any clock starts; nothing is trained.
+
+        Args:
+            others: sequences that the model is asked about besides.
+        """
+        if self._is_prepared:
+            return
+        epochs = range(self.progress.epoch, 0 if self.ended else self.config.epochs)
+        batches = batches_of_each_size(
+            self.train_examples, self.seed, epochs, self.config.batch_size
+        )
+        asked = (self.validation_examples.inputs, *others)
+        compile_for(self.model, self.loss_fn, batches, asked, self._compile_step)
+        self._is_prepared = True
+
+    def _compile_step(self) -> None:
+        """Call, for a model of next to nothing, what makes a step of its gradients."""
+        model = Transformer(
+            TransformerConfig(vocab_size=2, embed_dim=2, num_heads=1, num_layers=1, ffn_dim=1),
+            backend=self.model.ops.name,
+            dtype=self.model.dtype.name,
+        )
+        parameters = model.parameters()
+        parameters.gradients.fill(1)
+        clip_gradients(parameters, 1)
+        make_optimizer(model, self.config).step()
 
     def train(self) -> None:
         """Train to the end.
@@ -135,13 +172,17 @@ class Trainer:
         Raises:
             TrainingInterrupted: a signal came; the run is saved.
             TrainingDivergedError: a loss or gradient that is not finite.
+            RunError: another trainer is at the run, or it was removed, renamed or replaced.
         """
-        if self.progress.step == 0:
-            self.embeddings.drop_after(-1)
-            self.embeddings.save(0, self.model.embedding.weight.value)
-        with StopRequest() as self.stop:
-            while not self.ended and self.stop.signal is None:
-                self._train_epoch()
+        with self.run.held():
+            self.prepare()
+            if self.progress.step == 0:
+                with self.run.writing():
+                    self.embeddings.drop_after(-1)
+                    self.embeddings.save(0, self.model.embedding.weight.value)
+            with StopRequest() as self.stop:
+                while not self.ended and self.stop.signal is None:
+                    self._train_epoch()
         if self.stop.signal is not None:  # it came while an epoch was validated and saved
             raise TrainingInterrupted(self.run.path, self.progress.step, self.stop.signal)
 
@@ -158,46 +199,53 @@ class Trainer:
             self.seed, self.progress.epoch, self.config.batch_size, self.progress.batch
         )
         group: list[tuple[PackedBatch, Ids]] = []
-        for batch in batches:
-            group.append(batch)
-            if len(group) == self.config.accumulation_steps:
+        # What nobody foresaw is compiled within the epoch; its time is that of no example.
+        with compilation_clock() as compiling:
+            for batch in batches:
+                group.append(batch)
+                if len(group) == self.config.accumulation_steps:
+                    self._step(group)
+                    group = []
+            if group:
                 self._step(group)
-                group = []
-        if group:
-            self._step(group)
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started - compiling()
         self._finish_epoch(seconds, (self.progress.seen - first_seen) / seconds)
 
     def _step(self, group: list[tuple[PackedBatch, Ids]]) -> None:
-        """Make one optimizer step on the mean gradient of a group of batches."""
+        """Make one optimizer step on a group of batches: that of one large batch of them all."""
         progress, parameters = self.progress, self.model.parameters()
         self.model.zero_grad()
-        loss_sum, correct, examples = 0.0, 0, 0
+        # What the loss is the mean of: all targets that are asked in the group.
+        ignored = self.loss_fn.ignore_index
+        count = sum(int(np.count_nonzero(targets != ignored)) for _, targets in group)
+        mean_loss, correct, asked, examples = 0.0, 0, 0, 0
         for batch, targets in group:
-            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn)
-            loss_sum += loss * batch.num_sequences
-            correct += count_right(batch, logits, targets)
+            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn, count)
+            mean_loss += loss
+            counts = count_right(batch, logits, targets, self.whole_answers)
+            correct += counts.right
+            asked += counts.asked
             examples += batch.num_sequences
-        if len(group) > 1:
-            parameters.ops.scale_gradient(parameters.gradients, 1 / len(group))
         clip = self.config.clip_norm
         norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            self._raise_diverged(loss_sum / examples)
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            self._raise_diverged(mean_loss)
         self.optimizer.learning_rate = self._learning_rate(progress.step)
         try:
             self.optimizer.step()
         except NotFiniteError:
-            self._raise_diverged(loss_sum / examples)
+            self._raise_diverged(mean_loss)
         progress.step += 1
         progress.batch += len(group)
-        progress.loss_sum += loss_sum
+        progress.loss_sum += mean_loss * count
+        progress.targets += count
         progress.correct += correct
+        progress.asked += asked
         progress.seen += examples
         progress.norm_sum += norm
         progress.norm_steps += 1
         rate = self.optimizer.learning_rate
-        self.observer.stepped(progress.step, loss_sum / examples, rate, examples)
+        self.observer.stepped(progress.step, mean_loss, rate, examples)
         every = self.config.checkpoint_every
         if self.stop.signal is not None:
             self.save()
@@ -216,6 +264,7 @@ class Trainer:
             self.validation_examples.inputs,
             self.validation_examples.targets,
             self.validation_loss,
+            whole_answers=self.whole_answers,
         )
         if not math.isfinite(scores.loss):
             raise TrainingDivergedError(
@@ -224,8 +273,8 @@ class Trainer:
             )
         self._refuse_damage()
         train_loss, train_accuracy = (
-            progress.loss_sum / progress.seen,
-            progress.correct / progress.seen,
+            progress.loss_sum / max(1, progress.targets),
+            Counts(progress.correct, progress.asked).accuracy,
         )
         self.tracker.update(train_loss, train_accuracy, scores.loss, scores.accuracy)
         best = self.tracker.is_best_epoch()
@@ -237,9 +286,9 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
+            "train_accuracy": json_number(train_accuracy),
             "validation_loss": scores.loss,
-            "validation_accuracy": scores.accuracy,
+            "validation_accuracy": json_number(scores.accuracy),
             "learning_rate": self._learning_rate(progress.step - 1),
             "gradient_norm": progress.norm_sum / progress.norm_steps,
             "seconds": seconds,
@@ -252,7 +301,8 @@ class Trainer:
         # The record first: a checkpoint whose record is missing could never be mended, while a
         # record whose checkpoint is missing is dropped when the run goes on.
         self.run.append_metrics(record)
-        self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
+        with self.run.writing():
+            self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
         self.save()
         self.observer.epoch_finished(record)
 
@@ -315,7 +365,9 @@ class Trainer:
         load_weights(self.model, checkpoint)
         try:
             self.optimizer.load_state_dict(state, metadata["optimizer_steps"])
-            self.progress = Progress(**metadata["progress"])
+            # Without what the sums are of, of an older version, they are those of examples.
+            seen = metadata["progress"].get("seen", 0)
+            self.progress = Progress(**{"targets": seen, "asked": seen} | metadata["progress"])
             self.tracker.load_state_dict(metadata["tracker"])
             self.model.dropout_counter.forwards = metadata["dropout_forwards"]
         except (KeyError, TypeError, ValueError) as error:
@@ -324,7 +376,8 @@ class Trainer:
             ) from error
         # A record of this very step is that of an epoch which the checkpoint is still within.
         self.run.go_on_from(self.progress.step - (self.progress.batch > 0))
-        self.embeddings.drop_after(self.progress.epoch)
+        with self.run.writing():
+            self.embeddings.drop_after(self.progress.epoch)
 
 
 def load_weights(model: Transformer | TransformerDecoder, checkpoint: Checkpoint) -> None:

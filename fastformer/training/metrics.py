@@ -23,7 +23,8 @@ class MetricsTracker:
     """Losses and accuracies of all epochs, and which epoch is the best.
 
     The best epoch is the one with the greatest validation accuracy; among equals, the earliest.
-    Loss plays no part. Epochs count from 1.
+    Loss plays no part, and an accuracy that is NaN, of nothing asked, is below any other. Epochs
+    count from 1.
     """
 
     def __init__(self) -> None:
@@ -42,14 +43,18 @@ class MetricsTracker:
 
         Args:
             train_loss, validation_loss: mean loss per example, finite.
-            train_accuracy, validation_accuracy: share of right answers, from 0 to 1.
+            train_accuracy, validation_accuracy: share of right answers, from 0 to 1; NaN where
+                nothing was asked.
 
         Raises:
             ValueError, TypeError: a value that is not allowed; nothing is added.
         """
         values = (train_loss, train_accuracy, validation_loss, validation_accuracy)
         checked = [_checked(name, v) for name, v in zip(HISTORY_NAMES, values, strict=True)]
-        is_best = self.epoch == 0 or checked[-1] > self.best_validation_accuracy
+        # No float is greater than NaN.
+        best = self.best_validation_accuracy
+        known = math.isnan(best) and not math.isnan(checked[-1])
+        is_best = self.epoch == 0 or checked[-1] > best or known
         for name, value in zip(HISTORY_NAMES, checked, strict=True):
             self._history[name].append(value)
         if is_best:
@@ -96,7 +101,7 @@ class MetricsTracker:
         latest = self._latest()
         gap = latest["train_accuracy"] - latest["validation_accuracy"]
         # Rounded, for a gap of exactly 15 points does not count, but 1.0 - 0.85 > 0.15 in floats.
-        if round(gap, 9) <= OVERFITTING_GAP:
+        if math.isnan(gap) or round(gap, 9) <= OVERFITTING_GAP:
             return None
         return (
             f"training accuracy is {gap:.1%} above validation accuracy: the model may be "
@@ -122,8 +127,9 @@ class MetricsTracker:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on, as JSON values."""
-        return {"history": self.history}
+        """Return everything needed to go on, as JSON values: None for an accuracy of nothing."""
+        history = self.history.items()
+        return {"history": {name: [json_number(v) for v in values] for name, values in history}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned. The best epoch is found anew from the history.
@@ -145,7 +151,7 @@ class MetricsTracker:
             checks.fail(f"MetricsTracker history must have lists of one length, got {lengths}")
         loaded = MetricsTracker()
         for values in zip(*(history[name] for name in HISTORY_NAMES), strict=True):
-            loaded.update(*values)
+            loaded.update(*(math.nan if value is None else value for value in values))
         self._history, self._best_epoch = loaded._history, loaded._best_epoch
 
     def _latest(self) -> dict[str, float]:
@@ -155,8 +161,15 @@ class MetricsTracker:
 def _checked(name: str, value: object) -> float:
     """Return a loss or an accuracy as a float if it is one."""
     if name.endswith("accuracy"):
+        if isinstance(value, float) and math.isnan(value):
+            return math.nan
         return checks.number(name, value, at_least=0, at_most=1)
     return checks.number(name, value)
+
+
+def json_number(value: float) -> float | None:
+    """Return a number as JSON has it: an accuracy of nothing asked, which is NaN, is null."""
+    return None if math.isnan(value) else value
 
 
 class MetricsLog:

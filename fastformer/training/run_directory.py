@@ -6,29 +6,28 @@
     checkpoints/best.safetensors            the best by validation
     result.json                             what came out, once training is finished
     curves.png, report.html                 drawn by fastformer plot and fastformer report
+    training.lock                           while it is trained
 
-One process at a time writes to it; any number may read.
+One trainer at a time writes to it; any number may read. It writes into the run itself alone: its
+parts are no links to elsewhere.
 """
 
 import contextlib
 import os
 import re
-import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import tomli_w
 
 from fastformer import checks
-from fastformer.errors import CheckpointError, InvalidTypeError, RunError
+from fastformer.errors import CheckpointError, FastformerError, RunError
 from fastformer.training.atomic_file import (
     is_temporary,
     make_directory,
     os_errors_as,
-    read_file,
     remove_temporary_files,
     sync_directory,
     write_atomically,
@@ -36,16 +35,17 @@ from fastformer.training.atomic_file import (
 from fastformer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastformer.training.json_text import json_object, json_text
 from fastformer.training.metrics import MetricsLog
+from fastformer.training.run_config import CONFIG, config_bytes, read_config, read_if_there
+from fastformer.training.run_lock import TrainingLock
+from fastformer.training.run_place import is_replaceable
 
-FORMAT = "fastformer"
-FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 2
 
 CURVES, REPORT = "curves.png", "report.html"
-_CONFIG = "config.toml"
 _METRICS = "metrics.jsonl"
 _RESULT = "result.json"
 _CHECKPOINTS, _BEST = "checkpoints", "best.safetensors"
+_PARTS = (_CHECKPOINTS, "embeddings")  # directories of a run
 _STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
 
 
@@ -63,6 +63,7 @@ class RunDirectory:
         self.config = config
         self._metrics = MetricsLog(path / _METRICS)
         self._checkpoints = path / _CHECKPOINTS
+        self._lock = TrainingLock(path)
 
     @classmethod
     def create(
@@ -81,18 +82,37 @@ class RunDirectory:
                 then nothing is changed. Or the operating system refused.
             TypeError: a config that TOML cannot hold. Nothing is changed.
         """
+        with cls.new(path, config, overwrite) as run:
+            return run
+
+    @classmethod
+    @contextlib.contextmanager
+    def new(
+        cls, path: str | Path, config: Mapping[str, Mapping[str, Any]], overwrite: bool = False
+    ) -> Iterator["RunDirectory"]:
+        """Make a new run, and be the one that trains it within a `with` block.
+
+        Args, raises: as of `create` and `held`.
+        """
         path = Path(path)
-        content = _config_bytes(config)
-        with os_errors_as(RunError, f"create run {path}"):
-            if not os.path.lexists(path):
+        content = config_bytes(config)
+        with contextlib.ExitStack() as block:
+            with os_errors_as(RunError, f"create run {path}"):
+                is_replaceable(path, overwrite)
                 make_directory(path.parent)
-                path.mkdir()
-                sync_directory(path.parent)
-            elif is_replaceable(path, overwrite):
-                _remove_run_files(path)
-            # Last, so that an overwrite that is interrupted leaves a run to overwrite again.
-            write_atomically(path / _CONFIG, content)
-        return cls.open(path)
+                if not os.path.lexists(path):
+                    with contextlib.suppress(FileExistsError):
+                        path.mkdir()
+                        sync_directory(path.parent)
+                run = cls(path, {})
+                block.enter_context(run._lock.held())
+                if is_replaceable(path, overwrite):
+                    run._refuse_links()
+                    run._remove_files()
+                # Last, so that an overwrite that is interrupted leaves a run to overwrite again.
+                write_atomically(path / CONFIG, content)
+                run.config = read_config(path)
+            yield run
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
@@ -105,11 +125,64 @@ class RunDirectory:
         with os_errors_as(RunError, f"open run {path}"):
             if not path.is_dir():
                 raise RunError(f"run {path} does not exist; give the directory of a run")
-        return cls(path, _read_config(path))
+        return cls(path, read_config(path))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["RunDirectory"]:
+        """Be the one that trains this run within a `with` block; its config is read anew.
+
+        Raises:
+            RunError: another trainer is at it, or the operating system refused.
+        """
+        if self._lock.is_held:
+            yield self
+            return
+        with self._lock.held():
+            self.config = read_config(self.path)
+            yield self
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """See to it, in a `with` block that writes, that it is to this run, where nobody else does.
+
+        Raises:
+            RunError: another trainer is at it; it was removed, renamed or replaced; or a part of it
+                is a link, which could lead out of it.
+        """
+        with self._lock.held():
+            self._check_place()
+            try:
+                yield
+            except (OSError, FastformerError):
+                self._check_place()  # what is wrong then says more
+                raise
+            self._check_place()
+
+    def change_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the settings of a run that goes on with others; it has no result then.
+
+        Raises:
+            RunError, TypeError: as of `create`.
+        """
+        content = config_bytes(config)
+        with self.writing(), os_errors_as(RunError, f"write {self.path / CONFIG}"):
+            (self.path / _RESULT).unlink(missing_ok=True)
+            write_atomically(self.path / CONFIG, content)
+            self.config = read_config(self.path)
+
+    def begin_anew(self) -> None:
+        """Remove all that training left, and a picture or a report of it.
+
+        Raises:
+            RunError: the operating system refused.
+        """
+        with self.writing(), os_errors_as(RunError, f"begin run {self.path} anew"):
+            self._remove_files()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append a record to `metrics.jsonl` and force it to disk. See `MetricsLog.append`."""
-        self._metrics.append(record)
+        with self.writing():
+            self._metrics.append(record)
 
     def read_metrics(self, skip_damaged: bool = False) -> list[dict[str, Any]]:
         """Return all records of `metrics.jsonl`, oldest first. See `MetricsLog.read`."""
@@ -127,9 +200,9 @@ class RunDirectory:
         Raises:
             RunError: the metrics are damaged, or could not be written; then all are still there.
         """
-        self._metrics.drop_after(step)
-        saved = self._step_checkpoints()
-        with os_errors_as(RunError, f"remove leftovers of run {self.path}"):
+        with self.writing(), os_errors_as(RunError, f"remove leftovers of run {self.path}"):
+            self._metrics.drop_after(step)
+            saved = self._step_checkpoints()
             remove_temporary_files(self.path)
             if self._checkpoints.is_dir():
                 remove_temporary_files(self._checkpoints)
@@ -158,11 +231,12 @@ class RunDirectory:
                 one could not be removed, and the new one is there.
         """
         checks.integer("step", step, 0)
-        path = self._save(f"step-{step:08d}.safetensors", tensors, metadata)
-        saved = self._step_checkpoints()
-        with os_errors_as(RunError, f"remove old checkpoints of run {self.path}"):
-            for other in saved.keys() - _kept(saved, step):
-                saved[other].unlink()
+        with self.writing():
+            path = self._save(f"step-{step:08d}.safetensors", tensors, metadata)
+            saved = self._step_checkpoints()
+            with os_errors_as(RunError, f"remove old checkpoints of run {self.path}"):
+                for other in saved.keys() - _kept(saved, step):
+                    saved[other].unlink()
         return path
 
     def save_best(
@@ -172,7 +246,18 @@ class RunDirectory:
 
         Args, returns and errors are those of `save_step`. Nothing is removed.
         """
-        return self._save(_BEST, tensors, metadata)
+        with self.writing():
+            return self._save(_BEST, tensors, metadata)
+
+    @property
+    def is_before_first_checkpoint(self) -> bool:
+        """Whether training has not come to its first checkpoint: nothing is lost by a new start."""
+        # The first epoch's record is written just before its checkpoint.
+        return not (
+            self._step_checkpoints()
+            or os.path.lexists(self.path / _RESULT)
+            or len(self._metrics.read(skip_damaged=True)) > 1
+        )
 
     def latest(self) -> Checkpoint:
         """Return the newest checkpoint that verifies. A damaged one is skipped with a warning.
@@ -216,7 +301,7 @@ class RunDirectory:
             RunError: the file could not be written; an earlier one is still there.
         """
         text = json_text("a result", dict(result), indent=2) + "\n"
-        with os_errors_as(RunError, f"write the result of run {self.path}"):
+        with self.writing(), os_errors_as(RunError, f"write the result of run {self.path}"):
             write_atomically(self.path / _RESULT, text.encode())
 
     def read_result(self) -> dict[str, Any]:
@@ -226,7 +311,7 @@ class RunDirectory:
             RunError: there is no result yet, or it is damaged.
         """
         file = self.path / _RESULT
-        data = _read_if_there(file)
+        data = read_if_there(file)
         if data is None:
             raise RunError(
                 f"run {self.path} has no result yet: training is not finished; "
@@ -240,10 +325,43 @@ class RunDirectory:
     def _save(
         self, name: str, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, Any]
     ) -> Path:
-        with os_errors_as(RunError, f"make {self._checkpoints}"):
-            make_directory(self._checkpoints)
+        if not self._checkpoints.is_dir():
+            with os_errors_as(RunError, f"make {self._checkpoints}"):
+                self._checkpoints.mkdir()
+                sync_directory(self.path)
         save_checkpoint(self._checkpoints / name, tensors, metadata)
         return self._checkpoints / name
+
+    def _check_place(self) -> None:
+        """Raise unless this is still the run that is held, all in one place."""
+        self._lock.check()
+        if not os.path.lexists(self.path / CONFIG):
+            raise RunError(
+                f"{self.path / CONFIG} was removed: without it this is no run to go on with; put "
+                "it back, or train anew"
+            )
+        self._refuse_links()
+
+    def _refuse_links(self) -> None:
+        for name in _PARTS:
+            if (self.path / name).is_symlink():
+                raise RunError(
+                    f"{self.path / name} is a symbolic link, which could lead out of the run: "
+                    "nothing is written or removed there. Put a directory in its place"
+                )
+
+    def _remove_files(self) -> None:
+        """Remove a run's files, all but `config.toml`. Files of others stay."""
+        if self._checkpoints.is_dir():
+            for entry in self._checkpoints.iterdir():
+                if entry.name == _BEST or _STEP_NAME.fullmatch(entry.name) or is_temporary(entry):
+                    entry.unlink()
+            with contextlib.suppress(OSError):  # it stays if files of others are in it
+                self._checkpoints.rmdir()
+        for name in (_RESULT, _METRICS, CURVES, REPORT):
+            (self.path / name).unlink(missing_ok=True)
+        remove_temporary_files(self.path)
+        sync_directory(self.path)
 
     def _step_checkpoints(self) -> dict[int, Path]:
         """The files to go on from, by step."""
@@ -256,105 +374,3 @@ class RunDirectory:
 def _kept(saved: Iterable[int], step: int) -> list[int]:
     """Return the steps whose checkpoints stay when training is at a step: the newest up to it."""
     return sorted(other for other in saved if other <= step)[-CHECKPOINTS_KEPT:]
-
-
-def next_free_run(parent: str | Path, stem: str) -> Path:
-    """Return the first of parent/stem-1, parent/stem-2, ... that does not exist.
-
-    Args:
-        parent: where runs are kept; it need not exist.
-        stem: what the run is called, for instance "digits".
-    """
-    number = 1
-    while os.path.lexists(path := Path(parent) / f"{stem}-{number}"):
-        number += 1
-    return path
-
-
-def _read_if_there(file: Path) -> bytes | None:
-    """The content of a file, or None if there is no such file."""
-    with os_errors_as(RunError, f"read {file}"):
-        try:
-            return read_file(file)
-        except FileNotFoundError:
-            return None
-
-
-def _config_bytes(config: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """The content of `config.toml`."""
-    for name, table in config.items():
-        if name in ("format", "format_version") or not isinstance(table, Mapping):
-            raise InvalidTypeError(f"config must map names to tables, got {name!r}: {table!r}")
-    tables = {"format_version": FORMAT_VERSION, "format": FORMAT, **config}
-    try:
-        return tomli_w.dumps(tables).encode()
-    except (TypeError, UnicodeEncodeError) as error:
-        raise InvalidTypeError(f"config must consist of TOML values: {error}") from error
-
-
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The tables of a run's `config.toml`, verified."""
-    file = path / _CONFIG
-    data = _read_if_there(file)
-    if data is None:
-        raise RunError(f"{path} is not a run of fastformer: it has no {_CONFIG}")
-    try:
-        config = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged: {error}; mend it or use another run") from error
-    version = config.pop("format_version", None)
-    if config.pop("format", None) != FORMAT or type(version) is not int or version < 1:
-        raise RunError(
-            f"{file} is not of a run of fastformer: it must begin with format_version = "
-            f'{FORMAT_VERSION} and format = "{FORMAT}"'
-        )
-    if version > FORMAT_VERSION:
-        raise RunError(
-            f"run {path} has format version {version}, this fastformer reads version "
-            f"{FORMAT_VERSION}; update fastformer"
-        )
-    for name, table in config.items():
-        if not isinstance(table, dict):
-            raise RunError(f"{file} is damaged: {name} is not a table; mend it or use another run")
-    return config
-
-
-def _is_occupied(path: Path) -> bool:
-    """Tell whether a directory has anything but what a process killed in `create` left."""
-    if not path.is_dir():
-        raise RunError(f"{path} exists and is not a directory; choose another with --out")
-    return any(not is_temporary(entry) for entry in path.iterdir())
-
-
-def is_replaceable(path: Path, overwrite: bool) -> bool:
-    """Tell whether a path has a run, to be replaced; raise if it must not take a new one."""
-    if not os.path.lexists(path) or not _is_occupied(path):
-        return False
-    try:
-        _read_config(path)
-    except RunError as error:
-        raise RunError(
-            f"{path} is not empty, and not a run that --overwrite could replace ({error}); "
-            "choose another directory with --out"
-        ) from error
-    if not overwrite:
-        raise RunError(
-            f"run {path} is already there; choose another directory with --out, or replace that "
-            "run with --overwrite"
-        )
-    return True
-
-
-def _remove_run_files(path: Path) -> None:
-    """Remove a run's files, all but `config.toml`. Files of others stay."""
-    checkpoints = path / _CHECKPOINTS
-    if checkpoints.is_dir():
-        for entry in checkpoints.iterdir():
-            if entry.name == _BEST or _STEP_NAME.fullmatch(entry.name) or is_temporary(entry):
-                entry.unlink()
-        with contextlib.suppress(OSError):  # it stays if files of others are in it
-            checkpoints.rmdir()
-    for name in (_RESULT, _METRICS, CURVES, REPORT):
-        (path / name).unlink(missing_ok=True)
-    remove_temporary_files(path)
-    sync_directory(path)

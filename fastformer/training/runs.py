@@ -47,8 +47,10 @@ def train_run(
     return train_digits(settings, directory, observer, overwrite=overwrite)
 
 
-def resume_run(directory: Path, observer: TrainingObserver) -> dict[str, Any]:
+def resume_run(
+    directory: Path, observer: TrainingObserver, epochs: int | None = None
+) -> dict[str, Any]:
     """Go on with a run of any kind. See `resume_digits` and `resume_answers`."""
     if isinstance(settings_of(RunDirectory.open(directory)), AnswerSettings):
-        return resume_answers(directory, observer)
-    return resume_digits(directory, observer)
+        return resume_answers(directory, observer, epochs)
+    return resume_digits(directory, observer, epochs)

@@ -32,12 +32,23 @@ class SeedsRecord:
     overwrite: bool
 
     def runs(self, directory: Path) -> dict[Path, RunSettings | AnswerSettings]:
-        """Return the settings of each run by its directory, in order."""
+        """Return the settings of each run by its directory, in order.
+
+        Raises:
+            RunError: one of the directories is a link, which could lead elsewhere.
+        """
         first = self.settings.seed
-        return {
+        runs = {
             directory / f"seed-{seed}": replace(self.settings, seed=seed)
             for seed in range(first, first + self.count)
         }
+        for place in runs:
+            if place.is_symlink():
+                raise RunError(
+                    f"{place} is a symbolic link, which could lead elsewhere: nothing is written "
+                    "or removed there. Put a directory in its place"
+                )
+        return runs
 
     def write(self, directory: Path) -> None:
         """Write `seeds.json`; the directory is made. An older file is replaced.

@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
-from fastformer.errors import RunError
+from fastformer.errors import InvalidTypeError, RunError
 from fastformer.models.config import DTYPES, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
@@ -23,6 +23,9 @@ class Settings:
     """All that decides the bits of a run.
 
     A kind of run is a subclass with the classes of its task and model.
+
+    Attributes:
+        start_from: directory of the run whose best weights it begins with; "" for none.
 
     Raises:
         ValueError, TypeError: a value that is not allowed, or a model that the task does not fit.
@@ -40,6 +43,7 @@ class Settings:
     backend: str = "numba"
     dtype: str = "float32"
     precision: str = "float32"
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -47,6 +51,10 @@ class Settings:
         checks.choice("backend", self.backend, BACKENDS)
         checks.choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
+        if not isinstance(self.start_from, str):
+            raise InvalidTypeError(
+                f"start_from must be the directory of a run, got {self.start_from!r}"
+            )
         if self.model.vocab_size != len(self.tokens):
             checks.fail(
                 f"vocab_size must be {len(self.tokens)} for {self.task_name}, "
@@ -94,9 +102,19 @@ class Settings:
         """Return the model with its initial weights."""
         raise NotImplementedError
 
+    def with_epochs(self, epochs: int) -> Self:
+        """Return these settings with another number of epochs.
+
+        Raises:
+            ValueError, TypeError: it is not an integer >= 1.
+        """
+        return replace(self, training=replace(self.training, epochs=epochs))
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the tables of `config.toml`."""
         own = {name: getattr(self, name) for name in ("kind", *_OWN)}
+        if self.start_from:
+            own["start_from"] = self.start_from
         return {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
 
     @classmethod

@@ -1,5 +1,6 @@
 """One training step, and an evaluation: for people who write their own loop."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,13 +21,27 @@ from fastformer.warmup import ensure_compiled
 # Elements that blocks keep from forward for backward, of one part of a batch: 128 MiB in float32.
 # With more parameters than that, as many as those: each part reads all parameters.
 MOST_KEPT_ELEMENTS = 1 << 25
+# Sequences that are computed at a time where nothing is trained.
+EVALUATED = 256
 
 
 class Scores(NamedTuple):
-    """Mean loss, and the share of right answers."""
+    """Mean loss, and the share of right answers; NaN where nothing was asked."""
 
     loss: float
     accuracy: float
+
+
+class Counts(NamedTuple):
+    """How many answers are right, and how many were asked for."""
+
+    right: int
+    asked: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers; NaN where nothing was asked."""
+        return self.right / self.asked if self.asked else math.nan
 
 
 def wrong_sequences(batch: PackedBatch, logits: Array, targets: Ids) -> npt.NDArray[np.bool_]:
@@ -42,9 +57,23 @@ def wrong_sequences(batch: PackedBatch, logits: Array, targets: Ids) -> npt.NDAr
     return wrong
 
 
-def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
-    """Return how many sequences are right; arguments as of `wrong_sequences`."""
-    return batch.num_sequences - int(np.count_nonzero(wrong_sequences(batch, logits, targets)))
+def count_right(
+    batch: PackedBatch, logits: Array, targets: Ids, whole_answers: bool = False
+) -> Counts:
+    """Count the rows that have a target, and those of them whose largest logit is the target's.
+
+    Args:
+        batch, logits, targets: as of `wrong_sequences`.
+        whole_answers: count sequences instead: one that has a target asks, and is right where all
+            of its rows with a target are.
+    """
+    asked = targets >= 0
+    right = (logits.argmax(axis=1) == targets) & asked
+    if whole_answers and asked.size != batch.num_sequences:
+        right = ~wrong_sequences(batch, logits, targets)
+        asked = np.logical_or.reduceat(asked, batch.offsets[:-1])
+        right &= asked
+    return Counts(int(np.count_nonzero(right)), int(np.count_nonzero(asked)))
 
 
 def accumulate_gradients(
@@ -52,6 +81,7 @@ def accumulate_gradients(
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
+    count: int | None = None,
 ) -> tuple[float, Array]:
     """Compute a batch's loss, and add its gradient to those of the model's parameters.
 
@@ -65,30 +95,36 @@ def accumulate_gradients(
         model: a classifier or a decoder.    batch: B sequences of N tokens.
         targets: (B,) class ids, or a decoder's (N,) next ids; the loss_fn's ignore_index where
             nothing is asked.    loss_fn: the loss.
+        count: where this is one of several batches whose gradients are added up, the targets that
+            are asked in all of them. Losses and gradients then add up to those of one large batch,
+            whatever each of them holds. None where this batch is all.
 
     Returns:
-        The mean loss, and the logits (B, V) or (N, V).
+        The loss, the sum over this batch's targets divided by `count`: the mean where it is None.
+        And the logits (B, V) or (N, V).
 
     Raises:
-        TypeError, ValueError: as of the model's and the loss's forward; nothing is added then.
+        TypeError, ValueError: as of the model's and the loss's forward, or a count of fewer targets
+            than this batch has; nothing is added then.
     """
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
+    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
+    own = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    count = own if count is None else checks.integer("count", count, own)
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
-        return plan.accumulate(batch, targets, loss_fn)
+        return plan.accumulate(batch, targets, loss_fn, count)
     model.prepare(block_op=model.blocks[0].op_for(batch), training=True)
     parts = _part_count(model, batch)
     if parts == 1:
-        return _part_gradients(model, batch, targets, loss_fn, None)
+        return _part_gradients(model, batch, targets, loss_fn, count)
     # All of the batch, before the first part: messages name an index in it.
     model.embedding.check(batch, model.positions)
     if model.relative:
         model.relative.check(batch)
-    rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
-    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
-    count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     total, all_logits = 0.0, []
     for part, part_targets in _parts(batch, targets, parts):
         loss, logits = _part_gradients(model, part, part_targets, loss_fn, count)
@@ -102,17 +138,17 @@ def _part_gradients(
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
-    count: int | None,
+    count: int,
 ) -> tuple[float, Array]:
     """Add a part's gradients, and return its share of the loss, and its logits.
 
     Args:
-        count: of targets in the whole batch; None where the part is the whole.
+        count: of targets in all of the parts.
     """
     calls: Calls = []
     logits = model.plan_forward(batch, calls)
     loss_fn.plan_forward(logits, targets, calls)
-    share = 1.0 if count is None else loss_fn.count / max(1, count)
+    share = loss_fn.count / max(1, count)
     model.plan_backward(loss_fn.backward(share, calls=calls), calls)
     make(calls, logits)
     return share * loss_fn.value, logits
@@ -149,7 +185,8 @@ def train_step(
         targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
 
     Returns:
-        The loss and accuracy on the batch before the step.
+        The loss and accuracy on the batch before the step: of the sequences' classes, or of a
+        decoder's tokens. What is not asked counts in neither.
     """
     checks.instance("train_step", "model", model, Transformer, TransformerDecoder)
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
@@ -158,11 +195,11 @@ def train_step(
     model.zero_grad()
     loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
     optimizer.step()
-    return Scores(loss, count_right(batch, logits, targets) / batch.num_sequences)
+    return Scores(loss, count_right(batch, logits, targets).accuracy)
 
 
 def predict_classes(
-    model: Transformer | TransformerDecoder, inputs: PackedBatch, batch_size: int = 256
+    model: Transformer | TransformerDecoder, inputs: PackedBatch, batch_size: int = EVALUATED
 ) -> Array:
     """Return the logits (B, V) of all sequences, computed a part at a time, without dropout.
 
@@ -189,16 +226,19 @@ def evaluate(
     inputs: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
-    batch_size: int = 256,
+    batch_size: int = EVALUATED,
+    whole_answers: bool = False,
 ) -> Scores:
-    """Return the mean loss and the accuracy over all sequences; nothing is trained.
+    """Return the mean loss and the accuracy over all that is asked; nothing is trained.
 
     Args:
         model: a classifier or a decoder.    inputs: all sequences.
         targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
+        whole_answers: a decoder's accuracy is that of sequences of which all tokens that are asked
+            are right, and not that of tokens.
     """
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
     logits = predict_classes(model, inputs, batch_size)
     loss = loss_fn.forward(logits, targets)
-    return Scores(loss, count_right(inputs, logits, targets) / inputs.num_sequences)
+    return Scores(loss, count_right(inputs, logits, targets, whole_answers).accuracy)

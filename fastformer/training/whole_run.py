@@ -1,12 +1,20 @@
-"""A run from where it stands to its result: train, test the best weights, write what came out."""
+"""A run from its beginning, or from where it stands, to its result."""
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
+from fastformer.batch import PackedBatch
 from fastformer.errors import RunError
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.loop import Trainer
+from fastformer.training.observer import TrainingObserver
+from fastformer.training.run_directory import RunDirectory
+from fastformer.training.settings import Settings
+from fastformer.training.start import load_start
 
 RESULT_NAMES: Final = frozenset(
     "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
@@ -14,14 +22,118 @@ RESULT_NAMES: Final = frozenset(
 )
 """What a result has."""
 
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
-def finished_result(trainer: Trainer) -> dict[str, Any] | None:
+
+class Job(Protocol):
+    """What a run of one kind trains and tests. It touches no file."""
+
+    @property
+    def model(self) -> Transformer | TransformerDecoder:
+        """The model that is trained, with its initial weights."""
+
+    @property
+    def tests(self) -> PackedBatch:
+        """The test inputs."""
+
+    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+        """Return a trainer of the model, at the beginning."""
+
+    def description(self) -> str:
+        """Say in a line what is trained."""
+
+    def test(self, trainer: Trainer, best: Checkpoint) -> dict[str, Any]:
+        """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint."""
+
+
+def train_new(
+    job: Job, settings: Settings, directory: Path, observer: TrainingObserver, overwrite: bool
+) -> dict[str, Any]:
+    """Train a new run to its end. See `train_digits`."""
+    # First all that can fail; then the directory.
+    _load_start(job, settings, observer)
+    with RunDirectory.new(directory, settings.tables(), overwrite=overwrite) as run:
+        return _train_from_the_beginning(job, settings, job.trainer(run, observer))
+
+
+def go_on(
+    settings_class: type[SettingsT],
+    job_of: Callable[[SettingsT], Job],
+    directory: Path,
+    observer: TrainingObserver,
+    epochs: int | None,
+) -> dict[str, Any]:
+    """Go on with a run to its end. See `resume_digits`.
+
+    Args:
+        settings_class: of the run's settings.    job_of: makes the job of these settings.
+        directory, observer, epochs: as of `resume_digits`.
+    """
+    with RunDirectory.open(directory).held() as run:
+        settings = settings_class.from_run(run)
+        wanted = settings if epochs is None else settings.with_epochs(epochs)
+        job = job_of(wanted)
+        if run.is_before_first_checkpoint:
+            _load_start(job, settings, observer)
+            run.begin_anew()
+            if wanted != settings:
+                run.change_config(wanted.tables())
+            observer.message(f"run {run.path} has no checkpoint yet: it starts from its beginning")
+            return _train_from_the_beginning(job, settings, job.trainer(run, observer))
+        trainer = job.trainer(run, observer)
+        trainer.restore(run.latest())
+        if wanted != settings:
+            _change_epochs(trainer, settings, wanted)
+        return _finished_result(trainer) or _train_to_the_end(job, trainer)
+
+
+def _load_start(job: Job, settings: Settings, observer: TrainingObserver) -> None:
+    """Load the weights that a run begins with, where they are another run's."""
+    if settings.start_from:
+        for notice in load_start(job.model, settings):
+            observer.message(notice)
+
+
+def _train_from_the_beginning(job: Job, settings: Settings, trainer: Trainer) -> dict[str, Any]:
+    if settings.start_from:
+        trainer.save()  # when this run has to go on, the other one may be gone or have changed
+    return _train_to_the_end(job, trainer)
+
+
+def _change_epochs(trainer: Trainer, settings: Settings, wanted: Settings) -> None:
+    """Let a run have another number of epochs, and say what becomes of its learning rate.
+
+    Raises:
+        RunError: it has begun more already.
+    """
+    old, new, progress = settings.training.epochs, wanted.training.epochs, trainer.progress
+    begun = progress.epoch + (progress.batch > 0)
+    if new < begun:
+        raise RunError(
+            f"run {trainer.run.path} has begun {begun} epochs already; --epochs must be at least "
+            f"that, got {new}"
+        )
+    trainer.run.change_config(wanted.tables())
+    if settings.training.schedule == "cosine":
+        trainer.observer.message(
+            f"the cosine of the learning rate ends with epoch {new} from now on, not {old}: the "
+            f"rates so far were not those of a run of {new} epochs"
+        )
+
+
+def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
     """Return the result of a run that has ended, if it has one that can be read."""
     if not trainer.ended:
         return None
+    patience, epochs = trainer.config.patience, trainer.config.epochs
+    why = (
+        f"it had no better epoch in {patience}, its patience"
+        if trainer.progress.stopped_early
+        else f"for more, give more epochs, such as --epochs {2 * epochs}"
+    )
     trainer.observer.message(
         f"run {trainer.run.path} has ended after epoch {trainer.progress.epoch}: nothing is left "
-        "to train; for more epochs start a new run"
+        f"to train; {why}"
     )
     try:
         result = trainer.run.read_result()
@@ -30,14 +142,8 @@ def finished_result(trainer: Trainer) -> dict[str, Any] | None:
     return result if result.keys() == RESULT_NAMES else None
 
 
-def train_to_the_end(
-    trainer: Trainer, description: str, test: Callable[[Checkpoint], dict[str, Any]]
-) -> dict[str, Any]:
+def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     """Train what is left, test the best weights, and write the result.
-
-    Args:
-        trainer: from the beginning, or restored.    description: what is trained, in a line.
-        test: takes the best checkpoint, and returns its scores.
 
     Returns:
         The scores, and steps, epochs, seconds, examples_per_second, best_epoch, parameters,
@@ -47,7 +153,8 @@ def train_to_the_end(
         TrainingInterrupted: a signal came; the run is saved.
     """
     model, run, observer = trainer.model, trainer.run, trainer.observer
-    observer.started(trainer.total_steps, trainer.progress.step, description)
+    trainer.prepare(job.tests)
+    observer.started(trainer.total_steps, trainer.progress.step, job.description())
     started, first_step = time.perf_counter(), trainer.progress.step
     try:
         trainer.train()
@@ -58,7 +165,7 @@ def train_to_the_end(
     seconds = sum(record["seconds"] for record in records)
     seen = sum(record["examples_per_second"] * record["seconds"] for record in records)
     result = {
-        **test(run.best()),
+        **job.test(trainer, run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,

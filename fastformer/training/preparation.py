@@ -1,0 +1,137 @@
+"""Before a run starts: all that it will call is compiled, so that no epoch has to wait for it.
+
+Which kernels a model calls depends on the sizes of its batches. So each kind of batch that a run
+has goes through the model once, and nothing depends on a list of what that calls.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from fastformer.batch import Ids, PackedBatch
+from fastformer.data.batches import batch_order
+from fastformer.generation import beam_search, generate
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
+from fastformer.training.classifier_plan import training_kernels
+from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.source import Examples, Source
+from fastformer.training.steps import EVALUATED, accumulate_gradients
+from fastformer.warmup import ensure_compiled, telling_of_compilation
+
+Batch: TypeAlias = tuple[PackedBatch, Ids]
+Place = TypeVar("Place")
+
+
+def batches_of_each_size(
+    source: Source, seed: int, epochs: range, batch_size: int
+) -> Iterator[Batch]:
+    """Yield batches of each number of sequences that these epochs have, with their targets.
+
+    Where lengths differ, those with the fewest and with the most tokens: what a model calls changes
+    once from few tokens to many, if at all. Of a source that is no set of examples, the first and
+    the last batch of the first epoch.
+    """
+    if not epochs:
+        return
+    last = (source.size - 1) // batch_size
+    places = [(epochs[0], place) for place in sorted({0, last})]
+    if isinstance(source, Examples):
+        lengths = np.diff(source.inputs.offsets)
+        if lengths.min() < lengths.max():
+            places = _of_each_size(
+                (sequences, tokens, (epoch, place))
+                for epoch in epochs
+                for sequences, tokens, place in _sizes(
+                    lengths[batch_order(source.size, seed, epoch)], batch_size
+                )
+            )
+    for epoch, place in places:
+        yield next(source.batches(seed, epoch, batch_size, place))
+
+
+def _sizes(lengths: Ids, batch_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield of sequences of these lengths each batch's number of them, its tokens, its place."""
+    tokens = np.add.reduceat(lengths, range(0, lengths.size, batch_size)).tolist()
+    for place, count in enumerate(tokens):
+        yield min(batch_size, lengths.size - place * batch_size), count, place
+
+
+def _of_each_size(sizes: Iterable[tuple[int, int, Place]]) -> list[Place]:
+    """Return for each number of sequences the place with the fewest tokens, and with the most."""
+    fewest: dict[int, tuple[int, Place]] = {}
+    most: dict[int, tuple[int, Place]] = {}
+    for sequences, tokens, place in sizes:
+        if sequences not in fewest or tokens < fewest[sequences][0]:
+            fewest[sequences] = tokens, place
+        if sequences not in most or tokens > most[sequences][0]:
+            most[sequences] = tokens, place
+    return list(dict.fromkeys(place for _, place in (*fewest.values(), *most.values())))
+
+
+def compile_for(
+    model: Transformer | TransformerDecoder,
+    loss_fn: CrossEntropyLoss,
+    trained: Iterable[Batch],
+    asked: Iterable[PackedBatch],
+    step: Callable[[], None],
+) -> None:
+    """Compile what training on some batches calls, and asking about some sequences.
+
+    No weight changes. Those who ask give many sequences at once, or one.
+
+    Args:
+        model, loss_fn: that are trained.    trained: batches with their targets.
+        asked: sequences, of which so many are computed at a time as `predict_classes` does.
+        step: calls what makes a step of gradients.
+    """
+    if model.ops.name != "numba":
+        return
+    trained = list(trained)
+    forward = [part for inputs in asked for part in _parts_of_each_size(inputs)]
+    counter = model.dropout_counter
+    training, forwards = counter.training, counter.forwards
+    try:
+        # What is known by name is compiled by several processes, and all of it at once.
+        model.train()
+        names = {name for batch, _ in trained for name in training_kernels(model, batch)}
+        model.eval()
+        for batch in forward:
+            names.update(model.kernels(block_op=model.blocks[0].op_for(batch)))
+        if isinstance(model, TransformerDecoder):
+            names.update(model.kernels(block_op=None))
+        ensure_compiled(tuple(sorted(names)))
+        with telling_of_compilation():
+            _call_all(model, loss_fn, trained, forward)
+            if trained:
+                step()
+    finally:
+        counter.training, counter.forwards = training, forwards
+        model.zero_grad()
+
+
+def _parts_of_each_size(inputs: PackedBatch) -> Iterator[PackedBatch]:
+    """Yield a part of each size in which `predict_classes` computes sequences, and one alone."""
+    for place in _of_each_size(_sizes(np.diff(inputs.offsets), EVALUATED)):
+        first = place * EVALUATED
+        yield inputs.select(np.arange(first, min(first + EVALUATED, inputs.num_sequences)))
+    yield inputs.select(np.zeros(1, np.int64))
+
+
+def _call_all(
+    model: Transformer | TransformerDecoder,
+    loss_fn: CrossEntropyLoss,
+    trained: list[Batch],
+    forward: list[PackedBatch],
+) -> None:
+    model.train()
+    for batch, targets in trained:
+        accumulate_gradients(model, batch, targets, loss_fn)
+    model.eval()
+    for batch in forward:
+        logits = model.forward(batch)
+        loss_fn.forward(logits, np.zeros(len(logits), np.int64))
+    if isinstance(model, TransformerDecoder) and model.config.max_seq_len > 1:
+        generate(model, [[0], [0]], max_new_tokens=2)
+        beam_search(model, [0], beams=2, max_new_tokens=2)
