@@ -1,14 +1,16 @@
 """A run that was stopped, wherever that was, ends with the bits of one that never was."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Recorder, everything, one_thread, small_settings, without_times
+from runs import Recorder, everything, one_thread, small_settings, tree, without_times
 
+from fastformer.errors import CheckpointError, InvalidValueError, RunError
 from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.loop import Trainer, TrainingInterrupted
 from fastformer.training.run_directory import RunDirectory
@@ -167,6 +169,121 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> N
         resume_digits(tmp_path / "run", observer)
     assert observer.starts[0][1] == STEPS_PER_EPOCH
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
+
+
+# Before the first checkpoint
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Trainer, "prepare", 1),  # nothing is there but the settings
+        (Recorder, "stepped", 4),
+        (RunDirectory, "save_best", 1),
+        (RunDirectory, "append_metrics", 1),  # the record of an epoch that has no checkpoint
+    ],
+)
+def test_a_run_without_a_checkpoint_starts_from_its_beginning(
+    owner: type, name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_settings(backend="reference", epochs=2)
+    train_digits(settings, tmp_path / "unbroken", Recorder())
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        crash_after(patch, owner, name, call)
+        train_digits(settings, tmp_path / "run", Recorder())
+    observer = Recorder()
+    resume_digits(tmp_path / "run", observer)
+    assert "run has no checkpoint yet: it starts from its beginning" in observer.messages[0]
+    assert observer.starts[0][1] == 0
+    assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
+    assert tree(tmp_path / "run").keys() == tree(tmp_path / "unbroken").keys()
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "result too"])
+def test_a_run_that_has_lost_its_checkpoints_is_left_as_it_is(lost: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_digits(small_settings(backend="reference", epochs=2), run, Recorder())
+    shutil.rmtree(run / "checkpoints")
+    if lost == "result too":
+        (run / "result.json").unlink()
+    before = tree(run)
+    with pytest.raises(CheckpointError, match="cannot go on: it has no checkpoint yet; train it"):
+        resume_digits(run, Recorder())
+    assert tree(run) == before
+
+
+# More epochs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"schedule": "warmup", "warmup_steps": 25, "optimizer": "adamw"},
+        {"dropout": 0.2, "accumulation_steps": 3, "optimizer": "sgd", "momentum": 0.9},
+    ],
+)
+@pytest.mark.parametrize("at", [None, 13])
+def test_more_epochs_have_the_bits_of_a_run_that_had_them_from_its_beginning(
+    options: dict[str, Any], at: int | None, tmp_path: Path
+) -> None:
+    """Whether the run had ended or was stopped, and also where it is stopped after that."""
+    long, short = (
+        small_settings(backend="reference", examples=200, **options, epochs=epochs)
+        for epochs in (5, 3)
+    )
+    at = at and at // options.get("accumulation_steps", 1)
+    train_digits(long, tmp_path / "long", Recorder())
+    run = tmp_path / "run"
+    if at is None:
+        train_digits(short, run, Recorder())
+    else:
+        stop_at(run, short, at, signal.SIGINT)
+    observer = Stopper((at or 15) + 4, signal.SIGINT)
+    last = (5 * 5, 5 * 2)["accumulation_steps" in options]
+    if observer.step < last:
+        with pytest.raises(TrainingInterrupted):
+            resume_digits(run, observer, epochs=5)
+    result = resume_digits(run, Recorder(), epochs=5)
+    assert result["epochs"] == 5 and observer.messages == []
+    assert everything(run) == everything(tmp_path / "long")
+    assert resume_digits(run, Recorder()) == result  # as a supervisor does it
+
+
+def test_a_cosine_that_ends_elsewhere_is_told(tmp_path: Path) -> None:
+    settings = small_settings(backend="reference", examples=200, epochs=2, schedule="cosine")
+    run, observer = tmp_path / "run", Recorder()
+    train_digits(settings, run, Recorder())
+    resume_digits(run, observer, epochs=4)
+    assert (
+        "cosine of the learning rate ends with epoch 4 from now on, not 2" in observer.messages[0]
+    )
+    rates = [rate for _, _, rate, _ in observer.steps]
+    assert len(rates) == 10 and 0 < rates[-1] < rates[0] < 0.01 / 2 * 1.01
+
+
+def test_epochs_that_are_done_cannot_be_taken_back(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = small_settings(backend="reference", examples=200, epochs=3)
+    stop_at(run, settings, 7, signal.SIGINT)
+    before = tree(run)
+    with pytest.raises(RunError, match="has begun 2 epochs already; --epochs must be at least"):
+        resume_digits(run, Recorder(), epochs=1)
+    with pytest.raises(InvalidValueError, match="epochs must be an integer >= 1, got 0"):
+        resume_digits(run, Recorder(), epochs=0)
+    assert tree(run) == before
+    assert resume_digits(run, Recorder(), epochs=2)["epochs"] == 2
+
+
+def test_a_run_without_patience_left_is_not_trained_on(tmp_path: Path) -> None:
+    run, observer = tmp_path / "run", Recorder()
+    settings = small_settings(
+        backend="reference", examples=200, learning_rate=1e-9, patience=1, epochs=4
+    )
+    ended = train_digits(settings, run, Recorder())
+    assert ended["epochs"] == 2
+    assert without_times(resume_digits(run, observer, epochs=9)) == without_times(ended)
+    assert "it had no better epoch in 1, its patience" in observer.messages[0]
 
 
 def test_a_comparison_that_is_blind_would_be_noticed(tmp_path: Path) -> None:
