@@ -117,7 +117,10 @@ def test_the_version_is_that_of_the_package() -> None:
         ("train --threads 0", "threads must be an integer from 1 to 1024, got 0"),
         ("train --examples 100000 --distinct", "100000"),
         ("train --resume nowhere", "nowhere"),
-        ("train --resume nowhere --epochs 3", "--resume goes on with the run's own settings"),
+        (
+            "train --resume nowhere --epochs 3 --norm pre",
+            "--resume goes on with the run's own settings",
+        ),
         ("train --resume nowhere --seed 42", "--resume goes on with the run's own settings"),
         ("evaluate", "RUN requires an argument"),
         ("evaluate nowhere", "nowhere"),

@@ -188,7 +188,7 @@ def test_an_observer_sees_start_and_end_whatever_happens(tmp_path: Path) -> None
 
 
 def test_overfitting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Scores(1.0, 0.0))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Scores(1.0, 0.0))
     observer = Recorder()
     train_digits(small_settings(epochs=8), tmp_path / "run", observer)
     assert any("overfitting" in text for text in observer.messages)

@@ -27,10 +27,13 @@ def epoch_line(record: dict[str, Any]) -> str:
     Args:
         record: what the loop says of the epoch, as in `metrics.jsonl`.
     """
-    train, validation = record["train_accuracy"], record["validation_accuracy"]
+    train, validation = (
+        "none" if share is None else console.percent(share)  # where nothing was asked
+        for share in (record["train_accuracy"], record["validation_accuracy"])
+    )
     return (
-        f"{record['epoch']:>5}  {record['train_loss']:>10.4f}  {console.percent(train):>8}  "
-        f"{record['validation_loss']:>15.4f}  {console.percent(validation):>8}  "
+        f"{record['epoch']:>5}  {record['train_loss']:>10.4f}  {train:>8}  "
+        f"{record['validation_loss']:>15.4f}  {validation:>8}  "
         f"{record['examples_per_second']:>10,.0f}{'  best' if record['best'] else ''}"
     )
 

@@ -149,7 +149,8 @@ def train(
             return _train(resume, lambda observer: _resume(resume, observer, epochs), json)
     options = options or RunOptions()
     settings = _settings(options, digits or DigitTask(), model, training)
-    with _place(options.out) as place, EndAtOnce(lambda: _last_words(place)):
+    made = options.out is None
+    with _place(options.out) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
             place, lambda observer: _start(place, observer, json, options, settings), json
         )
@@ -183,8 +184,12 @@ def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", js
     return 0
 
 
-def _last_words(directory: Path) -> str:
-    """Say what a signal left of a run, and how to go on with it."""
+def _last_words(directory: Path, made: bool = False) -> str:
+    """Say what a signal left of a run, and how to go on with it.
+
+    Args:
+        made: whether the directory was made to take its name; then it goes while it is empty.
+    """
     from fastformer.training.seeds_record import holds_seeds
 
     name = shlex.quote(str(directory))
@@ -197,8 +202,9 @@ def _last_words(directory: Path) -> str:
             "Stopped before the first checkpoint. To start from the beginning:\n"
             f"  fastformer train --resume {name}"
         )
-    with suppress(OSError):
-        directory.rmdir()  # it is empty where it was made for this run alone
+    if made:
+        with suppress(OSError):
+            directory.rmdir()
     return "Stopped before a run was begun: nothing is saved"
 
 

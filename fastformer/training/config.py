@@ -20,7 +20,7 @@ class TrainingConfig:
     batch_size: int = field(default=32, metadata={"help": "sequences per forward pass"})
     accumulation_steps: int = field(
         default=1,
-        metadata={"help": "batches whose gradients are averaged before each optimizer step"},
+        metadata={"help": "batches that make one optimizer step, as one large batch would"},
     )
     optimizer: str = field(default="adam", metadata={"help": "adam, adamw or sgd"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})

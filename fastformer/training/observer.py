@@ -24,7 +24,7 @@ class TrainingObserver:
 
         Args:
             step: steps done so far, this one included.
-            loss: mean loss over the examples of this step.
+            loss: mean loss over all targets of this step.
             learning_rate: the learning rate of this step.
             examples: number of examples in this step.
         """
@@ -34,8 +34,9 @@ class TrainingObserver:
 
         Args:
             record: the line of `metrics.jsonl`: epoch, step, train_loss, train_accuracy,
-                validation_loss, validation_accuracy, learning_rate, seconds,
-                examples_per_second, and best (whether its validation accuracy is the best yet).
+                validation_loss, validation_accuracy (an accuracy is None where nothing was asked),
+                learning_rate, seconds, examples_per_second, and best (whether its validation
+                accuracy is the best yet).
         """
 
     def message(self, text: str) -> None:

@@ -15,7 +15,8 @@ from fastformer.training.run_lock import LOCK_FILE
 def next_free_run(parent: str | Path, stem: str) -> Iterator[Path]:
     """Make the first of parent/stem-1, parent/stem-2, ... that does not exist, empty, for a run.
 
-    So nobody else takes that name. Where it is still empty after the `with` block, it is removed.
+    So nobody else takes that name. Where it is still empty after the `with` block, it is removed,
+    and so is `parent` where it was made.
 
     Args:
         parent: where runs are kept; made if it is not there.
@@ -25,20 +26,25 @@ def next_free_run(parent: str | Path, stem: str) -> Iterator[Path]:
         RunError: the operating system refused.
     """
     parent, number = Path(parent), 1
+    is_new = not os.path.lexists(parent)
     with os_errors_as(RunError, f"make a run in {parent}"):
-        make_directory(parent)
         while True:
+            make_directory(parent)
             path = parent / f"{stem}-{number}"
             try:
                 path.mkdir()
                 break
             except FileExistsError:
                 number += 1
+            except FileNotFoundError:  # another one that had made the parent has just given up
+                continue
     try:
         yield path
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # they are not empty
             path.rmdir()
+            if is_new:
+                parent.rmdir()
 
 
 def _is_occupied(path: Path) -> bool:

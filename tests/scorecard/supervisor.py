@@ -64,7 +64,7 @@ class Ending:
 
 
 def command(directory: Path, options: tuple[str, ...], new: str | None = None) -> list[str]:
-    """Return what a person would type next: go on where there is a checkpoint, else begin.
+    """Return what a person would type next: go on where there is a run, else begin.
 
     Args:
         directory: of the run.    options: of the run, where it begins.
@@ -72,7 +72,7 @@ def command(directory: Path, options: tuple[str, ...], new: str | None = None) -
     """
     config = directory / "config.toml"
     is_meant = new is None or (config.exists() and config.read_text() == new)
-    if is_meant and any(directory.glob("checkpoints/step-*.safetensors")):
+    if is_meant and config.exists():
         return ["train", "--resume", str(directory), "--threads", "1"]
     return ["train", "--out", str(directory), "--overwrite", "--threads", "1", *options]
 
