@@ -1,7 +1,6 @@
 """`fastformer train`: a new run, or a stopped one that goes on."""
 
 import dataclasses
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from fastformer import threads as thread_count
+from fastformer import writing
 from fastformer.cli import SIGNALLED, console
 from fastformer.data.digits import DigitTask
 from fastformer.data.vocabulary import DIGIT_TOKENS
@@ -136,7 +136,7 @@ def _train(directory: Path, resume: bool, new_run: tuple[Any, ...], json: bool) 
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
-            f"  fastformer train --resume {shlex.quote(str(directory))}"
+            f"  fastformer train --resume {console.shell_word(directory)}"
         )
         return SIGNALLED + stop.signal
     if json:
@@ -150,7 +150,7 @@ def _last_words(directory: Path) -> str:
     """Say what a signal left of a run, and how to go on with it."""
     from fastformer.training.seeds_record import holds_seeds
 
-    name = shlex.quote(str(directory))
+    name = console.shell_word(directory)
     if holds_seeds(directory):
         return f"Stopped; what was trained is saved. To go on:\n  fastformer train --resume {name}"
     if any(directory.glob("checkpoints/step-*.safetensors")):
@@ -247,7 +247,7 @@ def _show(result: dict[str, Any]) -> None:
     console.facts(
         [
             *console.unseen_accuracy(result),
-            ("test loss", f"{result['test_loss']:.4f}"),
+            ("test loss", writing.loss(result["test_loss"])),
             (
                 "model",
                 f"{result['parameters']:,} parameters, from epoch {result['best_epoch']} "
@@ -259,6 +259,6 @@ def _show(result: dict[str, Any]) -> None:
                 f"{result['examples_per_second']:,.0f} examples/s",
             ),
             ("run", str(result["run"])),
-            ("next", f"fastformer predict {shlex.quote(str(result['run']))}"),
+            ("next", f"fastformer predict {console.shell_word(result['run'])}"),
         ]
     )

@@ -161,6 +161,7 @@ def resume_answers(directory: Path, observer: TrainingObserver) -> dict[str, Any
     run = RunDirectory.open(directory)
     settings = AnswerSettings.from_run(run)
     checkpoint = run.latest()
+    settings.check_sizes(checkpoint)
     trainer = _trainer(settings, run, observer)
     trainer.restore(checkpoint)
     return finished_result(trainer) or _train_to_the_end(trainer, settings)

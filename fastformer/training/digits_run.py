@@ -145,6 +145,7 @@ def resume_digits(directory: Path, observer: TrainingObserver) -> dict[str, Any]
     run = RunDirectory.open(directory)
     settings = RunSettings.from_run(run)
     splits, checkpoint = settings.splits(), run.latest()
+    settings.check_sizes(checkpoint)
     trainer = _trainer(settings.new_model(), settings, splits, run, observer)
     trainer.restore(checkpoint)
     result = finished_result(trainer)

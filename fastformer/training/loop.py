@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import CheckpointError, FastformerError
 from fastformer.models.decoder import TransformerDecoder
@@ -25,6 +26,7 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.metrics import MetricsTracker
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
+from fastformer.training.restoring import checked_progress
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
@@ -315,9 +317,16 @@ class Trainer:
         load_weights(self.model, checkpoint)
         try:
             self.optimizer.load_state_dict(state, metadata["optimizer_steps"])
-            self.progress = Progress(**metadata["progress"])
+            self.progress = checked_progress(
+                Progress,
+                metadata["progress"],
+                num_batches=-(-self.train_examples.size // self.config.batch_size),
+                steps_per_epoch=self.steps_per_epoch,
+                accumulation_steps=self.config.accumulation_steps,
+            )
             self.tracker.load_state_dict(metadata["tracker"])
-            self.model.dropout_counter.forwards = metadata["dropout_forwards"]
+            forwards = checks.integer("dropout_forwards", metadata["dropout_forwards"], 0)
+            self.model.dropout_counter.forwards = forwards
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} does not fit this training run: {error}"

@@ -34,6 +34,7 @@ from fastformer.training.atomic_file import (
     write_atomically,
 )
 from fastformer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastformer.training.finding import CONFIG, named_within
 from fastformer.training.json_text import json_object, json_text
 from fastformer.training.metrics import MetricsLog
 
@@ -42,11 +43,11 @@ FORMAT_VERSION = 1
 CHECKPOINTS_KEPT = 2
 
 CURVES, REPORT = "curves.png", "report.html"
-_CONFIG = "config.toml"
 _METRICS = "metrics.jsonl"
 _RESULT = "result.json"
 _CHECKPOINTS, _BEST = "checkpoints", "best.safetensors"
-_STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
+_STEP_NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
+_MOST_BYTES = {CONFIG: 1 << 20, _RESULT: 1 << 20}
 
 
 class RunDirectory:
@@ -91,7 +92,7 @@ class RunDirectory:
             elif is_replaceable(path, overwrite):
                 _remove_run_files(path)
             # Last, so that an overwrite that is interrupted leaves a run to overwrite again.
-            write_atomically(path / _CONFIG, content)
+            write_atomically(path / CONFIG, content)
         return cls.open(path)
 
     @classmethod
@@ -104,7 +105,8 @@ class RunDirectory:
         path = Path(path)
         with os_errors_as(RunError, f"open run {path}"):
             if not path.is_dir():
-                raise RunError(f"run {path} does not exist; give the directory of a run")
+                problem = "is not a directory" if path.exists() else "does not exist"
+                raise RunError(f"run {path} {problem}; give the directory of a run")
         return cls(path, _read_config(path))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -275,7 +277,7 @@ def _read_if_there(file: Path) -> bytes | None:
     """The content of a file, or None if there is no such file."""
     with os_errors_as(RunError, f"read {file}"):
         try:
-            return read_file(file)
+            return read_file(file, _MOST_BYTES[file.name])
         except FileNotFoundError:
             return None
 
@@ -294,12 +296,12 @@ def _config_bytes(config: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a run's `config.toml`, verified."""
-    file = path / _CONFIG
+    file = path / CONFIG
     data = _read_if_there(file)
     if data is None:
-        raise RunError(f"{path} is not a run of fastformer: it has no {_CONFIG}")
+        raise RunError(f"{path} is not a run of fastformer: it has no {CONFIG}{named_within(path)}")
     try:
-        config = tomllib.loads(data.decode())
+        config = tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RunError(f"{file} is damaged: {error}; mend it or use another run") from error
     version = config.pop("format_version", None)
@@ -315,7 +317,9 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
         )
     for name, table in config.items():
         if not isinstance(table, dict):
-            raise RunError(f"{file} is damaged: {name} is not a table; mend it or use another run")
+            raise RunError(
+                f"{file} is damaged: {name!r} is not a table; mend it or use another run"
+            )
     return config
 
 

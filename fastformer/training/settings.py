@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Self
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
-from fastformer.errors import RunError
+from fastformer.errors import CheckpointError, RunError
 from fastformer.models.config import DTYPES, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
 
@@ -94,6 +95,31 @@ class Settings:
         """Return the model with its initial weights."""
         raise NotImplementedError
 
+    def check_sizes(self, checkpoint: Checkpoint) -> None:
+        """Raise where a checkpoint is of another size than the model, before the model is made.
+
+        Raises:
+            CheckpointError: the message names the array.
+        """
+        model = self.model
+        expected = {
+            "embedding.weight": (model.vocab_size, model.embed_dim),
+            f"blocks.{model.num_layers - 1}.feed_forward.expand.weight": (
+                model.embed_dim,
+                model.ffn_dim,
+            ),
+        }
+        if model.positions == "learned":
+            expected["positions.weight"] = (model.max_seq_len, model.embed_dim)
+        for name, shape in expected.items():
+            given = checkpoint.tensors.get(name)
+            if given is None or given.shape != shape:
+                found = "it is missing" if given is None else f"got {given.shape}"
+                raise CheckpointError(
+                    f"checkpoint {checkpoint.path} does not fit the model: weights: {name!r} must "
+                    f"be {shape}, {found}; use the config.toml and the checkpoint of one run"
+                )
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the tables of `config.toml`."""
         own = {name: getattr(self, name) for name in ("kind", *_OWN)}
@@ -106,6 +132,7 @@ class Settings:
         Raises:
             KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
         """
+        checks.known_keys("config.toml", tables, ("run", *_TABLES))
         own = dict(tables["run"])
         checks.known_keys("run", own, {"kind"} | {f.name for f in fields(cls)} - {*_TABLES})
         checks.choice("kind", own.pop("kind"), (cls.kind,))
@@ -132,7 +159,7 @@ def settings_errors(run: RunDirectory) -> Iterator[None]:
     """Turn what is wrong with settings into a RunError that names the run's file."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise RunError(
             f"{run.path / 'config.toml'} does not hold the settings of a run: {problem}; mend it "

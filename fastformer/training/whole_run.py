@@ -4,15 +4,46 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from fastformer import checks
 from fastformer.errors import RunError
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.json_text import LARGEST, number_in
 from fastformer.training.loop import Trainer
 
-RESULT_NAMES: Final = frozenset(
-    "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
-    "best_epoch parameters backend seed run".split()
-)
+_COUNTS: Final = ("test_examples", "steps", "epochs", "best_epoch", "parameters", "seed")
+_NUMBERS: Final = ("test_accuracy", "test_loss", "seconds", "examples_per_second")
+_TEXTS: Final = ("backend", "run")
+RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_TEXTS, "per_operation"})
 """What a result has."""
+
+
+def checked_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result if it is one of `train_to_the_end`.
+
+    Raises:
+        RunError: something is missing, unknown or of another kind.
+    """
+    try:
+        checks.known_keys("a result", result, RESULT_NAMES)
+        for name in _COUNTS:
+            checks.integer(name, result[name], int(name == "test_examples"))
+        for name in _NUMBERS:
+            checks.number(name, result[name], at_least=0, at_most=LARGEST)
+        for name in _TEXTS:
+            checks.instance("a result", name, result[name], str)
+        checks.instance("a result", "per_operation", result["per_operation"], dict)
+        shares = {"test_accuracy": result["test_accuracy"], **result["per_operation"]}
+        for name, share in shares.items():
+            checks.number(f"accuracy of {name}", share, at_least=0, at_most=1)
+        if len(shares) == 1:
+            checks.fail("per_operation is empty")
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"result.json does not hold the result of a run: {problem}; remove it, and evaluate "
+            "the run anew"
+        ) from error
+    return result
 
 
 def finished_result(trainer: Trainer) -> dict[str, Any] | None:
@@ -24,10 +55,9 @@ def finished_result(trainer: Trainer) -> dict[str, Any] | None:
         "to train; for more epochs start a new run"
     )
     try:
-        result = trainer.run.read_result()
+        return checked_result(trainer.run.read_result())
     except RunError:
         return None
-    return result if result.keys() == RESULT_NAMES else None
 
 
 def train_to_the_end(
@@ -55,14 +85,16 @@ def train_to_the_end(
         observer.finished()
     trained = time.perf_counter() - started
     records = run.read_metrics()
-    seconds = sum(record["seconds"] for record in records)
-    seen = sum(record["examples_per_second"] * record["seconds"] for record in records)
+    times = [number_in(record.get("seconds")) for record in records]
+    rates = [number_in(record.get("examples_per_second")) for record in records]
+    known = [(t, rate) for t, rate in zip(times, rates, strict=True) if t >= 0 and rate >= 0]
+    seconds, seen = sum(t for t, _ in known), sum(t * rate for t, rate in known)
     result = {
         **test(run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,
-        # Without records, of a run whose file was lost, there is nothing to divide by.
+        # Without records, of a run whose file was lost or changed, there is nothing to divide by.
         "examples_per_second": seen / seconds if seconds else 0.0,
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,
