@@ -348,3 +348,9 @@ def test_answers_of_several_digits_have_no_target() -> None:
     assert decode(examples.inputs[0]) == ["Max", "(", "5", ",", "1", "2", ")"]
     with pytest.raises(InvalidValueError, match="^the answer of Max must be from 0 to 9, one tok"):
         _ = examples.targets
+
+
+def test_operations_are_known_in_any_case_of_letters() -> None:
+    assert DigitTask(operations=("max", "MIN", "Last")).operations == ("Max", "Min", "Last")
+    with pytest.raises(InvalidValueError, match="must be different, got 'Max' 2 times"):
+        DigitTask(operations=("max", "Max"))

@@ -146,7 +146,14 @@ def _draw_norms(
     ):
         for place, name in enumerate(names):
             values = [report.norms[name] for report in reports.values()]
-            axes.plot(list(reports), values, color=color, linewidth=1, label="" if place else label)
+            axes.plot(
+                list(reports),
+                values,
+                color=color,
+                linewidth=1,
+                marker="o" if len(values) == 1 else None,
+                label="" if place else label,
+            )
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("epoch", color=INK)

@@ -24,6 +24,7 @@ COLORS: Final[tuple[str, ...]] = (
 MOST_RUNS: Final[int] = len(COLORS)
 _LOG_FROM = 20.0  # largest by smallest value, above which a logarithmic axis shows more
 _MARKED_UP_TO = 40
+_MARKERS = "xo"  # of training, and of what is validated
 _LARGEST_EPOCH = 1e15
 
 
@@ -150,9 +151,12 @@ def curves_figure(runs: Sequence[Curves]) -> "Figure":
     axis = shared_axis(runs)
     title = runs[0].name if len(runs) == 1 else ""
     figure = new_figure(11, 7, title)
+    places = {x for curves in runs for x in curves.x}
     for panel, axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):
         _draw_panel(axes, panel, runs)
         axes.set_xlabel(axis, color=INK, fontsize=9)
+        if len(places) == 1:
+            axes.set_xlim(min(places) - 1, max(places) + 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if len(runs) > 1:
         handles = [_key(color) for color, _ in zip(COLORS, runs, strict=False)]
@@ -228,7 +232,7 @@ def _draw_panel(axes: "Axes", panel: Panel, runs: Sequence[Curves]) -> None:
                 "-" if validated else "--",
                 color=color,
                 linewidth=1.8 if validated else 1.2,
-                marker="o" if validated else "x",
+                marker=_MARKERS[validated],
                 markevery=None if marked else alone(values),
                 markersize=3.5 if validated else 6,
                 label=label,
@@ -251,6 +255,9 @@ def _explain_lines(axes: "Axes", runs: Sequence[Curves]) -> None:
     """Say once in a panel what dashed, solid and dotted lines are."""
     color = COLORS[0] if len(runs) == 1 else INK
     keys = [_key(color, "--", 1.2), _key(color), _key(color, ":", 1.0)]
+    if all(len(curves.x) == 1 for curves in runs):
+        for key, marker in zip(keys, _MARKERS, strict=False):
+            key.set(marker=marker, linestyle="none")
     best = runs[0].best
     label = f"best {runs[0].axis}: {best:g}" if len(runs) == 1 and best is not None else "best"
     names = ["train", "validation", label]

@@ -36,7 +36,7 @@ from fastformer.training.whole_run import checked_result
 EXAMPLES_PER_OPERATION: Final[int] = 3
 MISTAKES_SHOWN: Final[int] = 5
 MOST_WEIGHTS: Final[int] = 400_000
-"""Attention weights in a page; each takes about six characters."""
+"""Attention weights in a page; each takes about seven characters."""
 
 MOST_MAPS: Final[int] = 40
 

@@ -92,7 +92,7 @@ def _example_data(example: Example) -> dict[str, Any]:
         "tokens": attention.tokens,
         "causal": attention.causal,
         "read": None if attention.read_rows is None else list(attention.read_rows),
-        "layers": [_thousandths(layer) for layer in attention.layers],
+        "layers": [_short(layer) for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
         "prediction": prediction.prediction,
         "probability": prediction.probability,
@@ -102,9 +102,9 @@ def _example_data(example: Example) -> dict[str, Any]:
     }
 
 
-def _thousandths(weights: Array) -> list[Any]:
-    """Return weights rounded down, as all shares are: the page's script need not know more."""
-    rounded: list[Any] = (np.floor((weights.astype(float) + ROUNDING) * 1000) / 1000).tolist()
+def _short(weights: Array) -> list[Any]:
+    """Return weights with four decimals, rounded down as all shares are."""
+    rounded: list[Any] = (np.floor((weights.astype(float) + ROUNDING) * 10_000) / 10_000).tolist()
     return rounded
 
 
@@ -207,7 +207,7 @@ def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -
             percent(share.accuracy),
             f'<span class="bar"><i style="width:{100 * share.accuracy:.2f}%"></i></span>',
             f"{share.correct:,} of {share.total:,}",
-            interval(*share.interval),
+            interval(*share.interval).replace(" %", "", 1),
         ]
         for label, share in shares
     ]

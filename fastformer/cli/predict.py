@@ -98,7 +98,7 @@ def _typed() -> str:
         return input(_PROMPT)
     sys.stderr.write(_PROMPT)
     sys.stderr.flush()
-    return input()
+    return input("")
 
 
 def _show(prediction: "Prediction", json: bool) -> None:

@@ -132,16 +132,17 @@ class Settings:
         Raises:
             KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
         """
-        checks.known_keys("config.toml", tables, ("run", *_TABLES))
         own = dict(tables["run"])
         checks.known_keys("run", own, {"kind"} | {f.name for f in fields(cls)} - {*_TABLES})
         checks.choice("kind", own.pop("kind"), (cls.kind,))
-        return cls(
+        found = cls(
             task=checks.from_settings(cls.task_class, tables["task"]),
             model=checks.from_settings(cls.model_class, tables["model"]),
             training=checks.from_settings(TrainingConfig, tables["training"]),
             **own,
         )
+        checks.known_keys("config.toml", tables, ("run", *_TABLES))
+        return found
 
     @classmethod
     def from_run(cls, run: RunDirectory) -> Self:

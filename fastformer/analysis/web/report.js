@@ -120,7 +120,7 @@ const explorer = {
     const { tokens, layers } = this.example;
     const weight = layers[this.layer][this.head][from][to];
     return `"${tokens[from]}" at position ${from} looks at "${tokens[to]}" at position ${to}: `
-      + percent(weight);
+      + percent(weight, 2);
   },
 
   point(target) {
@@ -163,5 +163,22 @@ const embeddingMap = {
   },
 };
 
+const scrolling = {
+  start() {
+    const observer = new ResizeObserver((entries) => {
+      for (const { target } of entries) this.mark(target.closest(".scroll"));
+    });
+    for (const box of document.querySelectorAll(".scroll")) {
+      observer.observe(box);
+      observer.observe(box.firstElementChild);
+    }
+  },
+
+  mark(box) {
+    box.classList.toggle("overflows", box.scrollWidth > box.clientWidth + 1);
+  },
+};
+
 explorer.start();
 embeddingMap.start();
+scrolling.start();
