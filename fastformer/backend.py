@@ -10,6 +10,7 @@ import importlib
 from types import SimpleNamespace
 
 from fastformer import callers, checks
+from fastformer.kernels._environment import check_compiler
 
 BACKENDS = ("numba", "reference")
 # Of the operands of matrix products; all else is in the dtype of the model.
@@ -51,7 +52,8 @@ def get_backend(name: str, precision: str = "float32") -> SimpleNamespace:
         precision: of products' operands: "float32", or "bfloat16", to which they are then rounded.
 
     Raises:
-        ValueError: for another name or precision.
+        ValueError: for another name or precision, and where the environment keeps kernels from
+            being compiled.
     """
     checks.choice("backend", name, BACKENDS)
     return _backend(name, checks.choice("precision", precision, PRECISIONS))
@@ -72,6 +74,8 @@ def check_precision(precision: str, dtype: str) -> None:
 
 @functools.cache
 def _backend(name: str, precision: str) -> SimpleNamespace:
+    if name == "numba":
+        check_compiler()
     suffix = "_reference" if name == "reference" else ""
     ops = {}
     for stem, names in OPS.items():

@@ -18,6 +18,7 @@ from fastformer.errors import InvalidTypeError, InvalidValueError
 ConfigT = TypeVar("ConfigT")
 
 _LARGEST = int(np.finfo(np.float64).max)
+_LARGEST_INTEGER = int(np.iinfo(np.uint64).max)
 MOST_ELEMENTS = 1 << 40
 
 
@@ -34,10 +35,13 @@ def boolean(name: str, value: object) -> bool:
 
 
 def integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` as an int in [minimum, maximum]."""
+    """Return `value` as an int in [minimum, maximum], and of at most 64 bits."""
     allowed = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InvalidTypeError(f"{name} must be an integer {allowed}, got {value!r}")
+        raise InvalidTypeError(f"{name} must be an integer {allowed}, got {value!r:.200}")
+    if abs(int(value)) > _LARGEST_INTEGER:
+        bits = int(value).bit_length()
+        raise InvalidValueError(f"{name} must be an integer {allowed}, got one of {bits} bits")
     if value < minimum or (maximum is not None and value > maximum):
         raise InvalidValueError(f"{name} must be an integer {allowed}, got {value!r}")
     return int(value)
@@ -80,6 +84,16 @@ def table_size(owner: str, **sizes: int) -> None:
         )
 
 
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of a number that is nearest to another one, in bounded time.
+
+    Of two that are as near, it is the smaller one. Divisors between a million and the number by a
+    million are not looked for.
+    """
+    small = [d for d in range(1, min(math.isqrt(number), 1_000_000) + 1) if number % d == 0]
+    return min(sorted({*small, *(number // d for d in small)}), key=lambda d: abs(d - wanted))
+
+
 def even_head_size(embed_dim: int, num_heads: int) -> int:
     """Return the head size, which rotary positions need to be even.
 
@@ -88,8 +102,7 @@ def even_head_size(embed_dim: int, num_heads: int) -> int:
     """
     size = embed_dim // num_heads
     if size % 2:
-        even = [h for h in range(1, embed_dim + 1) if embed_dim % (2 * h) == 0]
-        near = min(even, key=lambda h: abs(h - num_heads), default=0)
+        near = 0 if embed_dim % 2 else nearest_divisor(embed_dim // 2, num_heads)
         advice = f"num_heads={near}, or " if near else ""
         fail(
             f"positions='rotary' turns pairs of columns, so embed_dim / num_heads must be even, "
@@ -203,6 +216,19 @@ def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any
         raise InvalidValueError(
             f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
             f"use np.array({name}, order='C')"
+        )
+
+
+def finite_result(what: str, computed: npt.NDArray[Any]) -> None:
+    """Raise unless what a model computed are finite numbers.
+
+    Args:
+        what: their name, in the plural.    computed: of any shape.
+    """
+    if not np.isfinite(computed).all():
+        fail(
+            f"the {what} of this model are not finite numbers: its weights are damaged or too "
+            "large; use another checkpoint, or train the model anew with a lower learning rate"
         )
 
 

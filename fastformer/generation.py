@@ -313,7 +313,12 @@ def _start(
 
 
 def log_softmax(logits: Array) -> Array:
-    """Return log softmax of each row, in float64."""
+    """Return log softmax of each row, in float64.
+
+    Raises:
+        ValueError: logits that are not finite.
+    """
+    checks.finite_result("logits", logits)
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

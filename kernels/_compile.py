@@ -22,11 +22,10 @@ import numba
 import platformdirs
 
 from ._cache import KernelCache, call_by_symbol, is_ours_alone
+from ._environment import choice
 
 BUILDS = ("production", "checked", "python")
-BUILD = os.environ.get("FASTFORMER_BUILD", "production")
-if BUILD not in BUILDS:
-    raise ValueError(f"FASTFORMER_BUILD must be one of {', '.join(BUILDS)}, got {BUILD!r}")
+BUILD = choice("FASTFORMER_BUILD", BUILDS, "production")
 
 # No nnan, no ninf: a NaN must stay visible, and isnan must stay true.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
@@ -164,7 +163,7 @@ def kernel(
         return functools.partial(
             kernel, parallel=parallel, inline=inline, once=once, part=part, allocates=allocates
         )
-    if BUILD == "python":
+    if BUILD == "python" or numba.config.DISABLE_JIT:
         return function
     checked = BUILD == "checked"
     inner = not parallel and function.__module__.startswith(f"{__package__}.")

@@ -4,19 +4,18 @@ Functions whose names end in `_ir` emit code at the builder's place and return i
 """
 
 import math
-import os
 from collections.abc import Callable
 
 from llvmlite import binding, ir
 from numba.core import cgutils
 
+from ._environment import choice
+
 
 def _vector_bits() -> int:
     """Return the width of the CPU's vector registers, or the forced one."""
-    forced = os.environ.get("FASTFORMER_VECTOR_BITS")
+    forced = choice("FASTFORMER_VECTOR_BITS", ("0", "128", "256", "512"), "")
     if forced:
-        if forced not in ("0", "128", "256", "512"):
-            raise ValueError(f"FASTFORMER_VECTOR_BITS must be 0, 128, 256 or 512, got {forced!r}")
         return int(forced)
     features = binding.get_host_cpu_features()
     if features.get("avx512f"):

@@ -22,6 +22,7 @@ from fastformer.bench.step_jobs import require_equal_losses
 from fastformer.bench.timing import time_calls
 from fastformer.bench.workloads import WORKLOADS, step_flops, useful_flops
 from fastformer.errors import InvalidValueError
+from fastformer.training.json_text import finite
 
 MACHINE = {
     "threads": 2,
@@ -246,7 +247,7 @@ def test_rows_are_kept_and_read_again(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["targets.jsonl", "targets-ratios.png"]
     rows, environment = run.read_rows(files[0])
     assert rows == json.loads(json.dumps(outcome.rows)) and environment["threads"] == 1
-    assert run.finite({"a": [math.inf, 1.0]}) == {"a": [None, 1.0]}
+    assert finite({"a": [math.inf, 1.0]}) == {"a": [None, 1.0]}
     (tmp_path / "other.jsonl").write_text("{}\n")
     for name in ("other.jsonl", "nowhere.jsonl"):
         with pytest.raises(InvalidValueError, match="is not a file of rows"):

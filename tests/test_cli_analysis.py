@@ -259,6 +259,8 @@ def test_a_number_of_seeds_that_makes_no_sense_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "seeds must be an integer >= 1, got 0" in mistake_of(capsys, "train", "--seeds", 0)
+    assert "seeds must be an integer from 1 to 10000, got 0" in mistake_of(
+        capsys, "train", "--seeds", 0
+    )
     assert "leave out --seeds" in mistake_of(capsys, "train", "--seeds", 2, "--tour")
     assert not list(tmp_path.iterdir())

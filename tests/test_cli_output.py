@@ -1,5 +1,7 @@
 """What the command line writes: bars, tables, progress."""
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,8 +77,7 @@ def test_equal_operations_are_not_ranked(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_an_encoding_without_bars_does_not_stop_the_program() -> None:
     code = (
-        "from fastformer.cli import console; console.survive_any_encoding(); "
-        "console.line(console.bar(0.5))"
+        "from fastformer.cli import console; console.have_streams(); console.line(console.bar(0.5))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -84,6 +86,40 @@ def test_an_encoding_without_bars_does_not_stop_the_program() -> None:
         text=True,
     )
     assert done.stdout == "?" * 40 + "\n", done.stderr
+
+
+def test_json_is_one_line_of_ascii_and_has_null_for_what_is_not_finite(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    value = {
+        "a": [math.nan, (1.0, -math.inf)],
+        "\x1b\udcff": "é\x9b",
+        "b": {"c": np.float32("nan")},
+    }
+    console.json_line(value)
+    out = capsys.readouterr().out
+    assert out.isascii() and out.count("\n") == 1 and "\x1b" not in out
+    wanted = {"a": [None, [1.0, None]], "\x1b\udcff": "é\x9b", "b": {"c": None}}
+    assert json.loads(out) == wanted
+
+
+def test_no_code_from_elsewhere_reaches_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.line("a\x1b[31m\nb\x9b")
+    console.notice("c\x07\r")
+    console.error("d\x1b]0;x\ny" + "z" * 100_000)
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b[31m\nb\\x9b\n"
+    first, second, rest = err.split("\n")
+    assert (first, rest) == ("c\\x07\\r", "")
+    assert second.startswith("fastformer: d\\x1b]0;x\\nyzz") and len(second) < 2_100
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "a$x_$", "a\x1b[1m\n'", "a\udcff", "é\t"])
+def test_a_command_that_is_shown_can_be_copied_into_a_shell(name: str) -> None:
+    word = console.shell_word(name)
+    assert word.isprintable()
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(name)
 
 
 def test_without_a_terminal_each_epoch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

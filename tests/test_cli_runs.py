@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,17 @@ def test_predict_answers_one_expression(
     assert {"expression", "prediction", "probability", "expected", "correct", "top"} <= set(result)
     assert result["expected"] == "9"
     assert first.startswith(f"Max ( 5 , 3 , 9 ) = {result['prediction']} ")
+    for words in (["Max", "5", "3", "9"], ["max", "5,", "3", "9"], ["max 5 3 9"]):
+        assert main(["predict", str(run_directory), *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == result
+    assert main(["attention", str(run_directory), "Max", "5", "3", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["expression"] == result["expression"]
 
 
 def test_predict_answers_each_line_of_its_input(run_directory: Path) -> None:
     process = start_program("predict", str(run_directory), "--json", stdin=subprocess.PIPE)
-    out, err = process.communicate("max(1,2,3)\n\nMin ( 4 5 6 )\n", timeout=120)
+    # Some editors begin a file with a mark of the byte order.
+    out, err = process.communicate("\ufeffmax(1,2,3)\n\nMin 4 5 6\n", timeout=120)
     assert process.returncode == 0, err
     assert [json.loads(line)["expected"] for line in out.splitlines()] == ["3", "4"]
 
@@ -115,6 +122,9 @@ def test_a_conversation_survives_a_mistake(
     assert "Mux" in err
     assert "Max ( 1 , 2 , 3 ) = " in out
     assert "Min (" not in out
+    # The output goes elsewhere, so the prompt is no part of it.
+    assert "> " in err and "> " not in out
+    assert "readline" in sys.modules
 
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])

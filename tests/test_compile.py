@@ -52,7 +52,7 @@ def plant(directory, files):
     """Make a package of the real _compile.py and of other files."""
     package = directory / "planted"
     package.mkdir()
-    for name in ("_cache.py", "_compile.py"):
+    for name in ("_cache.py", "_compile.py", "_environment.py"):
         shutil.copy(KERNELS / name, package)
     for name, text in files.items():
         (package / name).write_text(text)

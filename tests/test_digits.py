@@ -289,7 +289,8 @@ def test_check_explains_what_does_not_fit(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"examples": 0}, "^examples must be an integer >= 1, got 0$"),
+        ({"examples": 0}, "^examples must be an integer from 1 to 10000000, got 0$"),
+        ({"examples": 10**12}, "^examples must be an integer from 1 to 10000000, got 10{12}$"),
         ({"operations": ()}, "^operations must have at least one of First, .* got none$"),
         ({"operations": ("Mac",)}, r"^each of operations must be one of .*did you mean 'Max'\?$"),
         ({"operations": ("Max", "Max")}, "^operations must be different, got 'Max' 2 times$"),
@@ -316,7 +317,7 @@ def test_task_refuses_values(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"examples": 10.0}, "^examples must be an integer >= 1, got 10.0$"),
+        ({"examples": 10.0}, "^examples must be an integer from 1 to 10000000, got 10.0$"),
         ({"operations": "Max"}, "^operations must be a tuple of names, got 'Max'$"),
         ({"operations": (5,)}, "^each of operations must be one of .*, got 5$"),
         ({"balance": 1}, "^balance must be True or False, got 1$"),
@@ -347,3 +348,9 @@ def test_answers_of_several_digits_have_no_target() -> None:
     assert decode(examples.inputs[0]) == ["Max", "(", "5", ",", "1", "2", ")"]
     with pytest.raises(InvalidValueError, match="^the answer of Max must be from 0 to 9, one tok"):
         _ = examples.targets
+
+
+def test_operations_are_known_in_any_case_of_letters() -> None:
+    assert DigitTask(operations=("max", "MIN", "Last")).operations == ("Max", "Min", "Last")
+    with pytest.raises(InvalidValueError, match="must be different, got 'Max' 2 times"):
+        DigitTask(operations=("max", "Max"))

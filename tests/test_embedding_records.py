@@ -1,11 +1,13 @@
 """The embedding tables that a run keeps after each epoch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from runs import Recorder, everything, one_thread, small_settings, tree
 
+from fastformer.errors import CheckpointError
 from fastformer.training.checkpoint import load_checkpoint
 from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.embedding_records import MOST_NUMBERS, EmbeddingRecords
@@ -18,7 +20,7 @@ def test_a_run_keeps_the_table_of_each_epoch(tmp_path: Path) -> None:
     settings = small_settings()
     result = train_digits(settings, tmp_path / "run", Recorder())
     records = EmbeddingRecords(tmp_path / "run")
-    tables = records.read_all()
+    tables = records.read_all((20, 16))
     assert list(tables) == [0, 1, 2, 3]
     model = settings.new_model()
     np.testing.assert_array_equal(tables[0], model.embedding.weight.value)
@@ -62,9 +64,9 @@ def test_a_run_without_records_says_what_is_missing(tmp_path: Path) -> None:
     records = EmbeddingRecords(tmp_path)
     assert records.epochs() == []
     with pytest.raises(ValueError, match=r"lacks the records .*embeddings/epoch-\*\.safetensors"):
-        records.read_all()
+        records.read_all((20, 4))
     with pytest.raises(ValueError, match="read checkpoint .*epoch-0003"):
-        records.read(3)
+        records.read(3, (20, 4))
 
 
 def test_a_damaged_record_is_noticed(tmp_path: Path) -> None:
@@ -75,7 +77,39 @@ def test_a_damaged_record_is_noticed(tmp_path: Path) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match="epoch-0002.* is damaged"):
-        records.read_all()
+        records.read_all((20, 4))
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        (np.ones((5, 4), np.float32), r"no embedding.weight of shape \(20, 4\), but \(5, 4\)"),
+        (np.ones((), np.float32), r"of shape \(20, 4\), but \(\) float32$"),
+        (np.ones((20, 4), np.int64), r"of shape \(20, 4\), but \(20, 4\) int64$"),
+        (np.full((20, 4), np.nan, np.float32), "values that are not finite, or beyond 1e\\+100"),
+        (np.full((20, 4), 1e200), "values that are not finite, or beyond 1e\\+100"),
+    ],
+)
+def test_a_record_that_is_no_table_of_the_model_is_refused(
+    table: np.ndarray[Any, Any], complaint: str, tmp_path: Path
+) -> None:
+    EmbeddingRecords(tmp_path).save(0, table)
+    with pytest.raises(CheckpointError, match=complaint):
+        EmbeddingRecords(tmp_path).read_all((20, 4))
+
+
+def test_names_that_are_no_records_are_left_alone_and_few_that_lack_are_listed(
+    tmp_path: Path,
+) -> None:
+    records = EmbeddingRecords(tmp_path)
+    for epoch in (0, 3, 99_999_999):
+        records.save(epoch, np.ones((20, 4), np.float32))
+    for name in ("epoch-99999999999999999999", "epoch-00007", "epoch-1"):
+        (records.directory / f"{name}.safetensors").touch()
+    assert records.epochs() == [0, 3, 99_999_999]
+    assert [Path(file).name for file in records.missing(4)] == [
+        f"epoch-{epoch:04d}.safetensors" for epoch in (1, 2, 4, 5)
+    ]
 
 
 def test_a_large_table_is_not_recorded(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_operations_are_known() -> None:
         "Max ( 5 3 9 )",
         "max(5,3,9)",
         "MAX(5, 3, 9)",
+        "Max 5 3 9",
+        "max 5, 3,9",
         "  mAx\t(5   3,\n9)  ",
         "Max(05 003 9)",
     ],

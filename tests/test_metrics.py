@@ -74,7 +74,7 @@ def test_overfitting_is_told_from_the_seventh_epoch() -> None:
     assert tracker(*[0.5] * 6, train_accuracy=0.9).overfitting_warning() is None
     warning = tracker(0.6, *[0.5] * 6, train_accuracy=0.9).overfitting_warning()
     assert warning is not None
-    assert "40.0%" in warning
+    assert "40.0 %" in warning
     assert "best epoch so far is 1" in warning
 
 
@@ -95,8 +95,8 @@ def test_summary_has_the_latest_and_the_best() -> None:
     metrics.update(0.5, 0.75, 0.625, 0.8125)
     metrics.update(0.25, 0.875, 0.75, 0.5)
     assert metrics.summary() == (
-        "epoch 2: train loss 0.2500, accuracy 87.50%; validation loss 0.7500, accuracy 50.00%\n"
-        "best: validation accuracy 81.25% in epoch 1"
+        "epoch 2: train loss 0.2500, accuracy 87.50 %; validation loss 0.7500, accuracy 50.00 %\n"
+        "best: validation accuracy 81.25 % in epoch 1"
     )
     assert tracker(*[0.5] * 7, train_accuracy=0.9).summary().splitlines()[-1].startswith("warning:")
 

@@ -27,20 +27,30 @@ def test_defaults_are_models_that_people_know():
 # (settings, error, message)
 REFUSED = [
     *(
-        ({name: value}, error, rf"{name} must be an integer >= 1, got {value!r}")
-        for name in (
-            "vocab_size",
-            "embed_dim",
-            "num_heads",
-            "num_layers",
-            "ffn_dim",
-            "max_seq_len",
+        ({name: value}, error, rf"{name} must be an integer {allowed}, got {value!r}")
+        for name, allowed in (
+            ("vocab_size", ">= 1"),
+            ("embed_dim", ">= 1"),
+            ("num_heads", ">= 1"),
+            ("num_layers", "from 1 to 4096"),
+            ("ffn_dim", ">= 1"),
+            ("max_seq_len", "from 1 to 1048576"),
         )
         for value, error in [(0, VALUE), (-1, VALUE), (True, TYPE), (2.0, TYPE), ("8", TYPE)]
     ),
     ({"num_heads": 3}, VALUE, r"got num_heads=3 and embed_dim=64; the nearest that does is [24]$"),
     ({"num_heads": 65}, VALUE, r"num_heads must divide embed_dim.*nearest that does is 64$"),
     ({"embed_dim": 7, "num_heads": 5}, VALUE, r"num_heads=5 and embed_dim=7; .* is 7$"),
+    # Divisors are not looked for one by one up to such sizes.
+    ({"embed_dim": 2**61 - 1, "num_heads": 4}, VALUE, r"the nearest that does is 1$"),
+    ({"embed_dim": 10**18, "num_heads": 3}, VALUE, r"the nearest that does is 2$"),
+    (
+        {"embed_dim": 2**61, "num_heads": 2**61, "positions": "rotary"},
+        VALUE,
+        rf"must be even, .*take num_heads={2**60}, or",
+    ),
+    ({"num_layers": 10**9}, VALUE, r"num_layers must be an integer from 1 to 4096, got 1000000000"),
+    ({"ffn_dim": 10**400}, VALUE, r"ffn_dim must be an integer >= 1, got one of 1329 bits$"),
     ({"norm": "poste"}, VALUE, r"norm must be one of 'post', 'pre', got 'poste'.*'post'\?"),
     ({"norm": None}, TYPE, r"norm must be one of 'post', 'pre', got None"),
     ({"activation": "Gelu"}, VALUE, r"'relu', 'gelu', 'mish', 'swiglu', got 'Gelu'.*'gelu'\?"),

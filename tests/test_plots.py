@@ -13,11 +13,21 @@ import pytest
 from program import ROOT
 from runs import small_settings
 
-from fastformer.analysis.plots import CURVE_NAMES, curves_figure, read_curves
+from fastformer.analysis.plots import (
+    CURVE_NAMES,
+    PANELS,
+    alone,
+    curves_figure,
+    read_curves,
+    value_text,
+)
 from fastformer.analysis.sketch import sketch
+from fastformer.analysis.svg import panel_svg
 from fastformer.cli import main
+from fastformer.cli.progress import epoch_line
 from fastformer.errors import InvalidValueError, RunError
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.seeds_record import SeedsRecord
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ACCURACIES = (0.5, 0.75, 1.0, 1.0, 0.875)
@@ -144,6 +154,49 @@ def test_the_sketch_needs_no_more_than_ascii_and_fits_its_width(run: Path) -> No
         assert max(map(len, lines[1:])) <= width  # the first has the run's name
         "\n".join(lines).encode("ascii")
     assert all(f" {title}" in "\n".join(lines) for title in ("loss", "accuracy", "learning rate"))
+
+
+def test_values_that_stand_alone_are_seen(tmp_path: Path) -> None:
+    curves = read_curves(make_run(tmp_path / "one", [record(1, 0.5)]))
+    for axes in curves_figure([curves]).axes:
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        assert lines and all(line.get_marker() in "xo" for line in lines)
+        assert all(line.get_markevery() in (None, [0]) for line in lines)
+    assert alone([1.0, math.nan, 2.0, 3.0, math.nan, 4.0]) == [0, 5]
+    gaps = [record(n, 0.5) | ({} if n == 50 else {"train_loss": "?"}) for n in range(1, 100)]
+    curves = read_curves(make_run(tmp_path / "gaps", gaps))
+    (line, *_) = curves_figure([curves]).axes[0].lines
+    assert (line.get_marker(), line.get_markevery()) == ("x", [49])
+    assert 'class="dot train"' in panel_svg(PANELS[0], curves)
+
+
+def test_one_value_has_one_text(tmp_path: Path) -> None:
+    records = [record(1, 0.57) | {"validation_loss": 0.123456}, record(2, 0.56999)]
+    svg = panel_svg(PANELS[0], read_curves(make_run(tmp_path / "run", records)))
+    assert svg.count("0.1235") == 2 and "0.1234" not in svg
+    assert value_text("validation_accuracy", 0.57) == "57.0 %"
+    assert value_text("validation_accuracy", 0.56999) == "56.9 %"
+    assert epoch_line(records[0] | {"examples_per_second": 1, "best": False}).split()[-4:-1] == [
+        *("0.1235", "57.0", "%")
+    ]
+
+
+def test_runs_of_several_seeds_are_drawn_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (9, 10):
+        make_run(tmp_path / f"all/seed-{seed}")
+    assert main(["plot", str(tmp_path / "all")]) == 2
+    assert f"give one of them: {tmp_path}/all/seed-9, {tmp_path}/all/seed-10" in (
+        capsys.readouterr().err
+    )
+    SeedsRecord(settings=small_settings(), count=2, overwrite=False).write(tmp_path / "all")
+    assert main(["plot", str(tmp_path / "all"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(run["run"]).name for run in found["runs"]] == ["seed-9", "seed-10"]
+    assert (tmp_path / "all/curves.png").exists()
+    assert main(["evaluate", str(tmp_path / "all")]) == 2
+    assert "but runs are in it; give one of them: " in capsys.readouterr().err
 
 
 def test_one_epoch_is_enough(tmp_path: Path) -> None:

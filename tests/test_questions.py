@@ -182,3 +182,12 @@ def test_any_text_is_read_or_refused_in_one_line(name: str, text: str) -> None:
 def test_only_text_is_read(text: Any) -> None:
     with pytest.raises(InvalidTypeError, match="^an expression must be a string, got "):
         parse_question(text, FORMS["addition"])
+
+
+@pytest.mark.parametrize("text", ["max 5 3 9", "Max 5, 3 9"])
+def test_both_parentheses_may_be_left_out(text: str) -> None:
+    form = FORMS["long-lists"]
+    assert parse_question(f"{text} 1 2 3 4 5", form) == parse_question("Max(5 3 9 1 2 3 4 5)", form)
+    for half in (f"{text})", f"({text}", "max max 1 2"):
+        with pytest.raises(InvalidValueError):
+            parse_question(half, form)

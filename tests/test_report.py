@@ -150,6 +150,44 @@ def test_a_large_model_shows_fewer_expressions(run: Path, monkeypatch: pytest.Mo
     assert len(collect_report(run, ["Max(1,2,3)", "Min(1,2,3)"]).examples) == 2
 
 
+def test_numbers_are_those_of_the_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = re.sub(r"<[^>]*>", "|", page(collect_report(run)))
+    assert main(["evaluate", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(re.findall(r"^(test accuracy|95 % interval) +(.*?)(?: inputs never.*)?$", line)[0]
+                 for line in lines[2:4])  # fmt: skip
+    for shown in facts.values():
+        assert f"|{shown}|" in html
+    for line in lines:
+        if found := re.search(
+            r"^  (\w+) +[█░]+ +([\d.]+ %)   (\d+ of \d+), .* interval (.*)$", line
+        ):
+            name, accuracy, counts, interval = found.groups()
+            short = interval.replace(" %", "", 1)
+            assert re.search(rf"\|{name}\|+{accuracy}\|+{counts}\|+{short}\|", html), line
+    assert main(["embeddings", str(run)]) == 0
+    text = capsys.readouterr().out
+    cosines = re.findall(r"[+-]\d\.\d\d", text.split("cosines of what was learned")[0])
+    assert len(cosines) > 100 and all(f"|{cosine}|" in html for cosine in cosines[:100])
+
+
+def test_cosines_below_zero_are_shaded_too(run: Path) -> None:
+    found = collect_report(run)
+    assert found.embeddings is not None
+    below = found.embeddings.digit_cosines.min()
+    assert below < -0.1
+    html = page(found)
+    assert f'<td class="below" style="--w:{-below:.3f}">{below:+.2f}</td>' in html
+    assert '<td style="--w:1.000">+1.00</td>' in html
+
+
+def test_a_run_in_bytes_of_no_encoding_has_a_page(run: Path) -> None:
+    found = collect_report(run)
+    found.name = "a\udcff\x1b[1m"
+    assert r"<title>a\udcff\x1b[1m</title>" in page(found)
+    page(found).encode()
+
+
 def test_text_of_the_user_stays_text(run: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     found = collect_report(run)

@@ -4,17 +4,20 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Browser, find_browser
 from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
-from fastformer.analysis.report_page import page
+from fastformer.analysis.report_page import _resource, page
+from fastformer.analysis.svg import map_places, map_svg
 from fastformer.data.answers import AnswerTask
 from fastformer.models.config import DecoderConfig
 from fastformer.training.answers_run import AnswerSettings, train_answers
 from fastformer.training.config import TrainingConfig
 from fastformer.training.digits_run import train_digits
+from fastformer.writing import hundredths, percent
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -184,6 +187,43 @@ def test_the_page_is_never_wider_than_the_window(width: int, browser: Browser) -
     assert browser.run("document.documentElement.scrollWidth") <= width
     widest = "Math.max(...[...document.querySelectorAll('section')].map(e => e.scrollWidth))"
     assert browser.run(widest) <= width
+
+
+def test_tables_that_go_on_to_a_side_say_so(browser: Browser) -> None:
+    wrong = """[...document.querySelectorAll('.scroll')].filter(
+        e => e.classList.contains('overflows') !== e.scrollWidth > e.clientWidth + 1).length"""
+    marked = "document.querySelectorAll('.scroll.overflows').length"
+    said = "getComputedStyle(document.querySelector('.scroll.overflows'), '::after').content"
+    browser.size(390, 800)
+    assert browser.run(f"new Promise(r => setTimeout(() => r({wrong}), 200))") == 0
+    assert browser.run(marked) >= 1 and "sideways" in browser.run(said)
+    browser.size(1400, 800)
+    assert browser.run(f"new Promise(r => setTimeout(() => r({wrong}), 200))") == 0
+
+
+def test_labels_are_not_cut_at_the_edge_of_the_map(browser: Browser, tmp_path: Path) -> None:
+    names = ["Second", "Second", "5", "Second", "Last"]
+    places = map_places([np.array([[-1, 0], [1, 0], [0, 1], [0, -1], [1, 1]])])[0]
+    (tmp_path / "map.html").write_text(f"<style>{_resource('report.css')}</style>"
+                                       + map_svg(names, places))  # fmt: skip
+    browser.open(tmp_path / "map.html")
+    for width in (1100, 360):
+        browser.size(width, 800)
+        outside = """(() => {
+          const map = document.getElementById('map').getBoundingClientRect();
+          return [...document.querySelectorAll('#map text')].map(e => e.getBoundingClientRect())
+            .filter(r => r.right > map.right || r.left < map.left || r.top < map.top
+              || r.bottom > map.bottom).length;
+        })()"""
+        assert browser.run(outside) == 0
+
+
+def test_the_page_rounds_as_the_terminal_does(browser: Browser) -> None:
+    shares = [0.0, 0.57, 0.5699, 0.99996, 0.999999, 1.0, 0.29, 0.125]
+    for digits in (0, 1, 2):
+        shown = browser.run(f"{shares}.map(share => percent(share, {digits}))")
+        assert shown == [percent(share, digits) for share in shares]
+    assert browser.run(f"{shares}.map(hundredths)") == [hundredths(share) for share in shares]
 
 
 CONTRAST = """

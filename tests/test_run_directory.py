@@ -118,7 +118,7 @@ def test_opening_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
         (b"format_version = 1\n[task", r"config\.toml is damaged: Expected .*; mend it"),
         (b"\xff\xfe", r"config\.toml is damaged"),
         (b"a = " + b"[" * 100_000, r"config\.toml is damaged"),
-        (b'format_version = 1\nformat = "fastformer"\ntask = 3\n', "task is not a table"),
+        (b'format_version = 1\nformat = "fastformer"\ntask = 3\n', "'task' is not a table"),
     ],
 )
 def test_a_damaged_or_newer_config_is_refused_also_by_overwrite(

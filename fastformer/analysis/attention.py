@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.analysis.prediction import Predictor
 from fastformer.batch import PackedBatch, pack
 from fastformer.data.answers import ANSWER_TOKENS
@@ -89,6 +90,9 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
     Args:
         model: a classifier or a decoder.    batch: B sequences, T tokens in the longest; the
             weights beyond a sequence's end are 0.
+
+    Raises:
+        ValueError: weights that are not finite.
     """
     training = model.dropout_counter.training
     model.eval()
@@ -97,6 +101,7 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
         for block in model.blocks:
             x = block.forward(x, batch)
             layers.append(block.attention.weights())
+            checks.finite_result("attention weights", layers[-1])
     finally:
         model.dropout_counter.training = training
     return layers

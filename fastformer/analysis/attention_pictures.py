@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastformer.analysis.attention import ExpressionAttention, HeadSummary, head_summaries
-from fastformer.analysis.figures import INK, heatmap, new_figure
+from fastformer.analysis.figures import INK, default_style, heatmap, new_figure
 from fastformer.analysis.head_roles import HeadRole
 from fastformer.analysis.token_roles import FIXED, ROLES
 from fastformer.parameters import Array
+from fastformer.writing import hundredths, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ _LARGEST = 8.5  # inches of one head
 _MOST_BESIDE = 4  # heads, and then the next line
 
 
+@default_style()
 def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figure":
     """Return a figure of one head.
 
@@ -41,17 +43,20 @@ def head_figure(attention: ExpressionAttention, layer: int, head: int) -> "Figur
     return figure
 
 
+@default_style()
 def layer_figure(attention: ExpressionAttention, layer: int) -> "Figure":
     """Return a figure of all heads of a layer, counted from 1, four side by side."""
     return _grid_figure(attention, [layer], f"{_text(attention)}: layer {layer}")
 
 
+@default_style()
 def layers_figure(attention: ExpressionAttention) -> "Figure":
     """Return a figure of all heads of all layers, one layer below the other."""
     layers = list(range(1, len(attention.layers) + 1))
     return _grid_figure(attention, layers, f"{_text(attention)}: all layers")
 
 
+@default_style()
 def roles_figure(roles: Sequence[HeadRole]) -> "Figure":
     """Return a figure of what the heads do over a data set: heads down, roles across.
 
@@ -66,7 +71,7 @@ def roles_figure(roles: Sequence[HeadRole]) -> "Figure":
             for support in supports
         ]
     )
-    texts = [[f"{share * 100:.0f}" for share in row] for row in shares.tolist()]
+    texts = [[percent(share, 0).removesuffix(" %") for share in row] for row in shares.tolist()]
     for row, support in zip(texts, supports, strict=True):
         if support:
             row[shown.index(FIXED)] += f"\nat {support.position}"
@@ -118,9 +123,8 @@ def _caption(attention: ExpressionAttention, layers: list[int]) -> str:
 
 
 def _heading(summary: HeadSummary) -> str:
-    return (
-        f"layer {summary.layer}, head {summary.head}\n{summary.kind}, entropy {summary.entropy:.2f}"
-    )
+    entropy = hundredths(summary.entropy)
+    return f"layer {summary.layer}, head {summary.head}\n{summary.kind}, entropy {entropy}"
 
 
 def _highest(*weights: Array) -> float:
@@ -136,7 +140,7 @@ def _draw(
     labels = list(attention.tokens)
     texts = None
     if numbers:
-        texts = [[f"{weight:.2f}".lstrip("0") for weight in row] for row in weights.tolist()]
+        texts = [[hundredths(weight).lstrip("0") for weight in row] for row in weights.tolist()]
     image = heatmap(axes, weights, labels, labels, high=highest, colors=COLORS, texts=texts)
     for row in attention.read_rows or ():
         axes.get_yticklabels()[row].set_fontweight("bold")

@@ -1,6 +1,5 @@
 """Attention as text: shaded heatmaps for a terminal."""
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from fastformer.analysis.attention import ExpressionAttention, head_summaries
 from fastformer.parameters import Array
+from fastformer.writing import hundredths, percent
 
 SHADES: Final[str] = " ░▒▓█"
 """Weights from 0 to 1 in five steps: below 0.1, 0.3, 0.6, 0.85, and from there on."""
@@ -60,9 +60,8 @@ def heatmap_lines(
 def head_lines(attention: ExpressionAttention, layer: int, head: int) -> list[str]:
     """Return one head, counted from 1, with its title; marks show the rows that are read out."""
     summary = next(s for s in head_summaries(attention) if (s.layer, s.head) == (layer, head))
-    title = (
-        f"layer {layer}, head {head}: {summary.kind}, entropy {summary.entropy:.2f} of its maximum"
-    )
+    entropy = hundredths(summary.entropy)
+    title = f"layer {layer}, head {head}: {summary.kind}, entropy {entropy} of its maximum"
     weights = attention.layers[layer - 1][head - 1]
     tokens = attention.tokens
     return [title, *heatmap_lines(weights, tokens, tokens, attention.read_rows or ())]
@@ -84,11 +83,12 @@ def summary_lines(attention: ExpressionAttention) -> list[str]:
     lines = [f"{'layer':>5} {'head':>5}  {'entropy':>7}  {'kind':<12} looks at (mean weight)"]
     for summary in head_summaries(attention):
         looks = ", ".join(
-            f"'{token}' at {position} ({math.floor(weight * 100)} %)"
+            f"'{token}' at {position} ({percent(weight, 0)})"
             for position, token, weight in summary.looks_at
         )
         lines.append(
-            f"{summary.layer:>5} {summary.head:>5}  {summary.entropy:>7.2f}  {summary.kind:<12} "
+            f"{summary.layer:>5} {summary.head:>5}  {hundredths(summary.entropy):>7}  "
+            f"{summary.kind:<12} "
             f"{looks}"
         )
     return lines
@@ -99,6 +99,4 @@ def _cell(weight: float, numbered: bool, columns: int) -> str:
     if not numbered:
         unshaded = weight < _STEPS[0] and weight * columns >= _HINT_FROM
         return _HINT * 2 if unshaded else mark
-    # Rounded down, so that 1.00 is all of it.
-    hundredths = math.floor(weight * 100 + 1e-4)
-    return f"{mark}{hundredths / 100:.2f}".replace("0.", ".") if hundredths < 100 else f"{mark}1.0"
+    return f"{mark}{hundredths(weight)}".replace("0.", ".").replace("1.00", "1.0")

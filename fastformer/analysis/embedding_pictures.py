@@ -13,8 +13,9 @@ from fastformer.analysis.embeddings import (
     learned_changes,
     rows_of,
 )
-from fastformer.analysis.figures import INK, dress, heatmap, new_figure
+from fastformer.analysis.figures import INK, default_style, dress, heatmap, new_figure
 from fastformer.parameters import Array
+from fastformer.writing import percent, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ CHANGE_COLOR = "#4059ad"
 _MAPS = 3  # of the history, at most
 
 
+@default_style()
 def norms_figure(report: EmbeddingReport) -> "Figure":
     """Return a figure of the length of each token's embedding."""
     figure = new_figure(8.0, 3.6, "Length of each token's embedding")
@@ -38,6 +40,7 @@ def norms_figure(report: EmbeddingReport) -> "Figure":
     return figure
 
 
+@default_style()
 def cosines_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figure":
     """Return a figure of the cosines of the digits, and of the operations where there are two."""
     parts = [("digits", list(DIGITS), report.digit_cosines)]
@@ -50,17 +53,18 @@ def cosines_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figure
     )
     axes = figure.subplots(1, len(parts), width_ratios=[10, 7][: len(parts)], squeeze=False)[0]
     for each, (title, names, cosines) in zip(axes, parts, strict=True):
-        texts = [[f"{value:.2f}" for value in row] for row in cosines.tolist()]
+        texts = [[signed(value) for value in row] for row in cosines.tolist()]
         image = heatmap(each, cosines, names, names, low=-1, colors="RdBu_r", texts=texts)
         each.set_title(title, fontsize=10, color=INK)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
     return figure
 
 
+@default_style()
 def distance_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figure":
     """Return a figure of the cosines of all pairs of digits against their distance."""
     figure = new_figure(
-        6.4, 4.2, f"Likeness of {what} and distance: correlation {report.trend:+.2f}"
+        6.4, 4.2, f"Likeness of {what} and distance: correlation {signed(report.trend)}"
     )
     axes = figure.subplots()
     dress(axes)
@@ -84,18 +88,20 @@ def distance_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figur
     return figure
 
 
+@default_style()
 def map_figure(report: EmbeddingReport) -> "Figure":
     """Return a figure of digits and operations in the plane of their first two components."""
     shares = report.map.explained
     figure = new_figure(6.4, 5.6, "Embeddings in the plane in which they differ most")
     axes = figure.subplots()
     dress(axes)
-    axes.set_xlabel(f"first component ({shares[0]:.0%} of the variance)", color=INK)
-    axes.set_ylabel(f"second component ({shares[1]:.0%})", color=INK)
+    axes.set_xlabel(f"first component ({percent(shares[0])} of the variance)", color=INK)
+    axes.set_ylabel(f"second component ({percent(shares[1])})", color=INK)
     _scatter(axes, report.map.points, report.map.tokens, report.operations)
     return figure
 
 
+@default_style()
 def history_figure(tables: Mapping[int, Array], operations: list[str]) -> "Figure":
     """Return a figure of how norms, likeness and the map changed over the epochs.
 
@@ -140,7 +146,14 @@ def _draw_norms(
     ):
         for place, name in enumerate(names):
             values = [report.norms[name] for report in reports.values()]
-            axes.plot(list(reports), values, color=color, linewidth=1, label="" if place else label)
+            axes.plot(
+                list(reports),
+                values,
+                color=color,
+                linewidth=1,
+                marker="o" if len(values) == 1 else None,
+                label="" if place else label,
+            )
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("epoch", color=INK)

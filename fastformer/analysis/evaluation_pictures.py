@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastformer.analysis.evaluation import CONFUSION_LABELS
-from fastformer.analysis.figures import INK, heatmap, new_figure
+from fastformer.analysis.figures import INK, default_style, heatmap, new_figure
 from fastformer.batch import Ids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@default_style()
 def confusion_figure(confusion: Ids, title: str = "Digits, predicted and correct") -> "Figure":
     """Return a figure of a confusion matrix: each row's shares as colours, counts as numbers.
 

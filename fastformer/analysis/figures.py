@@ -1,6 +1,8 @@
 """Figures without windows: they are drawn in memory, and need no display."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from fastformer import checks
 from fastformer.errors import RunError
 from fastformer.parameters import Array
 from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
+from fastformer.writing import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +23,24 @@ PICTURE_KINDS = ("png", "svg", "pdf")
 DOTS_PER_INCH = 150
 INK, GRID = "#222222", "#dddddd"
 _DARK = 0.5
+
+
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Draw as Matplotlib does by itself: a style of the user's may need LaTeX, or fonts.
+
+    Raises:
+        RunError: Matplotlib's settings are such that it cannot be imported.
+    """
+    try:
+        import matplotlib.style
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"Matplotlib cannot be started: {error}; mend its settings, such as the file "
+            "matplotlibrc, or the environment variable MPLBACKEND"
+        ) from error
+    with matplotlib.style.context("default"):
+        yield
 
 
 def new_figure(width: float, height: float, title: str = "") -> "Figure":
@@ -34,7 +55,8 @@ def new_figure(width: float, height: float, title: str = "") -> "Figure":
 
     figure = Figure(figsize=(width, height), layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=11, color=INK)
+        # A name is text: two `$` in it are no formula.
+        figure.suptitle(printable(title), fontsize=11, color=INK, parse_math=False)
     return figure
 
 
@@ -57,7 +79,8 @@ def check_picture(path: Path) -> Path:
 def picture_bytes(figure: "Figure", kind: str = "png") -> bytes:
     """Return a figure as the content of a picture file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH)
+    with default_style():
+        figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 

@@ -4,7 +4,6 @@ A row of weights supports a role if its largest weight is on a token of that rol
 claimed: a head that looks at the largest number need not be why the answer is right.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -33,12 +32,12 @@ from fastformer.data.questions import Asked
 from fastformer.data.vocabulary import encode
 from fastformer.models.base import Model
 from fastformer.parameters import Array
+from fastformer.writing import percent
 
 CLEAR_FROM: Final[float] = 0.5
 """How far beyond chance, of 1, the support must be for what a head is said to do."""
 
 _BATCH = 256
-_ROUNDING = 1e-9  # so that 0.57 is 57 % and not 56 %
 _SHIFTS = {"the previous token": -1, "the next token": 1, "itself": 0}
 
 
@@ -85,7 +84,7 @@ class Support:
 
     def text(self) -> str:
         """Say what is looked at, in a few words. It is 100 % only for all of the rows."""
-        words = f"{self.name} {math.floor(self.share * 100 + _ROUNDING)} %"
+        words = f"{self.name} {percent(self.share, 0)}"
         return words if self.clear else f"nothing clear ({words})"
 
     def as_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastformer.analysis.figures import INK, dress, new_figure
+from fastformer.analysis.figures import INK, default_style, dress, new_figure
 from fastformer.analysis.gradient_flow import ParameterFlow
 from fastformer.analysis.landscape import Landscape
 
@@ -17,6 +17,7 @@ _WEIGHTS, _GRADIENTS = "#2f6fdb", "#e4572e"
 _LEVELS = 18
 
 
+@default_style()
 def inspection_figure(flows: Sequence[ParameterFlow], landscape: Landscape) -> "Figure":
     """Draw sizes of weights and gradients, histograms of the weights, and the loss around them."""
     height = max(5.0, 0.26 * len(flows) + 1.5)

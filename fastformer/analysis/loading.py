@@ -9,13 +9,13 @@ from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Pred
 from fastformer.data.answers import ANSWER_TOKENS, kept_apart
 from fastformer.data.questions import Asked, questions_of
 from fastformer.data.vocabulary import encode
-from fastformer.errors import CheckpointError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.digits_run import RunSettings
+from fastformer.training.embedding_records import embedding_table
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import settings_of
@@ -74,6 +74,7 @@ def load_run(directory: str | Path) -> LoadedRun:
     run = RunDirectory.open(directory)
     settings = settings_of(run)
     checkpoint = run.best()
+    settings.check_sizes(checkpoint)
     model = settings.new_model()
     load_weights(model, checkpoint)
     return LoadedRun(run, settings, model, checkpoint)
@@ -100,11 +101,5 @@ def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
     """
     run = RunDirectory.open(directory)
     settings = settings_of(run)
-    checkpoint = run.best()
-    table = checkpoint.tensors.get("embedding.weight")
-    if table is None or table.shape != (settings.model.vocab_size, settings.model.embed_dim):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} does not fit the model: it has no embedding.weight of "
-            f"shape ({settings.model.vocab_size}, {settings.model.embed_dim})"
-        )
-    return list(settings.operations), table
+    shape = (settings.model.vocab_size, settings.model.embed_dim)
+    return list(settings.operations), embedding_table(run.best(), shape)

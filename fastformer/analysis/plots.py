@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from fastformer import checks
-from fastformer.analysis.figures import INK, dress, new_figure
+from fastformer import checks, writing
+from fastformer.analysis.figures import INK, default_style, dress, new_figure
 from fastformer.errors import RunError
+from fastformer.training.json_text import finite, number_in
 from fastformer.training.metrics import HISTORY_NAMES
 from fastformer.training.run_directory import RunDirectory
+from fastformer.writing import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +24,8 @@ COLORS: Final[tuple[str, ...]] = (
 MOST_RUNS: Final[int] = len(COLORS)
 _LOG_FROM = 20.0  # largest by smallest value, above which a logarithmic axis shows more
 _MARKED_UP_TO = 40
+_MARKERS = "xo"  # of training, and of what is validated
+_LARGEST_EPOCH = 1e15
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def curves_of(records: Sequence[dict[str, Any]], name: str, path: Path) -> Curve
             f"run {path} has nothing to draw: its metrics.jsonl has no record of a finished epoch; "
             f"go on with fastformer train --resume {path}"
         )
-    found = {key: [_number(record.get(key)) for record in records] for key in CURVE_NAMES}
+    found = {key: [number_in(record.get(key)) for record in records] for key in CURVE_NAMES}
     values = {key: column for key, column in found.items() if any(map(math.isfinite, column))}
     missing = [key for key in CURVE_NAMES if key not in values]
     if not values:
@@ -104,8 +108,8 @@ def curves_of(records: Sequence[dict[str, Any]], name: str, path: Path) -> Curve
             f"run {path} has nothing to draw: its {len(records)} records in metrics.jsonl lack "
             f"{', '.join(missing)}; at least one of them is needed"
         )
-    axis = "epoch" if all(math.isfinite(_number(r.get("epoch"))) for r in records) else "step"
-    x = [_number(record[axis]) for record in records]
+    axis = "epoch" if all(_is_epoch(record.get("epoch")) for record in records) else "step"
+    x = [float(record[axis]) for record in records]
     return Curves(name, axis, x, values, missing, _best(x, values))
 
 
@@ -134,6 +138,7 @@ def shared_axis(runs: Sequence[Curves]) -> str:
     return axes.pop()
 
 
+@default_style()
 def curves_figure(runs: Sequence[Curves]) -> "Figure":
     """Draw the curves: training dashed, validation solid, the best epoch as a line.
 
@@ -146,14 +151,19 @@ def curves_figure(runs: Sequence[Curves]) -> "Figure":
     axis = shared_axis(runs)
     title = runs[0].name if len(runs) == 1 else ""
     figure = new_figure(11, 7, title)
+    places = {x for curves in runs for x in curves.x}
     for panel, axes in zip(PANELS, figure.subplots(2, 2).flat, strict=True):
         _draw_panel(axes, panel, runs)
         axes.set_xlabel(axis, color=INK, fontsize=9)
+        if len(places) == 1:
+            axes.set_xlim(min(places) - 1, max(places) + 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if len(runs) > 1:
         handles = [_key(color) for color, _ in zip(COLORS, runs, strict=False)]
-        names = [curves.name for curves in runs]
-        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        names = [printable(curves.name) for curves in runs]
+        below = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        for text in below.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -165,16 +175,32 @@ def is_logarithmic(panel: Panel, runs: Sequence[Curves]) -> bool:
     )
 
 
+def alone(values: Sequence[float]) -> list[int]:
+    """Return the places of values with no value beside them: a line would not show these."""
+    known = [False, *map(math.isfinite, values), False]
+    return [
+        place
+        for place in range(len(values))
+        if known[place + 1] and not (known[place] or known[place + 2])
+    ]
+
+
 def panel_values(panel: Panel, curves: Curves) -> list[float]:
     """Return all values of a run that a panel shows."""
     return [value for key, _ in panel.lines for value in curves.values.get(key, [])]
 
 
+def value_text(key: str, value: float) -> str:
+    """Write a value of a curve, of a name of `CURVE_NAMES`, as the table of training does."""
+    if not math.isfinite(value):
+        return "-"
+    if key.endswith("_loss"):
+        return writing.loss(value)
+    return writing.percent(value) if key.endswith("_accuracy") else f"{value:.4g}"
+
+
 def curves_as_json(runs: Sequence[Curves], picture: Path) -> dict[str, Any]:
     """Return the curves as JSON values, None for NaN, and the picture's path."""
-
-    def finite(values: list[float]) -> list[float | None]:
-        return [value if math.isfinite(value) else None for value in values]
 
     return {
         "picture": str(picture),
@@ -184,7 +210,7 @@ def curves_as_json(runs: Sequence[Curves], picture: Path) -> dict[str, Any]:
                 curves.axis: curves.x,
                 "best": curves.best,
                 "missing": curves.missing,
-                "curves": {key: finite(values) for key, values in curves.values.items()},
+                "curves": finite(curves.values),
             }
             for curves in runs
         ],
@@ -198,14 +224,17 @@ def _draw_panel(axes: "Axes", panel: Panel, runs: Sequence[Curves]) -> None:
             if key not in curves.values:
                 continue
             validated = place == len(panel.lines) - 1
+            values = curves.values[key]
+            marked = validated and len(curves.x) <= _MARKED_UP_TO
             axes.plot(
                 curves.x,
-                curves.values[key],
+                values,
                 "-" if validated else "--",
                 color=color,
                 linewidth=1.8 if validated else 1.2,
-                marker="o" if len(curves.x) <= _MARKED_UP_TO and validated else None,
-                markersize=3.5,
+                marker=_MARKERS[validated],
+                markevery=None if marked else alone(values),
+                markersize=3.5 if validated else 6,
                 label=label,
             )
         if curves.best is not None:
@@ -226,6 +255,9 @@ def _explain_lines(axes: "Axes", runs: Sequence[Curves]) -> None:
     """Say once in a panel what dashed, solid and dotted lines are."""
     color = COLORS[0] if len(runs) == 1 else INK
     keys = [_key(color, "--", 1.2), _key(color), _key(color, ":", 1.0)]
+    if all(len(curves.x) == 1 for curves in runs):
+        for key, marker in zip(keys, _MARKERS, strict=False):
+            key.set(marker=marker, linestyle="none")
     best = runs[0].best
     label = f"best {runs[0].axis}: {best:g}" if len(runs) == 1 and best is not None else "best"
     names = ["train", "validation", label]
@@ -239,10 +271,8 @@ def _key(color: str, style: Literal["-", "--", ":"] = "-", width: float = 1.8) -
     return Line2D([], [], color=color, linestyle=style, linewidth=width)
 
 
-def _number(value: object) -> float:
-    """Return a record's value as a float, NaN for anything else."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number else math.nan  # type: ignore[arg-type]
+def _is_epoch(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= number_in(value) <= _LARGEST_EPOCH
 
 
 def _best(x: list[float], values: dict[str, list[float]]) -> float | None:

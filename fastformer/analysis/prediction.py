@@ -73,11 +73,15 @@ class Predictor(Protocol):
             text: for instance "Max ( 5 3 9 )".    top: how many likely answers to list, >= 1.
 
         Raises:
-            ValueError: as of `read`.
+            ValueError: as of `read`, and where the logits are not finite.
         """
 
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
-        """Return the answer to each of at least one expression, and the mean loss."""
+        """Return the answer to each of at least one expression, and the mean loss.
+
+        Raises:
+            ValueError: logits that are not finite.
+        """
 
     def sequence(self, asked: Asked) -> tuple[list[str], int]:
         """Return the tokens that the model reads until its answer is whole, and how many it is
@@ -131,6 +135,7 @@ class DigitPredictor:
         """Return the likeliest token for each expression, and the mean loss."""
         examples = DigitExamples([one for one in asked if isinstance(one, Expression)])
         logits = predict_classes(self.model, pack(examples.inputs))
+        checks.finite_result("logits", logits)
         loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, examples.targets)
         return decode(np.asarray(logits.argmax(axis=1), dtype=np.int64)), loss
 
@@ -186,6 +191,7 @@ class AnswerPredictor:
         batch = pack([prompt + answer[:-1] for prompt, answer in pairs])
         targets = np.concatenate([[-1] * (len(p) - 1) + answer for p, answer in pairs])
         logits = predict_classes(self.model, batch)
+        checks.finite_result("logits", logits)
         loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, targets)
         missed = np.flatnonzero(wrong_sequences(batch, logits, targets))
         # Where each token of the right answer is the likeliest after those before it, that answer

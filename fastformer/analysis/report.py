@@ -31,11 +31,12 @@ from fastformer.parameters import Array
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import settings_of
+from fastformer.training.whole_run import checked_result
 
 EXAMPLES_PER_OPERATION: Final[int] = 3
 MISTAKES_SHOWN: Final[int] = 5
 MOST_WEIGHTS: Final[int] = 400_000
-"""Attention weights in a page; each takes about six characters."""
+"""Attention weights in a page; each takes about seven characters."""
 
 MOST_MAPS: Final[int] = 40
 
@@ -105,7 +106,7 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
             ) from error
         return report
     try:
-        report.result = run.read_result()
+        report.result = checked_result(run.read_result())
     except RunError as error:
         report.notes.append(str(error))
     predictor, tests = loaded.predictor, loaded.tests
@@ -165,7 +166,7 @@ def _add_embeddings(report: Report, loaded: LoadedRun) -> None:
     table = loaded.model.embedding.weight.value
     report.embeddings = embedding_report(table, operations)
     try:
-        tables = EmbeddingRecords(loaded.run.path).read_all()
+        tables = EmbeddingRecords(loaded.run.path).read_all(table.shape)
     except RunError as error:
         report.notes.append(str(error))
         tables = {}

@@ -9,16 +9,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import fastformer
 from fastformer.analysis.evaluation import CONFUSION_LABELS, Share, place_name
 from fastformer.analysis.head_roles import Support
-from fastformer.analysis.plots import CURVE_NAMES, PANELS, Curves
+from fastformer.analysis.plots import CURVE_NAMES, PANELS, Curves, value_text
 from fastformer.analysis.report import Example, Report
 from fastformer.analysis.svg import map_places, map_svg, panel_svg
 from fastformer.errors import RunError
 from fastformer.parameters import Array
 from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
 from fastformer.training.json_text import json_text
+from fastformer.writing import ROUNDING, hundredths, interval, percent, printable, signed
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -36,7 +39,7 @@ def write_page(report: Report, path: Path) -> None:
 def page(report: Report) -> str:
     """Return a report as HTML."""
     parts = {
-        "title": escape(report.name),
+        "title": escape(printable(report.name)),
         "summary": _summary(report),
         "notes": _notes(report.notes),
         "curves": _curves(report.curves),
@@ -89,7 +92,7 @@ def _example_data(example: Example) -> dict[str, Any]:
         "tokens": attention.tokens,
         "causal": attention.causal,
         "read": None if attention.read_rows is None else list(attention.read_rows),
-        "layers": [layer.astype(float).round(3).tolist() for layer in attention.layers],
+        "layers": [_short(layer) for layer in attention.layers],
         "heads": [summary.as_json() for summary in example.heads],
         "prediction": prediction.prediction,
         "probability": prediction.probability,
@@ -99,28 +102,27 @@ def _example_data(example: Example) -> dict[str, Any]:
     }
 
 
-def _percent(share: float, decimals: int = 1) -> str:
-    """Write a share in percent, rounded down: 100 % is the whole only."""
-    scale = 10**decimals
-    return f"{int(share * 100 * scale + 1e-9) / scale:.{decimals}f} %"
+def _short(weights: Array) -> list[Any]:
+    """Return weights with four decimals, rounded down as all shares are."""
+    rounded: list[Any] = (np.floor((weights.astype(float) + ROUNDING) * 10_000) / 10_000).tolist()
+    return rounded
 
 
 def _summary(report: Report) -> str:
     """Show the few numbers that matter most."""
     facts = []
     if report.scores is not None:
-        exact, (low, high) = report.scores.exact, report.scores.exact.interval
+        exact = report.scores.exact
         facts += [
-            ("right on inputs never seen", f"{_percent(exact.accuracy)} of {exact.total:,}"),
-            ("95 % interval", f"{_percent(low)} to {_percent(high)}"),
+            ("right on inputs never seen", f"{percent(exact.accuracy)} of {exact.total:,}"),
+            ("95 % interval", interval(*exact.interval)),
         ]
     if report.curves is not None and report.curves.best is not None:
         facts.append((f"best {report.curves.axis}", f"{report.curves.best:g}"))
     if report.result is not None:
         forms = {"parameters": ",", "steps": ",", "seconds": ".1f", "examples_per_second": ",.0f"}
         for name, form in forms.items():
-            if name in report.result:
-                facts.append((name.replace("_", " "), format(report.result[name], form)))
+            facts.append((name.replace("_", " "), format(report.result[name], form)))
     items = [f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in facts]
     return f'<dl class="facts">{"".join(items)}</dl>' if items else ""
 
@@ -128,7 +130,7 @@ def _summary(report: Report) -> str:
 def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    items = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    items = "".join(f"<p>{escape(printable(note))}</p>" for note in notes)
     return f'<div class="notes" role="note">{items}</div>'
 
 
@@ -162,7 +164,7 @@ def _curves(curves: Curves | None) -> str:
     )
     names = [name for name in CURVE_NAMES if name in curves.values]
     rows = [
-        [f"{x:g}", *(f"{curves.values[name][place]:.5g}" for name in names)]
+        [f"{x:g}", *(value_text(name, curves.values[name][place]) for name in names)]
         for place, x in enumerate(curves.x)
     ]
     numbers = _table([curves.axis, *(name.replace("_", " ") for name in names)], rows)
@@ -202,10 +204,10 @@ def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -
     rows = [
         [
             escape(label),
-            _percent(share.accuracy),
+            percent(share.accuracy),
             f'<span class="bar"><i style="width:{100 * share.accuracy:.2f}%"></i></span>',
             f"{share.correct:,} of {share.total:,}",
-            f"{_percent(share.interval[0])[:-2]} to {_percent(share.interval[1])}",
+            interval(*share.interval).replace(" %", "", 1),
         ]
         for label, share in shares
     ]
@@ -233,7 +235,9 @@ def _confusion(counts: list[list[int]]) -> str:
 
 
 def _heat_cell(share: float, text: str) -> str:
-    return f'<td style="--w:{max(0.0, share):.3f}">{text}</td>'
+    """Return a cell that is shaded by a share, -1 to 1: what is below 0 in another colour."""
+    below = ' class="below"' if share < 0 else ""
+    return f'<td{below} style="--w:{abs(share):.3f}">{text}</td>'
 
 
 def _attention(report: Report) -> str:
@@ -244,7 +248,7 @@ def _attention(report: Report) -> str:
         [
             f"layer {role.layer}, head {role.head}",
             escape(role.kind),
-            _percent(role.entropy),
+            hundredths(role.entropy),
             _support(role.readout, "all are read"),
             _support(role.tokens, "not read"),
         ]
@@ -278,7 +282,7 @@ def _support(support: Support | None, otherwise: str) -> str:
     """Say what a head looks at most, and how often."""
     if support is None:
         return otherwise
-    found = f"{escape(support.name)} ({_percent(support.share, 0)})"
+    found = f"{escape(support.name)} ({percent(support.share, 0)})"
     return found if support.clear else f"nothing clear; most often {found}"
 
 
@@ -298,17 +302,17 @@ def _embeddings(report: Report) -> str:
     )
     distances = _table(
         ["distance", "pairs", "mean cosine"],
-        [[str(d.distance), str(d.pairs), f"{d.mean:+.3f}"] for d in found.by_distance],
-        f"Digits: likeness against distance (correlation {found.trend:+.2f})",
+        [[str(d.distance), str(d.pairs), signed(d.mean)] for d in found.by_distance],
+        f"Digits: likeness against distance (correlation {signed(found.trend)})",
     )
     norms = _table(
         ["token", "length"], [[escape(t), f"{n:.3f}"] for t, n in found.norms.items()], "Lengths"
     )
     return (
         '<p class="hint">Digits and operations, in the plane in which they differ most: it holds '
-        f"{_percent(first + second)} of the variance ({_percent(first)} across, "
-        f"{_percent(second)} up). Cosines of random rows have a standard deviation of "
-        f"{found.chance:.3f}: less means nothing.</p>"
+        f"{percent(first + second)} of the variance ({percent(first)} across, "
+        f"{percent(second)} up). Cosines of random rows have a standard deviation of "
+        f"{found.chance:.2f}: less means nothing. Those below 0 are shaded in another colour.</p>"
         f'<div class="columns"><div>{slider}{map_svg(found.map.tokens, places[-1])}</div>'
         f"<div>{_cosines('0123456789', found.digit_cosines, 'Cosines of digits')}"
         f"{_cosines(found.operations, found.operation_cosines, 'Cosines of operations')}"
@@ -318,12 +322,12 @@ def _embeddings(report: Report) -> str:
 
 
 def _cosines(names: Sequence[str], values: Array, caption: str) -> str:
-    """Return a matrix of cosines, of at least two tokens; positive ones are shaded."""
+    """Return a shaded matrix of cosines, of at least two tokens."""
     if len(names) < 2:
         return ""
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(_heat_cell(value, f"{value:.1f}".replace("-0.0", "0.0")) for value in row)
+        + "".join(_heat_cell(value, signed(value)) for value in row)
         + "</tr>"
         for name, row in zip(names, values.tolist(), strict=True)
     )

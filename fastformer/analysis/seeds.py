@@ -16,8 +16,8 @@ from fastformer.training.digits_run import RunSettings
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.run_lock import TrainingLock
 from fastformer.training.runs import settings_of
-from fastformer.training.seeds_record import SeedsRecord, holds_seeds
-from fastformer.training.whole_run import RESULT_NAMES
+from fastformer.training.seeds_record import MOST_SEEDS, SeedsRecord, holds_seeds
+from fastformer.training.whole_run import checked_result
 
 TrainOne: TypeAlias = Callable[[RunSettings | AnswerSettings, Path, bool], dict[str, Any]]
 
@@ -70,7 +70,7 @@ def train_seeds(
         RunError: one of the runs is there already, or the directory is a run itself; then none is
             trained.
     """
-    checks.integer("seeds", count, 1)
+    checks.integer("seeds", count, 1, MOST_SEEDS)
     record = SeedsRecord(settings=settings, count=count, overwrite=overwrite)
     if os.path.lexists(directory / "config.toml"):
         raise RunError(
@@ -180,10 +180,9 @@ def _held(directory: Path) -> Iterator[Callable[[], None]]:
 def _result_of(place: Path) -> dict[str, Any] | None:
     """Return the result of a run that has ended, or None where there is none to be read."""
     try:
-        result = RunDirectory.open(place).read_result()
+        return checked_result(RunDirectory.open(place).read_result())
     except RunError:
         return None
-    return result if result.keys() == RESULT_NAMES else None
 
 
 def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastformer.analysis.plots import PANELS, Curves, Panel, is_logarithmic, shared_axis
+from fastformer.writing import printable
 
 WIDTH: Final[int] = 78
 HEIGHT: Final[int] = 8
@@ -54,8 +55,11 @@ def sketch(runs: Sequence[Curves], width: int = WIDTH) -> list[str]:
 def _legend(runs: Sequence[Curves]) -> str:
     """Say what the marks are."""
     if len(runs) == 1:
-        return f"{runs[0].name}: {_TRAIN} train  {_MARKS[0]} validation  ^ best {runs[0].axis}"
-    names = "  ".join(f"{mark} {curves.name}" for mark, curves in zip(_MARKS, runs, strict=False))
+        name = printable(runs[0].name)
+        return f"{name}: {_TRAIN} train  {_MARKS[0]} validation  ^ best {runs[0].axis}"
+    names = "  ".join(
+        f"{mark} {printable(curves.name)}" for mark, curves in zip(_MARKS, runs, strict=False)
+    )
     return f"validation of  {names}  (^ best {runs[0].axis})"
 
 

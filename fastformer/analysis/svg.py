@@ -7,7 +7,14 @@ from typing import Final
 
 import numpy as np
 
-from fastformer.analysis.plots import Curves, Panel, is_logarithmic, panel_values
+from fastformer.analysis.plots import (
+    Curves,
+    Panel,
+    alone,
+    is_logarithmic,
+    panel_values,
+    value_text,
+)
 from fastformer.parameters import Array
 
 WIDTH: Final[int] = 460
@@ -16,6 +23,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 34
 _TICKS = 4
 _MAP_SIDE = 420
 _MAP_EDGE = 30
+_LETTER = 9.5  # width of a letter of a map's labels, at most
 _DOTS_UP_TO = 80
 
 
@@ -100,7 +108,7 @@ def panel_svg(panel: Panel, curves: Curves) -> str:
 def _description(panel: Panel, curves: Curves, logarithmic: bool) -> str:
     """Say in words what a panel shows: first and last value of each curve."""
     known = [
-        f"{name} from {finite[0]:.4g} to {finite[-1]:.4g}"
+        f"{name} from {value_text(key, finite[0])} to {value_text(key, finite[-1])}"
         for key, name in panel.lines
         if (finite := [v for v in curves.values.get(key, []) if math.isfinite(v)])
     ]
@@ -123,13 +131,13 @@ def _line(curves: Curves, key: str, name: str, across: _Axis, up: _Axis) -> list
         pen = "L"
     train = " train" if name == "train" else ""
     parts = [f'<path class="line{train}" d="{path}"/>']
-    if len(points) <= _DOTS_UP_TO:
-        parts += [
-            f'<circle class="dot{train}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="3.5">'
-            f"<title>{curves.axis} {point[2]:g}: {name} {point[3]:.6g}</title></circle>"
-            for point in points
-            if point is not None
-        ]
+    dotted = range(len(points)) if len(points) <= _DOTS_UP_TO else alone(curves.values[key])
+    parts += [
+        f'<circle class="dot{train}" cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="3.5">'
+        f"<title>{curves.axis} {point[2]:g}: {name} {value_text(key, point[3])}</title></circle>"
+        for place in dotted
+        if (point := points[place]) is not None
+    ]
     return parts
 
 
@@ -140,7 +148,8 @@ def map_places(maps: Sequence[Array]) -> list[list[list[float]]]:
         maps: arrays (n, 2).
 
     Returns:
-        For each map, [x, y] for each point, within the square of `map_svg`.
+        For each map, [x, y] for each point, within a square; `map_svg` has room beside it for the
+        label of a point at its edge.
     """
     extent = max(float(np.abs(points).max()) for points in maps) or 1.0
     half = _MAP_SIDE / 2
@@ -158,10 +167,11 @@ def map_svg(tokens: Sequence[str], places: Sequence[Sequence[float]]) -> str:
         tokens: their names.    places: [x, y] of each, of `map_places`.
     """
     half = _MAP_SIDE / 2
+    width = round(_MAP_SIDE - _MAP_EDGE + 7 + _LETTER * max(map(len, tokens)))
     parts = [
-        f'<svg id="map" viewBox="0 0 {_MAP_SIDE} {_MAP_SIDE}" role="img" '
+        f'<svg id="map" viewBox="0 0 {width} {_MAP_SIDE}" role="img" '
         f'aria-label="Map of the embeddings of {escape(", ".join(tokens))}">',
-        f'<path class="grid" d="M0 {half}H{_MAP_SIDE}M{half} 0V{_MAP_SIDE}"/>',
+        f'<path class="grid" d="M0 {half}H{width}M{half} 0V{_MAP_SIDE}"/>',
     ]
     for token, (x, y) in zip(tokens, places, strict=True):
         kind = "digit" if token.isdecimal() else "operation"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastformer.analysis.figures import INK, default_style, dress, new_figure, save_picture
 from fastformer.bench.environment import LABELS
 from fastformer.bench.options import Row
 from fastformer.bench.scaling import SERIES
@@ -25,35 +26,15 @@ COLORS = {
     "llmlearn": "#5c4d7d",
     "yours": "#d81b60",
 }
-INK, GRID, GOAL = "#222222", "#dddddd", "#c2185b"
+GOAL = "#c2185b"
 MOST_BARS = 16
 LEAST_INTENSITY = 2.0**-5
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple["Figure", Any]:
-    """Return a figure that needs no window, and its axes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(**grid, figsize=(width, height), layout="constrained")
-    return figure, axes
-
-
-def _dress(axes: "Axes") -> None:
-    axes.grid(True, color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    from matplotlib import pyplot
-
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return path
+    """Return a figure and its axes."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(**grid)
 
 
 def _roof(axes: "Axes", machine: Mapping[str, Any]) -> None:
@@ -77,6 +58,7 @@ def _roof(axes: "Axes", machine: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
+@default_style()
 def roofline(rows: Sequence[Row], machine: Mapping[str, Any], path: Path) -> Path:
     """Draw each kernel's arithmetic rate against its arithmetic a byte, below the roof.
 
@@ -108,9 +90,9 @@ def roofline(rows: Sequence[Row], machine: Mapping[str, Any], path: Path) -> Pat
     axes.set_xlabel("arithmetic intensity, operations a byte", color=INK)
     axes.set_ylabel("GFLOP/s", color=INK)
     axes.set_title("fastformer's kernels below the machine's limits, float32", loc="left")
-    _dress(axes)
+    dress(axes)
     axes.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def _name(row: Row) -> str:
@@ -159,6 +141,7 @@ def _mark_goals(axes: "Axes", rows: Sequence[Row], name: str, top: float, bottom
                           label=None if known else key)  # fmt: skip
 
 
+@default_style()
 def ratio_bars(rows: Sequence[Row], path: Path) -> Path | None:
     """Draw how many times longer each other system takes, with the extremes of the turns.
 
@@ -196,13 +179,14 @@ def ratio_bars(rows: Sequence[Row], path: Path) -> Path | None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("what it takes / what fastformer takes: right of 1, fastformer takes less",
                     color=INK)  # fmt: skip
-    _dress(axes)
+    dress(axes)
     axes.grid(False, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), fontsize=9, frameon=False,
                   loc="outside lower center", ncols=4)  # fmt: skip
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
+@default_style()
 def scaling_picture(rows: Sequence[Row], path: Path) -> Path:
     """Draw time and memory of each series, with lines for what they should grow as.
 
@@ -242,7 +226,7 @@ def scaling_picture(rows: Sequence[Row], path: Path) -> Path:
             axes.set_ylim(min(bottom, top / 30), 1.6 * top)
             axes.set_ylabel(unit, color=INK)
             axes.set_xlabel(name.partition(",")[0], color=INK)
-            _dress(axes)
+            dress(axes)
             axes.legend(fontsize=8, frameon=False)
         time.set_title(name, fontsize=10, loc="left")
-    return _save(figure, path)
+    return save_picture(figure, path)

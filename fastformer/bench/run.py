@@ -1,7 +1,6 @@
 """A whole measurement: choose, measure, keep rows and pictures."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastformer.bench.options import Options, Outcome
 from fastformer.bench.processes import Report, run_worker
 from fastformer.bench.workloads import WORKLOADS
 from fastformer.errors import InvalidValueError
+from fastformer.training.json_text import finite
 
 SUITES = {
     "kernels": kernel_suite.run,
@@ -174,17 +174,6 @@ def profile(workload: str, request: Request, report: Report) -> dict[str, Any]:
     return run_worker(
         "numba", {"kind": "profile", "workload": workload, "seconds": seconds}, threads
     )
-
-
-def finite(value: Any) -> Any:
-    """Return a value that JSON can hold: None for what is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def keep(

@@ -4,6 +4,7 @@ So `fastformer --help` imports neither Numba nor Matplotlib.
 """
 
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -15,12 +16,15 @@ from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, conver
 
 from fastformer.cli import console
 from fastformer.errors import FastformerError
+from fastformer.kernels._environment import SettingError
 
 SIGNALLED = 128
 """Plus a signal's number, the exit code of a command that it ended, as shells have it."""
 
 WRONG_USE = 2
 """The exit code after a mistake of the user's: a wrong option, value, or file."""
+
+_NARROWEST, _WIDEST = 20, 1_000  # columns of a terminal
 
 
 def installed_version(package: str = "fastformer") -> str:
@@ -38,7 +42,7 @@ def _convert(type_: Any, tokens: Sequence[Token]) -> Any:
     if type_ is not int:
         return convert(type_, tokens)
     try:
-        return int(tokens[0].value)
+        return int(tokens[0].value)  # of at most 4,300 digits
     except ValueError:
         raise CoercionError(token=tokens[0], target_type=int) from None
 
@@ -154,13 +158,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    console.survive_any_encoding()
+    console.have_streams()
+    _have_environment()
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
-        if error.filename is not None:
-            raise
         return _unwritable(error)
+
+
+def _have_environment() -> None:
+    """Leave out what others' variables would do to help and pictures."""
+    # A width of 0 means none at all, and of 1 or 2, no text could be broken into lines.
+    columns = shutil.get_terminal_size().columns
+    if "COLUMNS" in os.environ or columns < _NARROWEST:
+        os.environ["COLUMNS"] = "80" if columns < _NARROWEST else str(min(columns, _WIDEST))
+    os.environ.pop("LINES", None)
+    os.environ.pop("MPLBACKEND", None)  # a notebook's window system is not there
 
 
 def _run(words: list[str]) -> int:
@@ -175,10 +188,11 @@ def _run(words: list[str]) -> int:
             code = app(words)
             sys.stdout.flush()
         except CycloptsError as error:
-            console.error(f"{error}\n{_hint(error)}")
+            console.error(error)
+            console.notice(_hint(error))
             return WRONG_USE
-        except FastformerError as error:
-            console.error(str(error))
+        except (FastformerError, SettingError) as error:
+            console.error(error)
             return WRONG_USE
         except KeyboardInterrupt:
             console.error("interrupted")
@@ -190,4 +204,9 @@ def _run(words: list[str]) -> int:
             # The reader has gone (`| head`): nothing is left to say, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            if error.filename is None:
+                raise
+            console.error(f"cannot use {error.filename!r}: {error.strerror}; check that path")
+            return WRONG_USE
     return code if isinstance(code, int) else 0

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from fastformer import threads
 from fastformer.cli import console
 from fastformer.errors import InvalidValueError
+from fastformer.writing import hundredths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
 def attention(
     run: Path,
-    expression: str | None = None,
     /,
-    *,
+    *expression: str,
     layer: int | None = None,
     head: int | None = None,
     data: Path | None = None,
@@ -33,8 +33,8 @@ def attention(
 
     Args:
         run: directory of the run.
-        expression: for instance "Max ( 5 3 9 )", in quotes; without one, what each head seems to
-            do in the run's test examples.
+        expression: for instance Max 5 3 9; without one, what each head seems to do in the run's
+            test examples.
         layer: show the heads of this layer alone, counted from 1; without it, an overview.
         head: show this head alone, counted from 1.
         data: a file of your own expressions, one a line, to look at instead of the test examples.
@@ -50,7 +50,7 @@ def attention(
         check_picture(picture)
     loaded = load_run(run)
     _check_place(layer, head, loaded.model.config.num_layers, loaded.model.config.num_heads)
-    if expression is None:
+    if not expression:
         from fastformer.analysis.head_roles import head_roles
 
         if layer is not None or out is not None:
@@ -70,7 +70,8 @@ def attention(
     elif data is not None:
         raise InvalidValueError("give an expression, or --data with a file of them, not both")
     else:
-        _show_expression(loaded.predictor, expression, layer, head, picture, out, json)
+        text = " ".join(expression)
+        _show_expression(loaded.predictor, text, layer, head, picture, out, json)
 
 
 def _check_place(layer: int | None, head: int | None, layers: int, heads: int) -> None:
@@ -232,8 +233,8 @@ def _show_roles(
     )
     for role in roles:
         console.line(
-            f"layer {role.layer}, head {role.head}: {role.kind}, entropy {role.entropy:.2f} of its "
-            "maximum"
+            f"layer {role.layer}, head {role.head}: {role.kind}, entropy "
+            f"{hundredths(role.entropy)} of its maximum"
         )
         if role.readout is not None:
             console.line(f"  all operations   {role.readout.text()}")

@@ -49,7 +49,7 @@ def bench(
             "rows": outcome.rows,
             "files": [str(path) for path in files],
         }
-        console.json_line(run.finite(found))
+        console.json_line(found)
     elif markdown:
         console.line(tables.markdown_table(request.suite, outcome.rows, environment))
     else:

@@ -1,59 +1,91 @@
 """What the commands write: lines, one JSON object, tables. The only place that writes."""
 
 import io
-import json
 import math
+import os
+import shlex
+import string
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-BAR_CELLS = 40
-_ROUNDING = 1e-9  # so that 0.57 of 1000 is 570 and not 569
+from fastformer import writing
+
+BAR_CELLS: Final[int] = 40
+_MOST_CHARACTERS: Final[int] = 2_000
 
 
-def survive_any_encoding() -> None:
-    """Read and write a sign of replacement for what a stream's encoding does not have.
+def have_streams() -> None:
+    """Put the null device where a stream is closed, and survive what an encoding does not have.
 
-    Rather that than fail, after long work, at one character.
+    Otherwise the next file that is opened would take a closed stream's place. What a stream's
+    encoding lacks becomes a sign of replacement, rather than an error after long work.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def line(text: str = "") -> None:
     """Write one line to standard output."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{_safe(text)}\n")
 
 
-def error(text: str) -> None:
-    """Write a message to standard error, under the program's name."""
-    notice(f"fastformer: {text}")
+def error(text: object) -> None:
+    """Write a message to standard error, under the program's name, on one line."""
+    message = writing.printable(text)
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]}..."
+    notice(f"fastformer: {message}")
 
 
 def notice(text: str) -> None:
     """Write a line to standard error: what a person wants to see and a program does not."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{_safe(text)}\n")
     sys.stderr.flush()
 
 
+def _safe(text: str) -> str:
+    """Return text that no terminal obeys: only its line ends stay as they are."""
+    return "\n".join(map(writing.printable, text.split("\n")))
+
+
 def json_line(value: Mapping[str, object]) -> None:
-    """Write one JSON object as one line to standard output, at once."""
-    line(json.dumps(value, ensure_ascii=False))
+    """Write one JSON object as one line of ASCII to standard output, at once.
+
+    A number that is not finite is null.
+    """
+    from fastformer.training.json_text import finite, json_text
+
+    line(json_text("the result", finite(value)))
     sys.stdout.flush()
+
+
+def shell_word(path: object) -> str:
+    """Write a path as a word that a person can copy into a shell, whatever is in its name."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = f"{string.ascii_letters}{string.digits}/._-".encode()
+    codes = (chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(text))
+    return f"$'{''.join(codes)}'"
 
 
 def bar(share: float) -> str:
     """Draw a share from 0 to 1 as 40 cells. All are full only for the whole."""
-    full = math.floor(BAR_CELLS * share + _ROUNDING)
+    full = math.floor(BAR_CELLS * (share + writing.ROUNDING)) if math.isfinite(share) else 0
     return "█" * full + "░" * (BAR_CELLS - full)
 
 
 def percent(share: float, decimals: int = 1) -> str:
     """Write a share as a percentage, right-aligned. It is 100 % only for the whole."""
-    scale = 10**decimals
-    rounded_down = math.floor(share * 100 * scale + _ROUNDING) / scale
-    return f"{rounded_down:{4 + decimals}.{decimals}f} %"
+    return writing.percent(share, decimals).rjust(6 + decimals)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
@@ -93,11 +125,13 @@ def unseen_accuracy(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     from fastformer.training.metrics import wilson_interval
 
     accuracy, examples = result["test_accuracy"], result["test_examples"]
-    low, high = wilson_interval(round(accuracy * examples), examples)
     return [
         (
             "test accuracy",
-            f"{percent(accuracy).strip()} of {examples:,} inputs never seen in training",
+            f"{writing.percent(accuracy)} of {examples:,} inputs never seen in training",
         ),
-        ("95 % interval", f"{percent(low).strip()} to {percent(high).strip()}"),
+        (
+            "95 % interval",
+            writing.interval(*wilson_interval(round(accuracy * examples), examples)),
+        ),
     ]

@@ -61,7 +61,7 @@ def _cpu_name() -> str:
             return subprocess.run(
                 command, capture_output=True, text=True, check=True
             ).stdout.strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except (OSError, subprocess.CalledProcessError):
@@ -74,7 +74,9 @@ def _threads() -> dict[str, Any]:
     import numba
 
     from fastformer.kernels import _compile  # noqa: F401  (it sets the order of the layers)
+    from fastformer.kernels._environment import check_compiler
 
+    check_compiler()
     limits = threads.thread_limits()
     numba.set_num_threads(numba.get_num_threads())  # starts the pool, which chooses the layer
     layer = numba.threading_layer()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from fastformer import writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def embeddings(
     tables: dict[int, Array] = {}
     gaps, missing = [str(records.directory)], ""
     try:
-        tables = records.read_all()
-        gaps = [str(records.file(e)) for e in range(max(tables)) if e not in tables]
+        tables = records.read_all(table.shape)
+        gaps = records.missing()
         missing = f"these records of epochs are missing: {', '.join(gaps)}" if gaps else ""
     except RunError as error:
         if records.epochs():
@@ -112,7 +113,7 @@ def _show(report: "EmbeddingReport", changes: "Mapping[int, EmbeddingReport]") -
             changes[last],
             f"what was learned until epoch {last}, the difference to the random table of epoch 0",
         )
-    first, second = (console.percent(share).strip() for share in report.map.explained)
+    first, second = map(writing.percent, report.map.explained)
     console.line(f"\nmap: the plane of the most variance ({first} across, {second} up)")
     for text in map_lines(report.map):
         console.line(text)
@@ -133,17 +134,18 @@ def _show_cosines(report: "EmbeddingReport", what: str) -> None:
     console.line(
         f"\n  distance of digits {''.join(f'{p.distance:>7}' for p in report.by_distance)}"
     )
-    console.line(f"  mean cosine        {''.join(f'{p.mean:>+7.2f}' for p in report.by_distance)}")
-    console.line(
-        f"  correlation over all pairs: {report.trend:+.2f} (negative where near numbers are alike)"
-    )
+    means = (f"{writing.signed(part.mean):>7}" for part in report.by_distance)
+    console.line(f"  mean cosine        {''.join(means)}")
+    trend = writing.signed(report.trend)
+    console.line(f"  correlation over all pairs: {trend} (negative where near numbers are alike)")
     pairs = alike(report.digit_cosines, DIGITS)
     for label, listed in (
         ("most alike", pairs[:_PAIRS]),
         ("least alike", pairs[: -_PAIRS - 1 : -1]),
     ):
         console.line(
-            f"  {label:<18} {', '.join(f'{a} {b} {value:+.2f}' for a, b, value in listed)}"
+            f"  {label:<18} "
+            + ", ".join(f"{a} {b} {writing.signed(value)}" for a, b, value in listed)
         )
     nearer = sum(gain > 0 for gain in near_minus_far(report.digit_cosines))
     console.line(
@@ -155,7 +157,7 @@ def _show_matrix(names: list[str], values: "Array") -> None:
     width = max(7, *(len(name) + 1 for name in names))
     console.line(" " * 9 + "".join(f"{name:>{width}}" for name in names))
     for name, row in zip(names, values.tolist(), strict=True):
-        console.line(f"  {name:<7}" + "".join(f"{value:>+{width}.2f}" for value in row))
+        console.line(f"  {name:<7}" + "".join(f"{writing.signed(value):>{width}}" for value in row))
 
 
 def map_lines(found: "EmbeddingMap") -> list[str]:
@@ -195,10 +197,10 @@ def _show_history(
         values = [
             f"{_mean(report, DIGITS):.3f}",
             f"{_mean(report, report.operations):.3f}",
-            f"{report.trend:+.2f}",
+            writing.signed(report.trend),
         ]
         if epoch in changes:
-            values += [f"{_mean(changes[epoch], DIGITS):.3f}", f"{changes[epoch].trend:+.2f}"]
+            values += [f"{_mean(changes[epoch], DIGITS):.3f}", writing.signed(changes[epoch].trend)]
         console.line(f"  {epoch:>5}" + "".join(f"  {value:>15}" for value in values))
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads
+from fastformer import threads, writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
@@ -58,11 +58,13 @@ def _show(result: "RunScores") -> None:
         facts += console.unseen_accuracy(result.as_json())
     else:
         facts += [
-            ("accuracy", f"{console.percent(scores.exact.accuracy).strip()} of {result.data}"),
+            ("accuracy", f"{writing.percent(scores.exact.accuracy)} of {result.data}"),
             ("right", _counts(scores.exact)),
             ("trained on", _trained_on(result)),
         ]
-    console.facts([*facts, ("test loss" if result.data is None else "loss", f"{result.loss:.4f}")])
+    console.facts(
+        [*facts, ("test loss" if result.data is None else "loss", writing.loss(result.loss))]
+    )
     console.line()
     for which, shares in (
         ("operation", scores.per_operation),
@@ -86,8 +88,8 @@ def _trained_on(result: "RunScores") -> str:
 
 def _counts(share: "Share") -> str:
     """Write how many are right, and the 95 % interval."""
-    low, high = (console.percent(end).strip() for end in share.interval)
-    return f"{share.correct:,} of {share.total:,}, 95 % interval {low} to {high}"
+    interval = writing.interval(*share.interval)
+    return f"{share.correct:,} of {share.total:,}, 95 % interval {interval}"
 
 
 def _show_digits(scores: "AnswerScores") -> None:

@@ -23,7 +23,7 @@ def plot(
     The best epoch is marked. It needs no display, and no window opens.
 
     Args:
-        run: directory of the run; it may still be training.
+        run: directory of the run, or of several seeds; it may still be training.
         more: directories of other runs, drawn over it.
         out: the picture: .png, .svg or .pdf; without it curves.png in the directory of the first
             run.
@@ -34,7 +34,8 @@ def plot(
     from fastformer.training.run_directory import CURVES
 
     path = check_picture(out or run / CURVES)
-    runs = [plots.read_curves(directory) for directory in (run, *more)]
+    given = [each for directory in (run, *more) for each in _runs_of(directory)]
+    runs = [plots.read_curves(directory) for directory in given]
     figure = plots.curves_figure(runs)
     for text in map(plots.missing_text, runs):
         if text is not None:
@@ -47,3 +48,11 @@ def plot(
         console.line(text)
     console.line()
     console.facts([("picture", str(path))])
+
+
+def _runs_of(directory: Path) -> list[Path]:
+    """Return a run, or the runs of several seeds that are in a directory."""
+    from fastformer.training.finding import runs_within
+    from fastformer.training.seeds_record import holds_seeds
+
+    return (holds_seeds(directory) and runs_within(directory)) or [directory]

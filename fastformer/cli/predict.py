@@ -1,15 +1,18 @@
 """`fastformer predict`: the answer to one expression, or to one after the other."""
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads
+from fastformer import threads, writing
 from fastformer.cli import console
 from fastformer.errors import FastformerError, InvalidValueError
+from fastformer.training.atomic_file import os_errors_as
 
 if TYPE_CHECKING:
     from fastformer.analysis.prediction import Prediction, Predictor
@@ -20,9 +23,8 @@ _FAREWELLS = ("exit", "quit", "q")
 
 def predict(
     run: Path,
-    expression: str | None = None,
     /,
-    *,
+    *expression: str,
     top: int = 5,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
@@ -30,9 +32,9 @@ def predict(
 
     Args:
         run: directory of the run.
-        expression: for instance "Max ( 5 3 9 )" or "max(5,3,9)", in quotes; without one, each line
-            of the standard input is an expression. A decoder's run has the questions of its preset,
-            for instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
+        expression: for instance Max 5 3 9, or in quotes "max(5,3,9)"; without one, each line of the
+            standard input is an expression. A decoder's run has the questions of its preset, for
+            instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
         top: how many of the likeliest answers are listed; a decoder looks for as many beams.
         json: print one JSON object for each answer.
     """
@@ -40,8 +42,8 @@ def predict(
     from fastformer.analysis.loading import load_run
 
     predictor = load_run(run).predictor
-    if expression is not None:
-        _show(predictor.predict(expression, top), json)
+    if expression:
+        _show(predictor.predict(" ".join(expression), top), json)
     elif sys.stdin.isatty():
         _converse(predictor, top, json)
     else:
@@ -50,7 +52,7 @@ def predict(
 
 def _answer_lines(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer each line of the standard input. A mistake ends it."""
-    for number, text in enumerate(sys.stdin, start=1):
+    for number, text in enumerate(_lines(), start=1):
         if text.strip():
             try:
                 prediction = predictor.predict(text, top)
@@ -59,13 +61,24 @@ def _answer_lines(predictor: "Predictor", top: int, json: bool) -> None:
             _show(prediction, json)
 
 
+def _lines() -> Iterator[str]:
+    """Yield the lines of the standard input, without the mark that some editors put first."""
+    with os_errors_as(InvalidValueError, "read the standard input"):
+        line = sys.stdin.readline().removeprefix("\ufeff")
+        while line:
+            yield line
+            line = sys.stdin.readline()
+
+
 def _converse(predictor: "Predictor", top: int, json: bool) -> None:
     """Answer what is typed until the user has enough. A mistake does not end it."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (then `input` has keys for editing and for earlier lines)
     example = predictor.example
     console.notice(f'Type an expression, for instance "{example}". Ctrl-D or "quit" ends.')
     while True:
         try:
-            text = input(_PROMPT).strip()
+            text = _typed().strip()
         except (EOFError, KeyboardInterrupt):
             console.notice("")
             return
@@ -79,13 +92,22 @@ def _converse(predictor: "Predictor", top: int, json: bool) -> None:
             console.notice(str(error))
 
 
+def _typed() -> str:
+    """Return a line that is typed; the prompt is no part of an output that goes elsewhere."""
+    if sys.stdout.isatty():
+        return input(_PROMPT)
+    sys.stderr.write(_PROMPT)
+    sys.stderr.flush()
+    return input("")
+
+
 def _show(prediction: "Prediction", json: bool) -> None:
     """Write a prediction with the most probable answers."""
     if json:
         console.json_line(dataclasses.asdict(prediction))
         return
     verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
-    probability = console.percent(prediction.probability, 2).strip()
+    probability = writing.percent(prediction.probability, 2)
     console.line(f"{prediction.expression} = {prediction.prediction}   {probability}   ({verdict})")
     widest = max(6, *(len(answer) for answer, _ in prediction.top))
     for answer, share in prediction.top:

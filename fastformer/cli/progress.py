@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from fastformer import writing
 from fastformer.cli import console
 from fastformer.training.observer import TrainingObserver
 
@@ -31,9 +32,9 @@ def epoch_line(record: dict[str, Any]) -> str:
         "none" if share is None else console.percent(share)  # where nothing was asked
         for share in (record["train_accuracy"], record["validation_accuracy"])
     )
+    losses = writing.loss(record["train_loss"]), writing.loss(record["validation_loss"])
     return (
-        f"{record['epoch']:>5}  {record['train_loss']:>10.4f}  {train:>8}  "
-        f"{record['validation_loss']:>15.4f}  {validation:>8}  "
+        f"{record['epoch']:>5}  {losses[0]:>10}  {train:>8}  {losses[1]:>15}  {validation:>8}  "
         f"{record['examples_per_second']:>10,.0f}{'  best' if record['best'] else ''}"
     )
 
@@ -131,7 +132,7 @@ class BarProgress(LineProgress):
         self._bar.update(
             self._task,
             completed=step,
-            loss=f"loss {loss:.4f}",
+            loss=f"loss {writing.loss(loss)}",
             rate=f"{self._rate(now):,.0f} examples/s",
             left="left",
         )
@@ -150,7 +151,7 @@ class BarProgress(LineProgress):
         return (self._examples - before) / (now - start) if now > start else 0.0
 
     def _write(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)
+        self._bar.console.print(writing.printable(text), markup=False, soft_wrap=True)
 
 
 def observer() -> LineProgress:

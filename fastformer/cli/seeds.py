@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastformer import writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def show_seeds(result: dict[str, Any]) -> None:
         [
             (
                 "test accuracy",
-                f"{console.percent(spread['mean'], 2).strip()} in the mean of "
+                f"{writing.percent(spread['mean'], 2)} in the mean of "
                 f"{len(result['seeds'])} seeds, each on inputs that it never saw",
             ),
             ("spread", f"{spread['spread'] * 100:.2f} points (standard deviation)"),
@@ -82,5 +83,4 @@ def show_seeds(result: dict[str, Any]) -> None:
 
 def _range(spread: dict[str, float]) -> str:
     """Write the smallest and the largest of several accuracies."""
-    ends = (console.percent(spread[end], 2).strip() for end in ("minimum", "maximum"))
-    return " to ".join(ends)
+    return " to ".join(writing.percent(spread[end], 2) for end in ("minimum", "maximum"))

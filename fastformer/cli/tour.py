@@ -3,7 +3,6 @@
 At a terminal it waits for Enter after each step; elsewhere it goes straight through.
 """
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastformer.cli import console
 from fastformer.models.config import RELATIVE_POSITIONS
 from fastformer.training.observer import TrainingObserver
+from fastformer.writing import percent, signed
 
 if TYPE_CHECKING:
     from fastformer.analysis.loading import LoadedRun
@@ -143,7 +143,7 @@ class Tour:
         self.write("")
         self.write(f"All of it is in {directory}. To see more of it:")
         for command in ("plot", "report", "attention", "embeddings", "predict"):
-            self.write(f"  fastformer {command} {shlex.quote(str(directory))}")
+            self.write(f"  fastformer {command} {console.shell_word(directory)}")
 
     def _begin(self) -> None:
         """Wait for Enter where somebody is there, and write the next step's title."""
@@ -240,7 +240,7 @@ class Tour:
         order = np.argsort(-cosines[first, second])[:_NEAREST]
         pairs = ", ".join(
             f"{names[first[pair]]} and {names[second[pair]]} "
-            f"({cosines[first[pair], second[pair]]:+.2f})"
+            f"({signed(float(cosines[first[pair], second[pair]]))})"
             for pair in order
         )
         chance = loaded.settings.model.embed_dim**-0.5
@@ -299,7 +299,7 @@ class GuessingObserver(TrainingObserver):
         load_weights(self._model, RunDirectory.open(self._directory).latest())
         guess = predictor_of(self._settings, self._model).predict(self._text)
         verdict = "right" if guess.correct else f"wrong, it is {guess.expected}"
-        probability = console.percent(guess.probability, 2).strip()
+        probability = percent(guess.probability, 2)
         self._write(
             f"       guess: {guess.expression} = {guess.prediction}   {probability}   ({verdict})"
         )

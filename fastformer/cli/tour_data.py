@@ -12,6 +12,7 @@ from fastformer.data.lengths import length_statistics
 from fastformer.data.questions import Asked, questions_of
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.digits_run import RunSettings
+from fastformer.writing import percent
 
 _SAMPLES: Final[int] = 3
 _BAR_CELLS: Final[int] = 50
@@ -219,6 +220,6 @@ def _show_batch(batch: PackedBatch, targets: Ids, limit: int, write: Write) -> N
     ids = [batch.tokens[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
     waste = [length_statistics(ids, padded_to).waste for padded_to in (None, limit)]
     write(
-        f"Nothing is padded. Padding to the longest would waste {waste[0]:.0%} of the work, to "
-        f"max_seq_len {limit}, {waste[1]:.0%}."
+        f"Nothing is padded. Padding to the longest would waste {percent(waste[0], 0)} of the "
+        f"work, to max_seq_len {limit}, {percent(waste[1], 0)}."
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from fastformer import threads as thread_count
+from fastformer import writing
 from fastformer.cli import SIGNALLED, console
 from fastformer.data.digits import DigitTask
 from fastformer.data.vocabulary import DIGIT_TOKENS
@@ -174,7 +174,7 @@ def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", js
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
-            f"  fastformer train --resume {shlex.quote(str(directory))}"
+            f"  fastformer train --resume {console.shell_word(directory)}"
         )
         return SIGNALLED + stop.signal
     if json:
@@ -192,7 +192,7 @@ def _last_words(directory: Path, made: bool = False) -> str:
     """
     from fastformer.training.seeds_record import holds_seeds
 
-    name = shlex.quote(str(directory))
+    name = console.shell_word(directory)
     if holds_seeds(directory):
         return f"Stopped; what was trained is saved. To go on:\n  fastformer train --resume {name}"
     if any(directory.glob("checkpoints/step-*.safetensors")):
@@ -310,7 +310,7 @@ def _show(result: dict[str, Any]) -> None:
     console.facts(
         [
             *console.unseen_accuracy(result),
-            ("test loss", f"{result['test_loss']:.4f}"),
+            ("test loss", writing.loss(result["test_loss"])),
             (
                 "model",
                 f"{result['parameters']:,} parameters, from epoch {result['best_epoch']} "
@@ -322,6 +322,6 @@ def _show(result: dict[str, Any]) -> None:
                 f"{result['examples_per_second']:,.0f} examples/s",
             ),
             ("run", str(result["run"])),
-            ("next", f"fastformer predict {shlex.quote(str(result['run']))}"),
+            ("next", f"fastformer predict {console.shell_word(result['run'])}"),
         ]
     )

@@ -22,6 +22,9 @@ ANSWER_TOKENS: Final[tuple[str, ...]] = (*DIGIT_TOKENS, "Add", "+", "=")
 ADDEND_DIGITS: Final[int] = 10
 """Digits of the numbers that `addition` adds."""
 
+MOST_UNSEEN: Final[int] = 100_000
+"""Of 16 inputs that are drawn one is kept for a part, and all are in memory at once."""
+
 _ADD, _PLUS, _EQUALS = range(len(DIGIT_TOKENS), len(ANSWER_TOKENS))
 _ZERO, _FIRST, _OPEN, _CLOSE, _COMMA = encode(["0", "First", "(", ")", ","])
 _NOTHING = -1
@@ -234,8 +237,9 @@ class AnswerTask:
     def __post_init__(self) -> None:
         """Check every value."""
         checks.choice("name", self.name, ANSWER_TASKS)
-        for count in ("examples", "validation_examples", "test_examples"):
-            checks.integer(count, getattr(self, count), 1)
+        checks.integer("examples", self.examples, 1)
+        for count in ("validation_examples", "test_examples"):
+            checks.integer(count, getattr(self, count), 1, MOST_UNSEEN)
 
     @property
     def longest(self) -> int:

@@ -17,6 +17,9 @@ from fastformer.random import generator
 MAX_ARGUMENTS: Final[int] = 18
 """Largest number of arguments: every input then has its own int64 number (5 x 10^18 < 2^63)."""
 
+MOST_EXAMPLES: Final[int] = 10_000_000
+"""All examples of a run are in memory at once, with some 500 bytes each."""
+
 _NUM_PARTS: Final[int] = 3
 
 
@@ -50,7 +53,7 @@ class DigitTask:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        checks.integer("examples", self.examples, 1)
+        checks.integer("examples", self.examples, 1, MOST_EXAMPLES)
         self._check_operations()
         checks.integer("num_arguments", self.num_arguments, 1, MAX_ARGUMENTS)
         for operation in self.operations:
@@ -72,13 +75,18 @@ class DigitTask:
             )
 
     def _check_operations(self) -> None:
-        """Check that the operations are known names, each there once."""
+        """Check that the operations are known names in any case of letters, each there once."""
         if not isinstance(self.operations, tuple):
             raise InvalidTypeError(f"operations must be a tuple of names, got {self.operations!r}")
         if not self.operations:
             checks.fail(f"operations must have at least one of {', '.join(OPERATIONS)}, got none")
-        for operation in self.operations:
-            checks.choice("each of operations", operation, OPERATIONS)
+        spelled = {name.lower(): name for name in OPERATIONS}
+        names = [spelled.get(name.lower(), name) for name in map(str, self.operations)]
+        for given, name in zip(self.operations, names, strict=True):
+            checks.choice(
+                "each of operations", name if isinstance(given, str) else given, OPERATIONS
+            )
+        object.__setattr__(self, "operations", tuple(names))
         for operation, count in Counter(self.operations).items():
             if count > 1:
                 checks.fail(f"operations must be different, got {operation!r} {count} times")

@@ -14,6 +14,7 @@ from fastformer.data.scanning import (
     read_name,
     read_number,
     scan,
+    with_parentheses,
 )
 from fastformer.errors import InvalidTypeError
 
@@ -96,11 +97,11 @@ def parse_expression(text: str) -> Expression:
     """Read an expression from free text.
 
     The grammar is `operation ( number [,] number [,] ... )`. Upper and lower case are the same,
-    spaces may be anywhere between the tokens, and a comma or a space separates two numbers.
-    Numbers are whole and not negative; leading zeros mean nothing.
+    spaces may be anywhere between the tokens, and a comma or a space separates two numbers. Both
+    parentheses may be left out. Numbers are whole and not negative; leading zeros mean nothing.
 
     Args:
-        text: for instance `Max ( 5 3 9 )` or `max(5,3,9)`.
+        text: for instance `Max ( 5 3 9 )`, `max(5,3,9)` or `max 5 3 9`.
 
     Returns:
         The expression.
@@ -112,7 +113,7 @@ def parse_expression(text: str) -> Expression:
     """
     if not isinstance(text, str):
         raise InvalidTypeError(f"an expression must be a string, got {text!r}")
-    tokens = scan(text, "(),", _REMEDY)
+    tokens = with_parentheses(scan(text, "(),", _REMEDY))
     if not tokens:
         checks.fail(f"the expression is empty; write for example {_EXAMPLE}")
     operation = _read_operation(tokens[0])

@@ -18,6 +18,7 @@ from fastformer.data.scanning import (
     read_name,
     read_number,
     scan,
+    with_parentheses,
 )
 from fastformer.errors import InvalidTypeError
 
@@ -110,7 +111,7 @@ def parse_question(text: str, form: Form, most_tokens: int | None = None) -> Que
     tokens = scan(text, "(),+=" if form.sums else "(),", f"use {kinds}, {_as_in(form)}")
     if not tokens:
         checks.fail(f"the expression is empty; write for example {form.example!r}")
-    call = _read_sum(tokens, form) if form.sums else _read_calls(tokens, form)
+    call = _read_sum(tokens, form) if form.sums else _read_calls(with_parentheses(tokens), form)
     question = Question(form, call)
     if most_tokens is not None:
         length = len(question.tokens()) + len(question.answer_tokens()) - 1

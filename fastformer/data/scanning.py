@@ -50,6 +50,20 @@ def scan(text: str, marks: str, remedy: str) -> list[Token]:
     return tokens
 
 
+def with_parentheses(tokens: list[Token]) -> list[Token]:
+    """Return the tokens of `Max 5 3 9` with the parentheses that were left out; others as given."""
+    plain = len(tokens) > 1 and (tokens[0].kind, tokens[1].kind) == ("word", "number")
+    if not plain or any(token.text in ("(", ")") for token in tokens):
+        return tokens
+    end = tokens[-1].character + len(tokens[-1].text)
+    return [
+        tokens[0],
+        Token("mark", "(", tokens[1].character),
+        *tokens[1:],
+        Token("mark", ")", end),
+    ]
+
+
 def read_number(token: Token) -> int:
     """Return the value of a number, which has a bounded count of digits."""
     if len(token.text) > MAX_NUMBER_DIGITS:

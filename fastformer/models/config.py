@@ -12,6 +12,8 @@ POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
 RELATIVE_POSITIONS = ("rotary", "alibi")
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
+# Beyond these a model would be made for hours, or fill the memory with positions.
+MOST_LAYERS, MOST_TOKENS = 4096, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +70,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in (
-            "vocab_size",
-            "embed_dim",
-            "num_heads",
-            "num_layers",
-            "ffn_dim",
-            "max_seq_len",
-        ):
+        for name in ("vocab_size", "embed_dim", "num_heads", "ffn_dim"):
             checks.integer(name, getattr(self, name), 1)
+        checks.integer("num_layers", self.num_layers, 1, MOST_LAYERS)
+        checks.integer("max_seq_len", self.max_seq_len, 1, MOST_TOKENS)
         if self.embed_dim % self.num_heads:
-            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
-            near = min(divisors, key=lambda h: abs(h - self.num_heads))
+            near = checks.nearest_divisor(self.embed_dim, self.num_heads)
             checks.fail(
                 f"num_heads must divide embed_dim, got num_heads={self.num_heads} and "
                 f"embed_dim={self.embed_dim}; the nearest that does is {near}"

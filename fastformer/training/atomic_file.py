@@ -49,15 +49,23 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     sync_directory(path.parent)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int | None = None) -> bytes:
     """Return the content of a file, and of nothing else: a pipe or a device may have no end.
 
+    Args:
+        path: the file.    most: bytes that it may have; None for any number.
+
     Raises:
-        OSError: it could not be read, or is not a regular file.
+        OSError: it could not be read, is not a regular file, or is too large.
     """
     with open(path, "rb", opener=_open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+        if most is not None and status.st_size > most:
+            raise OSError(
+                errno.EFBIG, f"it has {status.st_size:,} bytes, and at most {most:,} are read"
+            )
         return file.read()
 
 
@@ -139,6 +147,8 @@ def remove_temporary_files(directory: Path) -> None:
 def os_errors_as(error_class: type[FastformerError], action: str) -> Iterator[None]:
     """Turn an operating-system error within a `with` block into an error for the user.
 
+    So is a path that cannot be given to the system: one with a NUL, or with half of a character.
+
     Args:
         error_class: what is raised instead of the `OSError`.
         action: what could not be done, for instance "write checkpoint runs/a/best.safetensors".
@@ -150,6 +160,10 @@ def os_errors_as(error_class: type[FastformerError], action: str) -> Iterator[No
             f"cannot {action}: {error.strerror or error}; check the path, its permissions and the "
             "free space"
         ) from error
+    except ValueError as error:
+        if isinstance(error, FastformerError):
+            raise
+        raise error_class(f"cannot {action}: {error}; check the path") from error
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:

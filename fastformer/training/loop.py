@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import CheckpointError, FastformerError
 from fastformer.models.config import TransformerConfig
@@ -28,6 +29,7 @@ from fastformer.training.metrics import MetricsTracker, json_number
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
+from fastformer.training.restoring import checked_progress
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
@@ -365,11 +367,19 @@ class Trainer:
         load_weights(self.model, checkpoint)
         try:
             self.optimizer.load_state_dict(state, metadata["optimizer_steps"])
+            progress = dict(metadata["progress"])
             # Without what the sums are of, of an older version, they are those of examples.
-            seen = metadata["progress"].get("seen", 0)
-            self.progress = Progress(**{"targets": seen, "asked": seen} | metadata["progress"])
+            seen = progress.get("seen", 0)
+            self.progress = checked_progress(
+                Progress,
+                {"targets": seen, "asked": seen} | progress,
+                num_batches=-(-self.train_examples.size // self.config.batch_size),
+                steps_per_epoch=self.steps_per_epoch,
+                accumulation_steps=self.config.accumulation_steps,
+            )
             self.tracker.load_state_dict(metadata["tracker"])
-            self.model.dropout_counter.forwards = metadata["dropout_forwards"]
+            forwards = checks.integer("dropout_forwards", metadata["dropout_forwards"], 0)
+            self.model.dropout_counter.forwards = forwards
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} does not fit this training run: {error}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastformer import checks
+from fastformer import checks, writing
 from fastformer.errors import RunError
 from fastformer.training.atomic_file import append_line, os_errors_as, read_file, write_atomically
 from fastformer.training.json_text import json_object, json_text
@@ -15,6 +15,8 @@ from fastformer.training.json_text import json_object, json_text
 HISTORY_NAMES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 OVERFITTING_FIRST_EPOCH = 7
 OVERFITTING_GAP = 0.15
+_MOST_BYTES = 1 << 28
+_LARGEST_STEP = (1 << 63) - 1
 _LINES_NAMED = 10  # of the damaged ones, in a warning
 _NORMAL_975 = 1.959963984540054  # 97.5 % quantile of the normal distribution: 95 % two-sided
 
@@ -104,8 +106,8 @@ class MetricsTracker:
         if math.isnan(gap) or round(gap, 9) <= OVERFITTING_GAP:
             return None
         return (
-            f"training accuracy is {gap:.1%} above validation accuracy: the model may be "
-            f"overfitting; the best epoch so far is {self._best_epoch}"
+            f"training accuracy is {writing.percent(gap)} above validation accuracy: the model may "
+            f"be overfitting; the best epoch so far is {self._best_epoch}"
         )
 
     def summary(self) -> str:
@@ -115,10 +117,11 @@ class MetricsTracker:
         latest = self._latest()
         lines = [
             f"epoch {self.epoch}: "
-            f"train loss {latest['train_loss']:.4f}, accuracy {latest['train_accuracy']:.2%}; "
-            f"validation loss {latest['validation_loss']:.4f}, "
-            f"accuracy {latest['validation_accuracy']:.2%}",
-            f"best: validation accuracy {self.best_validation_accuracy:.2%} "
+            f"train loss {writing.loss(latest['train_loss'])}, "
+            f"accuracy {writing.percent(latest['train_accuracy'], 2)}; "
+            f"validation loss {writing.loss(latest['validation_loss'])}, "
+            f"accuracy {writing.percent(latest['validation_accuracy'], 2)}",
+            f"best: validation accuracy {writing.percent(self.best_validation_accuracy, 2)} "
             f"in epoch {self._best_epoch}",
         ]
         warning = self.overfitting_warning()
@@ -137,6 +140,7 @@ class MetricsTracker:
         Raises:
             ValueError, TypeError: a state that is not one of `state_dict`; nothing is changed.
         """
+        checks.instance("MetricsTracker", "state", state, Mapping)
         checks.known_keys("MetricsTracker state", state, ("history",))
         history = state.get("history")
         if not isinstance(history, Mapping) or set(history) != set(HISTORY_NAMES):
@@ -234,11 +238,11 @@ class MetricsLog:
         with os_errors_as(RunError, f"read {self.file}"):
             if not self.file.exists():
                 return []
-            lines = list(io.BytesIO(read_file(self.file)))
+            lines = list(io.BytesIO(read_file(self.file, _MOST_BYTES)))
         records, damaged = [], []
         for number, line in enumerate(lines, start=1):
             record = json_object(line) if line.endswith(b"\n") else None
-            if record is not None and isinstance(record.get("step"), int):
+            if record is not None and _is_step(record.get("step")):
                 records.append((line, record))
             elif number == len(lines):
                 warnings.warn(
@@ -260,6 +264,10 @@ class MetricsLog:
                 stacklevel=4,
             )
         return records
+
+
+def _is_step(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_STEP
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:

@@ -9,10 +9,12 @@ import tomli_w
 
 from fastformer.errors import InvalidTypeError, RunError
 from fastformer.training.atomic_file import os_errors_as, read_file
+from fastformer.training.finding import CONFIG, named_within
 
-CONFIG: Final[str] = "config.toml"
 FORMAT: Final[str] = "fastformer"
 FORMAT_VERSION: Final[int] = 1
+MOST_BYTES: Final[int] = 1 << 20
+"""Of a file of settings or of a result."""
 
 
 def config_bytes(config: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -40,9 +42,9 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     file = path / CONFIG
     data = read_if_there(file)
     if data is None:
-        raise RunError(f"{path} is not a run of fastformer: it has no {CONFIG}")
+        raise RunError(f"{path} is not a run of fastformer: it has no {CONFIG}{named_within(path)}")
     try:
-        config = tomllib.loads(data.decode())
+        config = tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RunError(f"{file} is damaged: {error}; mend it or use another run") from error
     version = config.pop("format_version", None)
@@ -58,7 +60,9 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         )
     for name, table in config.items():
         if not isinstance(table, dict):
-            raise RunError(f"{file} is damaged: {name} is not a table; mend it or use another run")
+            raise RunError(
+                f"{file} is damaged: {name!r} is not a table; mend it or use another run"
+            )
     return config
 
 
@@ -70,6 +74,6 @@ def read_if_there(file: Path) -> bytes | None:
     """
     with os_errors_as(RunError, f"read {file}"):
         try:
-            return read_file(file)
+            return read_file(file, MOST_BYTES)
         except FileNotFoundError:
             return None

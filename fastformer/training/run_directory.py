@@ -33,9 +33,10 @@ from fastformer.training.atomic_file import (
     write_atomically,
 )
 from fastformer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastformer.training.finding import CONFIG
 from fastformer.training.json_text import json_object, json_text
 from fastformer.training.metrics import MetricsLog
-from fastformer.training.run_config import CONFIG, config_bytes, read_config, read_if_there
+from fastformer.training.run_config import config_bytes, read_config, read_if_there
 from fastformer.training.run_lock import TrainingLock
 from fastformer.training.run_place import is_replaceable
 
@@ -46,7 +47,7 @@ _METRICS = "metrics.jsonl"
 _RESULT = "result.json"
 _CHECKPOINTS, _BEST = "checkpoints", "best.safetensors"
 _PARTS = (_CHECKPOINTS, "embeddings")  # directories of a run
-_STEP_NAME = re.compile(r"step-([0-9]{8,})\.safetensors")
+_STEP_NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
 
 
 class RunDirectory:
@@ -124,7 +125,8 @@ class RunDirectory:
         path = Path(path)
         with os_errors_as(RunError, f"open run {path}"):
             if not path.is_dir():
-                raise RunError(f"run {path} does not exist; give the directory of a run")
+                problem = "is not a directory" if path.exists() else "does not exist"
+                raise RunError(f"run {path} {problem}; give the directory of a run")
         return cls(path, read_config(path))
 
     @contextlib.contextmanager

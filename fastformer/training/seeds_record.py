@@ -7,7 +7,12 @@ from typing import Final
 from fastformer import checks
 from fastformer.errors import RunError
 from fastformer.training.answers_run import AnswerSettings
-from fastformer.training.atomic_file import make_directory, os_errors_as, write_atomically
+from fastformer.training.atomic_file import (
+    make_directory,
+    os_errors_as,
+    read_file,
+    write_atomically,
+)
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.json_text import json_object, json_text
 from fastformer.training.runs import settings_from
@@ -15,6 +20,9 @@ from fastformer.training.runs import settings_from
 _NAME: Final[str] = "seeds.json"
 _FORMAT: Final[str] = "fastformer seeds"
 _FORMAT_VERSION: Final[int] = 1
+_MOST_BYTES: Final[int] = 1 << 20
+
+MOST_SEEDS: Final[int] = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +85,16 @@ class SeedsRecord:
         """
         file = directory / _NAME
         with os_errors_as(RunError, f"read {file}"):
-            value = json_object(file.read_bytes()) or {}
+            value = json_object(read_file(file, _MOST_BYTES)) or {}
         try:
             checks.choice("format", value["format"], (_FORMAT,))
             checks.integer("format_version", value["format_version"], 1, _FORMAT_VERSION)
             return cls(
                 settings=settings_from(value["settings"]),
-                count=checks.integer("seeds", value["seeds"], 1),
+                count=checks.integer("seeds", value["seeds"], 1, MOST_SEEDS),
                 overwrite=checks.boolean("overwrite", value["overwrite"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise RunError(
                 f"{file} is damaged: {problem}; go on with single runs: fastformer train --resume "

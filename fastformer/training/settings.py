@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Self
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
-from fastformer.errors import InvalidTypeError, RunError
+from fastformer.errors import CheckpointError, InvalidTypeError, RunError
 from fastformer.models.config import DTYPES, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
 
@@ -110,6 +111,31 @@ class Settings:
         """
         return replace(self, training=replace(self.training, epochs=epochs))
 
+    def check_sizes(self, checkpoint: Checkpoint) -> None:
+        """Raise where a checkpoint is of another size than the model, before the model is made.
+
+        Raises:
+            CheckpointError: the message names the array.
+        """
+        model = self.model
+        expected = {
+            "embedding.weight": (model.vocab_size, model.embed_dim),
+            f"blocks.{model.num_layers - 1}.feed_forward.expand.weight": (
+                model.embed_dim,
+                model.ffn_dim,
+            ),
+        }
+        if model.positions == "learned":
+            expected["positions.weight"] = (model.max_seq_len, model.embed_dim)
+        for name, shape in expected.items():
+            given = checkpoint.tensors.get(name)
+            if given is None or given.shape != shape:
+                found = "it is missing" if given is None else f"got {given.shape}"
+                raise CheckpointError(
+                    f"checkpoint {checkpoint.path} does not fit the model: weights: {name!r} must "
+                    f"be {shape}, {found}; use the config.toml and the checkpoint of one run"
+                )
+
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the tables of `config.toml`."""
         own = {name: getattr(self, name) for name in ("kind", *_OWN)}
@@ -127,12 +153,14 @@ class Settings:
         own = dict(tables["run"])
         checks.known_keys("run", own, {"kind"} | {f.name for f in fields(cls)} - {*_TABLES})
         checks.choice("kind", own.pop("kind"), (cls.kind,))
-        return cls(
+        found = cls(
             task=checks.from_settings(cls.task_class, tables["task"]),
             model=checks.from_settings(cls.model_class, tables["model"]),
             training=checks.from_settings(TrainingConfig, tables["training"]),
             **own,
         )
+        checks.known_keys("config.toml", tables, ("run", *_TABLES))
+        return found
 
     @classmethod
     def from_run(cls, run: RunDirectory) -> Self:
@@ -150,7 +178,7 @@ def settings_errors(run: RunDirectory) -> Iterator[None]:
     """Turn what is wrong with settings into a RunError that names the run's file."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise RunError(
             f"{run.path / 'config.toml'} does not hold the settings of a run: {problem}; mend it "

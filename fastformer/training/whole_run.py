@@ -5,24 +5,55 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.json_text import LARGEST, number_in
 from fastformer.training.loop import Trainer
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.start import load_start
 
-RESULT_NAMES: Final = frozenset(
-    "test_accuracy test_loss test_examples per_operation steps epochs seconds examples_per_second "
-    "best_epoch parameters backend seed run".split()
-)
+_COUNTS: Final = ("test_examples", "steps", "epochs", "best_epoch", "parameters", "seed")
+_NUMBERS: Final = ("test_accuracy", "test_loss", "seconds", "examples_per_second")
+_TEXTS: Final = ("backend", "run")
+RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_TEXTS, "per_operation"})
 """What a result has."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def checked_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result if it is one of `train_to_the_end`.
+
+    Raises:
+        RunError: something is missing, unknown or of another kind.
+    """
+    try:
+        checks.known_keys("a result", result, RESULT_NAMES)
+        for name in _COUNTS:
+            checks.integer(name, result[name], int(name == "test_examples"))
+        for name in _NUMBERS:
+            checks.number(name, result[name], at_least=0, at_most=LARGEST)
+        for name in _TEXTS:
+            checks.instance("a result", name, result[name], str)
+        checks.instance("a result", "per_operation", result["per_operation"], dict)
+        shares = {"test_accuracy": result["test_accuracy"], **result["per_operation"]}
+        for name, share in shares.items():
+            checks.number(f"accuracy of {name}", share, at_least=0, at_most=1)
+        if len(shares) == 1:
+            checks.fail("per_operation is empty")
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"result.json does not hold the result of a run: {problem}; remove it, and evaluate "
+            "the run anew"
+        ) from error
+    return result
 
 
 class Job(Protocol):
@@ -72,8 +103,11 @@ def go_on(
     with RunDirectory.open(directory).held() as run:
         settings = settings_class.from_run(run)
         wanted = settings if epochs is None else settings.with_epochs(epochs)
+        checkpoint = None if run.is_before_first_checkpoint else run.latest()
+        if checkpoint is not None:
+            settings.check_sizes(checkpoint)
         job = job_of(wanted)
-        if run.is_before_first_checkpoint:
+        if checkpoint is None:
             _load_start(job, settings, observer)
             run.begin_anew()
             if wanted != settings:
@@ -81,7 +115,7 @@ def go_on(
             observer.message(f"run {run.path} has no checkpoint yet: it starts from its beginning")
             return _train_from_the_beginning(job, settings, job.trainer(run, observer))
         trainer = job.trainer(run, observer)
-        trainer.restore(run.latest())
+        trainer.restore(checkpoint)
         if wanted != settings:
             _change_epochs(trainer, settings, wanted)
         return _finished_result(trainer) or _train_to_the_end(job, trainer)
@@ -136,10 +170,9 @@ def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
         f"to train; {why}"
     )
     try:
-        result = trainer.run.read_result()
+        return checked_result(trainer.run.read_result())
     except RunError:
         return None
-    return result if result.keys() == RESULT_NAMES else None
 
 
 def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
@@ -162,14 +195,16 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
         observer.finished()
     trained = time.perf_counter() - started
     records = run.read_metrics()
-    seconds = sum(record["seconds"] for record in records)
-    seen = sum(record["examples_per_second"] * record["seconds"] for record in records)
+    times = [number_in(record.get("seconds")) for record in records]
+    rates = [number_in(record.get("examples_per_second")) for record in records]
+    known = [(t, rate) for t, rate in zip(times, rates, strict=True) if t >= 0 and rate >= 0]
+    seconds, seen = sum(t for t, _ in known), sum(t * rate for t, rate in known)
     result = {
         **job.test(trainer, run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,
-        # Without records, of a run whose file was lost, there is nothing to divide by.
+        # Without records, of a run whose file was lost or changed, there is nothing to divide by.
         "examples_per_second": seen / seconds if seconds else 0.0,
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,

@@ -2,7 +2,10 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+// As fastformer/writing.py has it: rounded down, so that 100 % is the whole only.
+const roundedDown = (share, digits) => Math.floor((share + 5e-7) * 10 ** digits) / 10 ** digits;
+const percent = (share, digits = 1) => `${(100 * roundedDown(share, digits + 2)).toFixed(digits)} %`;
+const hundredths = (share) => roundedDown(share, 2).toFixed(2);
 
 function element(name, attributes = {}, text = "") {
   const made = document.createElement(name);
@@ -64,7 +67,7 @@ const explorer = {
       line.append(element("th", { scope: "row" }, tokens[from]));
       row.forEach((weight, to) => {
         const numbered = tokens.length <= 14 && !(causal && to > from);
-        const share = numbered ? Math.round(100 * weight).toString() : "";
+        const share = numbered ? percent(weight, 0).replace(" %", "") : "";
         line.append(element("td", { style: `--w:${weight}`, "data-from": from, "data-to": to,
           tabindex: from + to ? -1 : 0, "aria-label": this.sentence(from, to) }, share));
       });
@@ -82,9 +85,9 @@ const explorer = {
     const summary = this.example.heads.find(
       (item) => item.layer === this.layer + 1 && item.head === this.head + 1);
     const places = summary.looks_at.map(([place, token, weight]) =>
-      `"${token}" at position ${place} (${percent(weight)})`).join(", ");
+      `"${token}" at position ${place} (${percent(weight, 0)})`).join(", ");
     byId("kind").textContent = `This head is ${summary.kind}: its entropy is `
-      + `${percent(summary.entropy)} of the largest possible. Most of its weight: ${places}.`;
+      + `${hundredths(summary.entropy)} of the largest possible. Most of its weight: ${places}.`;
     byId("readout").textContent = "Point at a cell, or go to the table and use the arrow keys.";
   },
 
@@ -160,5 +163,22 @@ const embeddingMap = {
   },
 };
 
+const scrolling = {
+  start() {
+    const observer = new ResizeObserver((entries) => {
+      for (const { target } of entries) this.mark(target.closest(".scroll"));
+    });
+    for (const box of document.querySelectorAll(".scroll")) {
+      observer.observe(box);
+      observer.observe(box.firstElementChild);
+    }
+  },
+
+  mark(box) {
+    box.classList.toggle("overflows", box.scrollWidth > box.clientWidth + 1);
+  },
+};
+
 explorer.start();
 embeddingMap.start();
+scrolling.start();
