@@ -1,15 +1,16 @@
-"""What holds for every test: few threads, no network, no windows, the same random numbers.
+"""What holds for every test: few threads, signals that act, no network, the same random numbers.
 
 It stays light: it imports neither NumPy nor Numba nor matplotlib.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Read when NumPy and Numba are imported, so set before. OpenBLAS's threads and Numba's pool in
 # one process stall each other; a pool of four lets tests try one to four threads on any machine.
@@ -17,8 +18,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "4"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The first call of a kernel compiles it, so a deadline would say nothing.
-settings.register_profile("fastformer", deadline=None, derandomize=True)
+# No test judges time: the first call of a kernel compiles it, and the machine has other work.
+settings.register_profile(
+    "fastformer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("fastformer")
 
 
@@ -33,6 +36,19 @@ def _few_threads() -> Iterator[None]:
     numba.set_num_threads(min(2, os.cpu_count() or 1))
     yield
     numba.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_act() -> Iterator[None]:
+    """Let SIGINT and SIGTERM act, here and in every process that a test starts.
+
+    The tests may have been started to ignore them, as a script's background job is.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

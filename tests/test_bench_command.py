@@ -125,8 +125,10 @@ def test_a_profile_adds_up() -> None:
     found = run_worker("numba", {"kind": "profile", "workload": "P2", "seconds": 0.02}, 1)
     inside = sum(op["seconds"] for op in found["ops"].values())
     assert {"transformer_gradients", "adam_step"} <= found["ops"].keys()
-    assert 0 < found["calling"] < found["watched_step"]
-    assert 0.5 < (inside + found["outside"]) / found["watched_step"] <= 1.01
+    assert found["ops"]["adam_step"]["calls"] == 1
+    assert found["calls"] == sum(op["calls"] for op in found["ops"].values())
+    assert inside > 0 and found["outside"] >= 0 and found["calling"] > 0
+    assert inside + found["outside"] <= found["watched_step"] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("system", ["torch", "jax"])

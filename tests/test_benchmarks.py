@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from program import HANG, ROOT
 
 from fastformer.backend import OPS, get_backend
 from fastformer.bench.equivalence import NotEqualError
 
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
@@ -79,7 +79,7 @@ def pytest_run(*words: str) -> "subprocess.CompletedProcess[str]":
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
     )
 
 

@@ -7,7 +7,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from program import ROOT
+from program import HANG, ROOT
 
 from fastformer import callers
 
@@ -56,7 +56,7 @@ def call(tmp_path, layer: str, how: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "ignore", str(program), how],
         env=os.environ | places | {"NUMBA_THREADING_LAYER": layer},
-        **{"capture_output": True, "text": True, "timeout": 120},
+        **{"capture_output": True, "text": True, "timeout": HANG},
     )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from twins import IS_VARIANT, ROOT, assert_passes, called, start_variant_run
+from program import HANG, ROOT
+from twins import IS_VARIANT, assert_passes, called, start_variant_run
 
 from fastformer.kernels import _compile
 from fastformer.kernels._rows import row_tasks
@@ -43,7 +44,7 @@ def run_python(*arguments, **environment):
     done = subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        **{"capture_output": True, "text": True, "timeout": 120},
+        **{"capture_output": True, "text": True, "timeout": HANG},
     )
     return done.returncode, done.stdout, done.stderr
 

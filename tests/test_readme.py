@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from program import HANG, ROOT
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PROMPT = "$ "
 
@@ -54,7 +54,7 @@ def run_examples(text: str, directory: Path) -> int:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG,
         )
         assert done.returncode == 0, (
             f"README.md, line {example.line}: exit code {done.returncode}\n"

@@ -15,11 +15,11 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core.caching import NullCache
+from program import HANG, ROOT
 
 from fastformer.kernels import _compile
 from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
 
-ROOT = Path(__file__).parent.parent
 DTYPES = (np.float64, np.float32)
 
 # The twin in extended precision is the truth; where the platform has none, allow for rounding.
@@ -235,5 +235,5 @@ def start_variant_run(directory: Path, *tests: str, **environment: str) -> subpr
 
 def assert_passes(run: subprocess.Popen[str]) -> None:
     """Wait for a variant run; all of its tests must pass."""
-    output, _ = run.communicate(timeout=300)
+    output, _ = run.communicate(timeout=HANG)
     assert run.returncode == 0, output

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from program import ROOT
+from program import HANG, ROOT
 from runs import Recorder, everything, small_settings
 
 from fastformer.training.digits_run import resume_digits, train_digits
@@ -30,7 +30,7 @@ def child(*arguments: object, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.scorecard.training_child", *map(str, arguments)],
         env=os.environ | places | environment,
-        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600},
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": HANG},
     )
     if done.returncode != 0:
         raise RuntimeError(f"{done.args} ended with {done.returncode}: {done.stderr[-2000:]}")

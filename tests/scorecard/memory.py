@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twins import ROOT
+from program import ROOT
 
 from tests.scorecard.rows import Finding, Row, Tier
 

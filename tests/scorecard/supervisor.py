@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from program import ROOT
+from program import HANG, ROOT
 from runs import everything
 
 # Where there is one, a file system in memory: forcing thousands of files to disk takes minutes.
@@ -43,8 +43,6 @@ NEEDED = ("adam.", "cross_entropy.", "dropout.", "embedding.", "layernorm.", "po
 
 # A process can be forked after kernels have run on the work queue, but not on OpenMP.
 WARM = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-LONGEST = 300  # seconds that a run may take
 
 Change = Callable[[], None]
 
@@ -190,7 +188,7 @@ def forked(
     if watch:
         watch.send(process.pid or 0, process.is_alive)
     sent = time.perf_counter()
-    process.join(LONGEST)
+    process.join(HANG)
     return _ending(process.exitcode, log, sent)
 
 
@@ -212,7 +210,7 @@ def executed(
     if watch:
         watch.send(process.pid, lambda: process.poll() is None, run)
     sent = time.perf_counter()
-    process.wait(LONGEST)
+    process.wait(HANG)
     return _ending(process.returncode, log, sent)
 
 
@@ -237,7 +235,7 @@ def _ending(code: int | None, log: Path, sent: float) -> Ending:
     words = log.read_text(errors="replace")
     log.unlink()
     if code is None:
-        raise TimeoutError(f"a run did not end within {LONGEST} s: {words}")
+        raise TimeoutError(f"a run did not end within {HANG} s: {words}")
     return Ending(128 - code if code < 0 else code, words, seconds)
 
 
