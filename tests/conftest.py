@@ -3,6 +3,7 @@
 It stays light: it imports neither NumPy nor Numba nor matplotlib.
 """
 
+import importlib.util
 import os
 import signal
 import sys
@@ -23,6 +24,13 @@ settings.register_profile(
     "fastformer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("fastformer")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a package that is not installed."""
+    for mark in item.iter_markers("needs"):
+        if importlib.util.find_spec(mark.args[0]) is None:
+            pytest.skip(f"{mark.args[0]} is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import pytest
 from program import ROOT
 
 from fastformer.bench import run
-from fastformer.bench.environment import is_installed
 from fastformer.bench.processes import run_worker
 from fastformer.cli import main
 from fastformer.errors import FastformerError
@@ -131,10 +130,14 @@ def test_a_profile_adds_up() -> None:
     assert inside + found["outside"] <= found["watched_step"] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("system", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "system",
+    [
+        pytest.param("torch", marks=pytest.mark.needs("torch")),
+        pytest.param("jax", marks=pytest.mark.needs("jax")),
+    ],
+)
 def test_peers_compute_the_same_model(system: str, tmp_path: Path) -> None:
-    if not is_installed(system):
-        pytest.skip(f"{system} is not installed")
     sizes = {"C": 8, "H": 2, "L": 2, "F": 12, "V": 9, "B": 3, "T": 5}
     for kind in ("encoder", "decoder"):
         fields = {"name": kind, "title": "", "kind": kind, **sizes}

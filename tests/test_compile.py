@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import HANG, ROOT
-from twins import IS_VARIANT, assert_passes, called, start_variant_run
+from twins import IS_VARIANT, VARIANT, assert_passes, called, start_run
 
 from fastformer.kernels import _compile
 from fastformer.kernels._rows import row_tasks
@@ -316,7 +316,7 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
 
 
 @pytest.mark.skipif(IS_VARIANT, reason="is itself such a run")
-def test_kernels_run_clean_in_the_checked_build(tmp_path):
+def test_kernels_run_clean_in_the_checked_build():
     """Every shape at every edge, with bounds checks, and with guard pages behind all arrays."""
     tests = [
         "test_matmul.py::test_integers_are_exact_at_all_edges",
@@ -330,4 +330,4 @@ def test_kernels_run_clean_in_the_checked_build(tmp_path):
         "test_attention.py::test_lengths_equal_twin",
         "test_attention.py::test_head_sizes_equal_twin",
     ]
-    assert_passes(start_variant_run(tmp_path, *tests, FASTFORMER_BUILD="checked"))
+    assert_passes(start_run(*tests, **{VARIANT: "1", "FASTFORMER_BUILD": "checked"}))

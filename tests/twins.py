@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -28,7 +27,7 @@ ROUNDINGS = 4 if np.finfo(TRUTH).eps < np.finfo(np.float64).eps else 64
 if VECTOR_BITS < 256:
     ROUNDINGS *= 2  # fewer lanes sum in longer chains, and NumPy's twin sums by pairs
 
-# Set in a run of tests inside a test, for another build of the kernels. All is compiled anew
+# Set in a run of tests inside a test, for the checked build of the kernels. All is compiled anew
 # there, so twins are compared in one dtype only; and every array lies right before a page that must
 # not be touched, so that a step beyond an array ends the process.
 VARIANT = "FASTFORMER_TEST_VARIANT"
@@ -213,20 +212,20 @@ def library_calls(text: str) -> set[str]:
     return set(re.findall(r"\b_?(expf?|exp2f?|expm1f?|tanhf?)\b", text))
 
 
-def start_variant_run(directory: Path, *tests: str, **environment: str) -> subprocess.Popen[str]:
-    """Start tests on another build of the kernels, which the environment chooses.
+def start_run(*tests: str, **environment: str) -> subprocess.Popen[str]:
+    """Start tests in a process of their own, whose environment chooses other kernels.
+
+    These are kept where all kernels are, in a directory of their build and width.
 
     Args:
-        directory: an empty one, for the compiled kernels.
         tests: names of files in `tests`, or of tests in them.
         environment: what to set beside the current environment.
     """
-    changes = {VARIANT: "1", "FASTFORMER_CACHE_DIR": str(directory), "PYTHONPATH": str(ROOT)}
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider"]
     return subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests" / name) for name in tests)],
-        cwd=directory,
-        env=os.environ | changes | environment,
+        [sys.executable, "-m", "pytest", *options, *(f"tests/{name}" for name in tests)],
+        cwd=ROOT,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -234,6 +233,6 @@ def start_variant_run(directory: Path, *tests: str, **environment: str) -> subpr
 
 
 def assert_passes(run: subprocess.Popen[str]) -> None:
-    """Wait for a variant run; all of its tests must pass."""
+    """Wait for a run; all of its tests must pass."""
     output, _ = run.communicate(timeout=HANG)
     assert run.returncode == 0, output
