@@ -3,6 +3,7 @@
 It stays light: it imports neither NumPy nor Numba nor matplotlib.
 """
 
+import gc
 import importlib.util
 import os
 import signal
@@ -17,7 +18,12 @@ from hypothesis import HealthCheck, settings
 # one process stall each other; a pool of four lets tests try one to four threads on any machine.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "4"
+# Threads that wait sleep: where they look again and again, that takes half of the tests' CPU time.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["MPLBACKEND"] = "Agg"
+
+# Numba makes objects by the million, and looking for garbage so often takes a seventh of its time.
+gc.set_threshold(50_000, 20, 20)
 
 # No test judges time: the first call of a kernel compiles it, and the machine has other work.
 settings.register_profile(
