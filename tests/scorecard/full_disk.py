@@ -176,8 +176,7 @@ def measure(tier: Tier, every: int = 1, pool: ProcessPoolExecutor | None = None)
     if pool is None:
         with supervisor.workers() as own:
             return measure(tier, every, own)
-    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        expected = supervisor.undisturbed(Path(name), OPTIONS)
+    expected = supervisor.undisturbed(OPTIONS)
     sizes = range(PAGE, PAGES * PAGE, PAGE) if can_mount() else ()
     limits = range(512, LARGEST, 1024 if tier == "fast" else 128)
     cases = [

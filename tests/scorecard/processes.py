@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from program import HANG, ROOT
-from test_callers import PROGRAM, RIGHT
+from test_callers import LAYERS, PROGRAM, RIGHT, WAYS
 from test_compile import HELPER, PROBE, plant
 from test_kernel_cache import damage
 
@@ -32,7 +32,6 @@ TOGETHER = 8
 HANGS = 30
 FOREIGN = 65534  # "nobody"
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
-LAYERS, WAYS = ("omp", "workqueue"), ("threads", "fork", "spawn", "forkserver")
 
 # What a process that compiles together with others runs, and what it must print.
 COMPILES = """

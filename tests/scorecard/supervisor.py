@@ -6,6 +6,7 @@ process. Some runs are the command itself, with a cache of compiled kernels of t
 """
 
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -305,20 +307,19 @@ def goes_on(
     return unequal(directory, expected)
 
 
-def undisturbed(place: Path, options: tuple[str, ...]) -> dict[str, str]:
+@functools.cache
+def undisturbed(options: tuple[str, ...]) -> dict[str, str]:
     """Return what a run holds that the command trained without any kill."""
-    ending = executed(command(place / "run", options), place / "log")
-    if ending.code != 0:
-        raise RuntimeError(f"the undisturbed run ended with {ending.code}: {ending.words}")
-    found = state(place / "run")
-    shutil.rmtree(place / "run")
-    return found
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        run = Path(name) / "run"
+        ending = executed(command(run, options), Path(name) / "log")
+        if ending.code != 0:
+            raise RuntimeError(f"the undisturbed run ended with {ending.code}: {ending.words}")
+        return state(run)
 
 
 def warm_up() -> None:
     """Load all that a run needs, so that the processes forked from this one have it."""
-    import tempfile
-
     from fastformer.cli import main
 
     with (
