@@ -104,7 +104,7 @@ def test_the_examples_of_the_readme_run(tmp_path: Path) -> None:
         ("```python\nimport warnings\nwarnings.warn('old')\n```", "line 3: exit code 1"),
         ("```console\n$ echo fine\nfine\n$ exit 4\n```", "line 5: exit code 4"),
         ("```console\n$ no-such-command runs/small\n```", "line 3: exit code 127"),
-        ("```console\n$ fastformer no-such-command\n```", "line 3: exit code 2\nfastformer no-"),
+        ("```console\n$ fastformer no-such-command\n```", "line 3: exit code 2"),
         ("```console\n$ echo 1 | fastformer predict runs/none\n```", "line 3: exit code 2"),
     ],
 )
