@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import object_of
 from program import HANG, start_program
 from runs import everything, weights_digest
 
@@ -71,13 +72,15 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
     assert process.returncode == 0, err
 
 
-def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+def test_the_number_of_threads_changes_no_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     digests = {}
     for threads in (1, 2, 3, 4):
-        arguments = ["--out", f"{threads}", "--threads", f"{threads}", "--epochs", "1"]
-        out, _ = run("train", *arguments, "--json", cwd=tmp_path)
-        assert json.loads(out)["steps"] > 200
-        (saved,) = (tmp_path / f"{threads}/checkpoints").glob("step-*.safetensors")
+        place = tmp_path / f"{threads}"
+        out = object_of(capsys, "train", "--out", place, "--threads", threads, "--epochs", 1)
+        assert out["steps"] > 200
+        (saved,) = (place / "checkpoints").glob("step-*.safetensors")
         digests[threads] = weights_digest(saved)
     assert len(set(digests.values())) == 1, digests
 

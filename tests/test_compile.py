@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from program import HANG, ROOT
-from twins import IS_VARIANT, VARIANT, assert_passes, called, start_run
+from twins import CHECKED, IS_VARIANT, VARIANT, assert_passes, called, start_run
 
 from fastformer.kernels import _compile
 from fastformer.kernels._rows import row_tasks
@@ -330,4 +330,4 @@ def test_kernels_run_clean_in_the_checked_build():
         "test_attention.py::test_lengths_equal_twin",
         "test_attention.py::test_head_sizes_equal_twin",
     ]
-    assert_passes(start_run(*tests, **{VARIANT: "1", "FASTFORMER_BUILD": "checked"}))
+    assert_passes(start_run(*tests, **{VARIANT: "1"}, **CHECKED))

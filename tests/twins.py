@@ -31,6 +31,8 @@ if VECTOR_BITS < 256:
 # there, so twins are compared in one dtype only; and every array lies right before a page that must
 # not be touched, so that a step beyond an array ends the process.
 VARIANT = "FASTFORMER_TEST_VARIANT"
+# Bounds are checked by the code before it is optimised: what is left out is time.
+CHECKED = {"FASTFORMER_BUILD": "checked", "NUMBA_OPT": "1"}
 IS_VARIANT = bool(os.environ.get(VARIANT))
 COMPARED_DTYPES = (np.float32,) if IS_VARIANT else DTYPES
 _PROT_NONE = 0
