@@ -315,6 +315,7 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
     assert output.split() == ["caught"] * 20
 
 
+@pytest.mark.variants
 @pytest.mark.skipif(IS_VARIANT, reason="is itself such a run")
 def test_kernels_run_clean_in_the_checked_build():
     """Every shape at every edge, with bounds checks, and with guard pages behind all arrays."""

@@ -1,4 +1,4 @@
-"""The tests of kernels with narrower registers than this CPU has: run them with -m widths.
+"""The tests of kernels with narrower registers than this CPU has: run them with -m variants.
 
 They take as long as all other tests together, for at each width all is compiled anew.
 """
@@ -12,7 +12,7 @@ from twins import assert_passes, start_run
 
 from fastformer.kernels._llvm import VECTOR_BITS
 
-pytestmark = pytest.mark.widths
+pytestmark = pytest.mark.variants
 
 # Of a file of kernels, by its stem; how kernels are compiled depends on no width.
 KERNEL_TESTS = sorted(
