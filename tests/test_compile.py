@@ -280,6 +280,14 @@ def copy_parallel(x, out, shift):
 def element(x, i):
     return x[i]
 
+@kernel(once=True)
+def element_of_library(x, i):
+    return x[i]
+
+@kernel
+def element_by_symbol(x, i):
+    return element_of_library(x, i)
+
 for dtype in (np.float32, np.float64):
     x = np.ones(64, dtype)[: lanes(np.empty(0, dtype))]
     short = x[:-1] if x.size > 1 else x[:0]
@@ -294,6 +302,7 @@ for dtype in (np.float32, np.float64):
         (copy_view, (x, x.copy(), x.size), (x, x.copy(), x.size + 1)),
         (copy_parallel, (x, x.copy(), 0), (x, x.copy(), 1)),
         (element, (x, x.size - 1), (x, x.size)),
+        (element_by_symbol, (x, x.size - 1), (x, x.size)),
     ]
     for function, inside, outside in calls:
         function(*inside)
@@ -312,7 +321,7 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
     where = {"FASTFORMER_BUILD": "checked", "FASTFORMER_CACHE_DIR": str(tmp_path)}
     code, output, errors = run_python(str(program), **where)
     assert code == 0, errors
-    assert output.split() == ["caught"] * 20
+    assert output.split() == ["caught"] * 22
 
 
 @pytest.mark.variants
