@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models import (
     BACKENDS,
     assert_equal_gradients,
-    assert_layer_gradients,
+    assert_gradients_on_both_backends,
     dlogits_for,
     forward_and_backward,
     make_batch,
@@ -392,7 +392,6 @@ def test_formula(rng, op, backend, norm, norm_type):
     np.testing.assert_allclose(block.forward(x, BATCH), expected, 1e-10, 1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
 @pytest.mark.parametrize(
@@ -400,26 +399,23 @@ def test_formula(rng, op, backend, norm, norm_type):
     [*((op, {}) for op in OPS), *((None, options) for options in UNUSUAL)],
     indirect=["op"],
 )
-def test_gradients(rng, op, backend, norm, rows, options):
+def test_gradients(rng, op, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
-    block = make_block(backend, norm=norm, **options)
     chosen = None if rows is None else ROWS[rows]
-    assert_layer_gradients(
-        block,
-        lambda x: block.forward(x, BATCH, chosen),
-        lambda dout: (block.backward(dout),),
+    assert_gradients_on_both_backends(
+        lambda backend: make_block(backend, norm=norm, **options),
+        lambda block, x: block.forward(x, BATCH, chosen),
+        lambda block, dout: (block.backward(dout),),
         rng.standard_normal((8, WIDTH)),
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_causal_block(rng, op, backend, norm):
-    block = make_block(backend, causal=True, norm=norm, attention_bias=True)
-    assert_layer_gradients(
-        block,
-        lambda x: block.forward(x, BATCH),
-        lambda dout: (block.backward(dout),),
+def test_gradients_of_a_causal_block(rng, op, norm):
+    assert_gradients_on_both_backends(
+        lambda backend: make_block(backend, causal=True, norm=norm, attention_bias=True),
+        lambda block, x: block.forward(x, BATCH),
+        lambda block, dout: (block.backward(dout),),
         rng.standard_normal((8, WIDTH)),
     )
 
