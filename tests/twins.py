@@ -121,6 +121,21 @@ def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> 
     return outputs if result is None else [*outputs, np.asarray(result * 1.0)]
 
 
+def run_rows(
+    function: Callable[..., Any], *given: Any, dtype: type = np.float32
+) -> list[np.ndarray]:
+    """Do as `run` does, with each vector as a matrix of one row: what layers give is compiled."""
+
+    def row(value: Any) -> Any:
+        if isinstance(value, Out) and len(value.shape) == 1:
+            return Out((1, *value.shape), value.start, value.scale)
+        return value[None] if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+    shapes = [value.shape for value in given if isinstance(value, Out)]
+    outputs = run(function, *map(row, given), dtype=dtype)
+    return [output.reshape(shape) for output, shape in zip(outputs, shapes, strict=True)]
+
+
 def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:
     """Return the largest error of the finite values, relative to the largest or to `scale`.
 
