@@ -188,7 +188,7 @@ def kernel(
             _keep_from_python(compiled)
         if inline or not allocates:
             _refuse_to_return_arrays(compiled)
-        if once and not checked:
+        if once:
             call_by_symbol(compiled)
         return compiled
     finally:

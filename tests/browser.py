@@ -14,13 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from program import HANG
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--remote-debugging-pipe", "--hide-scrollbars"),
 )
-SECONDS = 60
 
 
 def find_browser() -> str | None:
@@ -93,10 +94,10 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         """Return the next message; keep what a page asked for and what went wrong in it."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + HANG
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._from], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"the browser said nothing for {SECONDS} s"
+            assert ready, f"the browser said nothing for {HANG} s"
             part = os.read(self._from, 1 << 20)
             assert part, f"the browser ended with code {self._process.poll()}"
             self._buffer += part
@@ -116,9 +117,9 @@ class Browser:
     def open(self, file: Path) -> None:
         """Load a file from disk and wait until its scripts have run."""
         self.call("Page.navigate", url=file.resolve().as_uri())
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + HANG
         while self.run("document.readyState") != "complete":
-            assert time.monotonic() < end, f"{file} was not loaded after {SECONDS} s"
+            assert time.monotonic() < end, f"{file} was not loaded after {HANG} s"
             time.sleep(0.02)
 
     def run(self, script: str) -> Any:

@@ -1,25 +1,42 @@
-"""What holds for every test: few threads, no network, no windows, the same random numbers.
+"""What holds for every test: few threads, signals that act, no network, the same random numbers.
 
 It stays light: it imports neither NumPy nor Numba nor matplotlib.
 """
 
+import gc
+import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Read when NumPy and Numba are imported, so set before. OpenBLAS's threads and Numba's pool in
 # one process stall each other; a pool of four lets tests try one to four threads on any machine.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["NUMBA_NUM_THREADS"] = "4"
+# Threads that wait sleep: where they look again and again, that takes half of the tests' CPU time.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The first call of a kernel compiles it, so a deadline would say nothing.
-settings.register_profile("fastformer", deadline=None, derandomize=True)
+# Numba makes objects by the million, and looking for garbage so often takes a seventh of its time.
+gc.set_threshold(50_000, 20, 20)
+
+# No test judges time: the first call of a kernel compiles it, and the machine has other work.
+settings.register_profile(
+    "fastformer", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("fastformer")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a package that is not installed."""
+    for mark in item.iter_markers("needs"):
+        if importlib.util.find_spec(mark.args[0]) is None:
+            pytest.skip(f"{mark.args[0]} is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +50,19 @@ def _few_threads() -> Iterator[None]:
     numba.set_num_threads(min(2, os.cpu_count() or 1))
     yield
     numba.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_act() -> Iterator[None]:
+    """Let SIGINT and SIGTERM act, here and in every process that a test starts.
+
+    The tests may have been started to ignore them, as a script's background job is.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

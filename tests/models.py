@@ -163,6 +163,29 @@ def assert_layer_gradients(layer, forward, backward, *inputs):
         assert_slope(loss, parameters.values, parameters.gradients, "all parameters")
 
 
+def assert_gradients_on_both_backends(make, forward, backward, *inputs):
+    """Hold the compiled backward to each slope of its forward, and all of the twins' to it.
+
+    Args:
+        make: make(backend) -> the layer, in float64, with the same parameters each time.
+        forward: forward(layer, *inputs) -> the output.
+        backward: backward(layer, dout) -> the gradient of the inputs, a tuple of as many arrays.
+        inputs: float64 arrays.
+    """
+    compiled, twins = map(make, BACKENDS)
+    assert_layer_gradients(
+        compiled, lambda *x: forward(compiled, *x), lambda dout: backward(compiled, dout), *inputs
+    )
+    found = []
+    for layer in (compiled, twins):
+        out = forward(layer, *inputs).copy()
+        layer.zero_grad()
+        gradients = backward(layer, np.random.default_rng(4).standard_normal(out.shape))
+        named = {f"input {index}": dx.copy() for index, dx in enumerate(gradients)}
+        found.append({"output": out, **named, **layer.grad_dict()})
+    assert_equal_gradients(found[1], found[0], 1e-9, 1e-12)
+
+
 def assert_equal_gradients(found, expected, rtol, atol):
     """Compare two dictionaries of arrays."""
     assert found.keys() == expected.keys()

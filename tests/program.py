@@ -8,6 +8,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
+# Seconds after which a process hangs. No test judges how long something takes: a process may
+# compile kernels first, on a machine that has other work.
+HANG = 1800
+
 
 def start_program(*arguments: str, threads: int = 1, **options: Any) -> subprocess.Popen[str]:
     """Start the command in a process of its own.

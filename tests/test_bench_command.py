@@ -1,17 +1,19 @@
 """`fastformer bench` as a person meets it, and the processes that it starts."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from program import ROOT
+from test_bench import MACHINE
 
-from fastformer.bench import run
-from fastformer.bench.environment import is_installed
+from fastformer.bench import kernel_suite, run, worker
 from fastformer.bench.processes import run_worker
 from fastformer.cli import main
 from fastformer.errors import FastformerError
@@ -77,9 +79,22 @@ def wrong(x, out):
 """
 
 
+def work_here(system: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Do a job in this process; that a process of its own does the same is shown by others."""
+    given = {name: value for name, value in job.items() if name != "kind"}
+    module, _, function = worker._KINDS[job["kind"]].partition(":")
+    found = getattr(importlib.import_module(module), function)(system=system, **given)
+    return json.loads(json.dumps(found))
+
+
 def test_a_kernel_of_ones_own_is_checked_and_timed_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(kernel_suite, "run_worker", work_here)
+    monkeypatch.setattr(kernel_suite, "measured_machine", lambda options: MACHINE)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "mine", None)  # it is forgotten after the test
+    del sys.modules["mine"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN_KERNEL)
     words = "--against softmax --shapes 4x5 --repeats 1 --seconds 0.002 --threads 1 --json"
@@ -125,14 +140,20 @@ def test_a_profile_adds_up() -> None:
     found = run_worker("numba", {"kind": "profile", "workload": "P2", "seconds": 0.02}, 1)
     inside = sum(op["seconds"] for op in found["ops"].values())
     assert {"transformer_gradients", "adam_step"} <= found["ops"].keys()
-    assert 0 < found["calling"] < found["watched_step"]
-    assert 0.5 < (inside + found["outside"]) / found["watched_step"] <= 1.01
+    assert found["ops"]["adam_step"]["calls"] == 1
+    assert found["calls"] == sum(op["calls"] for op in found["ops"].values())
+    assert inside > 0 and found["outside"] >= 0 and found["calling"] > 0
+    assert inside + found["outside"] <= found["watched_step"] * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("system", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "system",
+    [
+        pytest.param("torch", marks=pytest.mark.needs("torch")),
+        pytest.param("jax", marks=pytest.mark.needs("jax")),
+    ],
+)
 def test_peers_compute_the_same_model(system: str, tmp_path: Path) -> None:
-    if not is_installed(system):
-        pytest.skip(f"{system} is not installed")
     sizes = {"C": 8, "H": 2, "L": 2, "F": 12, "V": 9, "B": 3, "T": 5}
     for kind in ("encoder", "decoder"):
         fields = {"name": kind, "title": "", "kind": kind, **sizes}

@@ -7,7 +7,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from program import ROOT
+from program import HANG, ROOT
 
 from fastformer import callers
 
@@ -35,42 +35,46 @@ def answer(queue):
     except ForkedProcessError as error:
         queue.put(f"told: {'spawn' in str(error)}")
 
+def in_threads():
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(work(200))) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return f"{len(found)} {set.union(*found)}"
+
 if __name__ == "__main__":
     work()
-    found = []
-    if sys.argv[1] == "threads":
-        threads = [threading.Thread(target=lambda: found.append(work(200))) for _ in range(8)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        print(len(found), set.union(*found))
-    else:
-        print(in_child(sys.argv[1]))
+    for way in sys.argv[1:]:
+        print(in_threads() if way == "threads" else in_child(way), flush=True)
 """
+LAYERS, WAYS = ("omp", "workqueue"), ("threads", "fork", "spawn", "forkserver")
 RIGHT = f"{{{5000**0.5}}}"
 
 
-def call(tmp_path, layer: str, how: str) -> subprocess.CompletedProcess[str]:
-    program = tmp_path / "callers_program.py"
+@pytest.fixture(scope="module", params=LAYERS)
+def answers(request, tmp_path_factory) -> tuple[str, dict[str, str]]:
+    """Return a layer, and what a process that runs on it is answered in each way."""
+    program = tmp_path_factory.mktemp("callers") / "callers_program.py"
     program.write_text(PROGRAM)
     places = {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), how],
-        env=os.environ | places | {"NUMBA_THREADING_LAYER": layer},
-        **{"capture_output": True, "text": True, "timeout": 120},
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), *WAYS],
+        env=os.environ | places | {"NUMBA_THREADING_LAYER": request.param},
+        **{"capture_output": True, "text": True, "timeout": HANG},
     )
-
-
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-@pytest.mark.parametrize("how", ["threads", "fork", "spawn", "forkserver"])
-def test_every_way_to_call_is_right_or_told(tmp_path, layer, how):
-    done = call(tmp_path, layer, how)
     assert done.returncode == 0, done.stderr
-    if how == "threads":
-        assert done.stdout.strip() == f"8 {RIGHT}"
-    elif (layer, how) == ("omp", "fork"):
-        assert done.stdout.strip() in ("told: True", RIGHT)  # another OpenMP than GNU's may go on
+    return request.param, dict(zip(WAYS, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_call_is_right_or_told(answers, way):
+    layer, found = answers
+    if way == "threads":
+        assert found[way] == f"8 {RIGHT}"
+    elif (layer, way) == ("omp", "fork"):
+        assert found[way] in ("told: True", RIGHT)  # another OpenMP than GNU's may go on
     else:
-        assert done.stdout.strip() == RIGHT
+        assert found[way] == RIGHT
 
 
 def test_one_caller_waits_for_the_other():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program import start_program
+from program import HANG, start_program
 from runs import one_thread, tree
 
 from fastformer.cli import main
@@ -180,7 +180,7 @@ def test_a_run_whose_checkpoints_are_all_damaged(place: Path) -> None:
     before = tree(place)
     # In a process of its own, where warnings are not errors.
     process = start_program("train", "--resume", "run", "--json", cwd=place)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out) == (2, "")
     *skipped, last = err.splitlines()
     assert [line.partition(": checkpoint")[0] for line in skipped] == [
@@ -194,7 +194,7 @@ def test_a_warning_is_one_line_and_leaves_the_json_alone(place: Path) -> None:
     good = json.loads((place / "run/result.json").read_text())
     flip(NEWEST)(place)
     process = start_program("train", "--resume", "run", "--json", cwd=place)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     warnings = [line for line in err.splitlines() if "warning" in line]
     assert len(warnings) == 1
@@ -260,7 +260,7 @@ def test_training_that_diverges_says_so_and_keeps_what_was_saved(
 
 def test_a_mistake_in_a_list_of_expressions_names_its_line(place: Path) -> None:
     process = start_program("predict", "run", "--json", cwd=place, stdin=subprocess.PIPE)
-    out, err = process.communicate("max(1,2,3)\n\nmax(1,2)\nmin(1,2,3)\n", timeout=120)
+    out, err = process.communicate("max(1,2,3)\n\nmax(1,2)\nmin(1,2,3)\n", timeout=HANG)
     assert process.returncode == 2
     assert [json.loads(line)["expected"] for line in out.splitlines()] == ["3"]
     assert err == (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from program import ROOT
+from program import HANG, ROOT
 
 from fastformer.cli import console, progress
 
@@ -185,7 +185,7 @@ def test_output_on_a_full_disk_is_a_mistake_and_no_traceback(full: tuple[str, ..
             [sys.executable, "-m", "fastformer", words[full[0]]],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             **streams | dict.fromkeys(full, nowhere),
-            **{"text": True, "timeout": 60},
+            **{"text": True, "timeout": HANG},
         )
     assert done.returncode == 2
     if full == ("stdout",):

@@ -4,30 +4,22 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from program import start_program
+from commands import object_of
+from program import HANG, start_program
 from runs import everything, weights_digest
 
 TINY = "--examples 400 --embed-dim 16 --num-heads 2 --num-layers 1 --ffn-dim 32".split()
 LONG = [*TINY, "--epochs", "60", "--optimizer", "adamw", "--dropout", "0.1"]
 
 
-@pytest.fixture(autouse=True)
-def _signals_reach_children() -> Iterator[None]:
-    """Let SIGINT reach the processes, also where the tests were started to ignore it."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
 def run(*arguments: str, cwd: Path, text: str | None = None, **options: Any) -> tuple[str, str]:
     """Run a command that succeeds; return what it wrote."""
     process = start_program(*arguments, cwd=cwd, stdin=subprocess.PIPE, **options)
-    out, err = process.communicate(text, timeout=300)
+    out, err = process.communicate(text, timeout=HANG)
     assert process.returncode == 0, err
     return out, err
 
@@ -50,7 +42,7 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
     while not (line := process.stderr.readline()).startswith("    2 "):
         assert line, "it ended before the second epoch"
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == 128 + number, err
     assert out == ""
     assert "Traceback" not in err
@@ -66,28 +58,29 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
 
 
 def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs have it
     arguments = ["train", "--out", "run", *TINY, "--epochs", "20"]
-    process = start_program(*arguments, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and background jobs have it
+    try:
+        process = start_program(*arguments, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert process.stderr is not None
     while not process.stderr.readline().startswith("    2 "):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
 
 
 def test_the_number_of_threads_changes_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Four threads on two CPUs would wait for each other by spinning.
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     digests = {}
     for threads in (1, 2, 3, 4):
-        arguments = ["--out", f"{threads}", "--threads", f"{threads}", "--epochs", "1"]
-        out, _ = run("train", *arguments, "--json", cwd=tmp_path)
-        assert json.loads(out)["steps"] > 200
-        (saved,) = (tmp_path / f"{threads}/checkpoints").glob("step-*.safetensors")
+        place = tmp_path / f"{threads}"
+        out = object_of(capsys, "train", "--out", place, "--threads", threads, "--epochs", 1)
+        assert out["steps"] > 200
+        (saved,) = (place / "checkpoints").glob("step-*.safetensors")
         digests[threads] = weights_digest(saved)
     assert len(set(digests.values())) == 1, digests
 
@@ -108,7 +101,7 @@ def test_input_in_another_encoding_is_a_mistake_and_no_traceback(unbroken: Path)
     process = start_program("predict", "run", cwd=unbroken.parent, stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.buffer.write(b"max(5,3,\xff)\n")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("fastformer: line 1: unknown token ")
     assert err.count("\n") == 1

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import start_program
+from program import HANG, start_program
 from runs import one_thread
 
 from fastformer.cli import main
@@ -105,7 +105,7 @@ def test_predict_answers_one_expression(
 def test_predict_answers_each_line_of_its_input(run_directory: Path) -> None:
     process = start_program("predict", str(run_directory), "--json", stdin=subprocess.PIPE)
     # Some editors begin a file with a mark of the byte order.
-    out, err = process.communicate("\ufeffmax(1,2,3)\n\nMin 4 5 6\n", timeout=120)
+    out, err = process.communicate("\ufeffmax(1,2,3)\n\nMin 4 5 6\n", timeout=HANG)
     assert process.returncode == 0, err
     assert [json.loads(line)["expected"] for line in out.splitlines()] == ["3", "4"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from twins import IS_VARIANT, ROOT, assert_passes, called, start_variant_run
+from program import HANG, ROOT
+from twins import CHECKED, IS_VARIANT, VARIANT, assert_passes, called, start_run
 
 from fastformer.kernels import _compile
 from fastformer.kernels._rows import row_tasks
@@ -43,7 +44,7 @@ def run_python(*arguments, **environment):
     done = subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        **{"capture_output": True, "text": True, "timeout": 120},
+        **{"capture_output": True, "text": True, "timeout": HANG},
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -279,6 +280,14 @@ def copy_parallel(x, out, shift):
 def element(x, i):
     return x[i]
 
+@kernel(once=True)
+def element_of_library(x, i):
+    return x[i]
+
+@kernel
+def element_by_symbol(x, i):
+    return element_of_library(x, i)
+
 for dtype in (np.float32, np.float64):
     x = np.ones(64, dtype)[: lanes(np.empty(0, dtype))]
     short = x[:-1] if x.size > 1 else x[:0]
@@ -293,6 +302,7 @@ for dtype in (np.float32, np.float64):
         (copy_view, (x, x.copy(), x.size), (x, x.copy(), x.size + 1)),
         (copy_parallel, (x, x.copy(), 0), (x, x.copy(), 1)),
         (element, (x, x.size - 1), (x, x.size)),
+        (element_by_symbol, (x, x.size - 1), (x, x.size)),
     ]
     for function, inside, outside in calls:
         function(*inside)
@@ -311,11 +321,12 @@ def test_checked_build_catches_accesses_that_are_off_by_one(tmp_path):
     where = {"FASTFORMER_BUILD": "checked", "FASTFORMER_CACHE_DIR": str(tmp_path)}
     code, output, errors = run_python(str(program), **where)
     assert code == 0, errors
-    assert output.split() == ["caught"] * 20
+    assert output.split() == ["caught"] * 22
 
 
+@pytest.mark.variants
 @pytest.mark.skipif(IS_VARIANT, reason="is itself such a run")
-def test_kernels_run_clean_in_the_checked_build(tmp_path):
+def test_kernels_run_clean_in_the_checked_build():
     """Every shape at every edge, with bounds checks, and with guard pages behind all arrays."""
     tests = [
         "test_matmul.py::test_integers_are_exact_at_all_edges",
@@ -329,4 +340,4 @@ def test_kernels_run_clean_in_the_checked_build(tmp_path):
         "test_attention.py::test_lengths_equal_twin",
         "test_attention.py::test_head_sizes_equal_twin",
     ]
-    assert_passes(start_variant_run(tmp_path, *tests, FASTFORMER_BUILD="checked"))
+    assert_passes(start_run(*tests, **{VARIANT: "1"}, **CHECKED))

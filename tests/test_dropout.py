@@ -1,5 +1,7 @@
 """Dropout: Philox's published answers, twin, share kept, one mask both ways, threads."""
 
+import functools
+
 import numpy as np
 import pytest
 from gradients import assert_gradients
@@ -7,17 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, called, run
 
+from fastformer.kernels import dropout
 from fastformer.kernels.dropout import (
     CHUNK,
     _philox,
     _philox_reference,
-    dropout_backward,
     dropout_backward_reference,
-    dropout_forward,
     dropout_forward_reference,
 )
 
 _philox = called(_philox)
+
+
+def of_the_layer(kernel):
+    """Return a kernel that is given integers of the type that the layer gives."""
+
+    @functools.wraps(kernel, updated=())
+    def call(*arguments):
+        return kernel(*(np.uint64(a) if isinstance(a, int) else a for a in arguments))
+
+    return call
+
+
+dropout_forward = of_the_layer(dropout.dropout_forward)
+dropout_backward = of_the_layer(dropout.dropout_backward)
 
 NONE = np.empty((0, 0))
 ALL = 2**64 - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import ROOT
+from program import HANG, ROOT
 from runs import Recorder, everything, one_thread, small_settings
 
 from fastformer.training.digits_run import resume_digits, train_digits
@@ -78,7 +78,7 @@ def run(program: str, number: int, *arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-c", BEGIN + program, str(int(number)), *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"},
-        **{"capture_output": True, "text": True, "timeout": 120},
+        **{"capture_output": True, "text": True, "timeout": HANG},
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -4,9 +4,11 @@ import pytest
 from test_compile import HELPER, PROBE, plant, run_probe
 
 
-@pytest.fixture
-def planted(tmp_path):
-    package, cache = plant(tmp_path, {"_helper.py": HELPER, "probe.py": PROBE}), tmp_path / "cache"
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Return a package, its cache and the files there, which every test leaves whole."""
+    place = tmp_path_factory.mktemp("planted")
+    package, cache = plant(place, {"_helper.py": HELPER, "probe.py": PROBE}), place / "cache"
     run_probe(package, cache)
     files = sorted(cache.rglob("*.nbc"))
     assert len(files) == 2

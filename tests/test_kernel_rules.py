@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 
 import pytest
-from twins import ROOT
+from program import ROOT
 
 SOURCES = {path.name: path.read_text() for path in sorted((ROOT / "kernels").glob("*.py"))}
 COMPILERS = {

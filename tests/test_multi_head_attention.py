@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import (
     BACKENDS,
     assert_each_slope,
-    assert_layer_gradients,
+    assert_gradients_on_both_backends,
     make_batch,
     same_bits,
     shaken,
@@ -117,33 +117,27 @@ def test_the_value_s_gradient_for_queries_or_keys_is_noticed(rng, backend, wrong
             assert_each_slope(loss, value, gradient, name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("options", [{"bias": True}, {"dropout": 0.3}])
-def test_gradients(rng, backend, causal, options):
+def test_gradients(rng, causal, options):
     """By x, by the residual, and by each parameter, biases too."""
-    layer = make_layer(backend, causal=causal, **options)
-
-    def forward(x, residual):
-        return layer.forward(x, BATCH, residual=residual)
-
-    def backward(dout):
-        return layer.backward(dout), dout
-
     x, residual = rng.standard_normal((2, 8, WIDTH))
-    assert_layer_gradients(layer, forward, backward, x, residual)
+    assert_gradients_on_both_backends(
+        lambda backend: make_layer(backend, causal=causal, **options),
+        lambda layer, x, residual: layer.forward(x, BATCH, residual=residual),
+        lambda layer, dout: (layer.backward(dout), dout),
+        *(x, residual),
+    )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("rows", "causal"), [(FIRST_ROWS, 0), (LAST_ROWS, 0), (LAST_ROWS, 1)])
 @pytest.mark.parametrize("options", [{"bias": True}, {"dropout": 0.3}])
-def test_gradients_of_chosen_rows(rng, backend, rows, causal, options):
+def test_gradients_of_chosen_rows(rng, rows, causal, options):
     """With the residual's gradient added to that of the chosen rows, as in a block."""
-    layer = make_layer(backend, causal=bool(causal), **options)
-    assert_layer_gradients(
-        layer,
-        lambda x: layer.forward(x, BATCH, rows=rows, residual=x[rows]),
-        lambda dout: (layer.backward(dout, residual=dout),),
+    assert_gradients_on_both_backends(
+        lambda backend: make_layer(backend, causal=bool(causal), **options),
+        lambda layer, x: layer.forward(x, BATCH, rows=rows, residual=x[rows]),
+        lambda layer, dout: (layer.backward(dout, residual=dout),),
         rng.standard_normal((8, WIDTH)),
     )
 

@@ -220,8 +220,10 @@ def test_learning_rate_of_the_next_step_can_be_set() -> None:
     np.testing.assert_allclose(parameters.values, before - 0.25 * parameters.gradients, rtol=1e-15)
 
 
+@pytest.mark.needs("torch")
 def test_against_torch() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     makes = {
         "momentum": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
         "adam": lambda p: torch.optim.Adam(p, lr=1e-3),

@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from program import HANG, ROOT
 
-ROOT = Path(__file__).parent.parent
 NOT_SOURCE = (
     ".git",
     ".venv",
@@ -56,7 +56,7 @@ print(json.dumps({
 def run(*command: str | Path, directory: Path) -> str:
     """Run a command and return its standard output; show all that it wrote if it fails."""
     done = subprocess.run(
-        [str(word) for word in command], cwd=directory, capture_output=True, text=True, timeout=900
+        [str(word) for word in command], cwd=directory, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from program import HANG, ROOT
 
 import fastformer as ff
-
-ROOT = Path(__file__).parent.parent
 
 # Programs outside are written against these.
 NAMES = {
@@ -69,7 +67,7 @@ def run_python(code: str) -> str:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

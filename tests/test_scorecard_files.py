@@ -25,7 +25,7 @@ def test_a_run_goes_on_from_every_step():
 
 def test_threads_change_no_bit_and_a_sum_that_they_cut_is_noticed():
     runs = [
-        determinism.on_threads("omp", threads, *fault)["digest"]
+        determinism.on_threads("omp", threads, *fault, epochs=1)["digest"]
         for fault in ((), ("chunks-of-threads",))
         for threads in (1, 3)
     ]
@@ -34,7 +34,7 @@ def test_threads_change_no_bit_and_a_sum_that_they_cut_is_noticed():
 
 
 def test_an_order_of_hashes_is_noticed():
-    one, two = (determinism.process(n, None, "order-of-hashes") for n in (1, 2))
+    one, two = (determinism.process(n, None, "order-of-hashes", epochs=1) for n in (1, 2))
     found = determinism.finding({"1": one, "2": two}, [True])
     assert not found.reached
     assert found.failures == ("2: another hash",)

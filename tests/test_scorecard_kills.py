@@ -11,8 +11,8 @@ from tests.scorecard import full_disk, kills, signals, strace, supervisor, sysca
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
-    """Give the processes that runs are forked from, to all tests here."""
-    with supervisor.workers() as workers:
+    """Give a process that runs are forked from, to all tests here."""
+    with supervisor.workers(1) as workers:
         yield workers
 
 

@@ -9,12 +9,11 @@ from tests.scorecard import cells, damage, extremes, memory
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda: memory.guard_pages(400),
-        lambda: memory.bounds_checks("fast", 60),
-        lambda: memory.races("fast", 1),
-        lambda: damage.measure("fast", 1, ("adamw",)),
+        pytest.param(lambda: memory.guard_pages(400), id="D1"),
+        pytest.param(lambda: memory.bounds_checks("fast", 60), id="D2", marks=pytest.mark.variants),
+        pytest.param(lambda: memory.races("fast", 1), id="D3"),
+        pytest.param(lambda: damage.measure("fast", 1, ("adamw",)), id="D5"),
     ],
-    ids=["D1", "D2", "D3", "D5"],
 )
 def test_row_holds_and_notices_planted_faults(measure):
     models.use_one_thread()

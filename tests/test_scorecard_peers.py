@@ -101,8 +101,8 @@ def test_errors_are_those_of_the_definition() -> None:
     assert ratios(wrong, right)["out"][0] == pytest.approx(1e-3 / ROUNDING, rel=1e-2)
 
 
+@pytest.mark.needs("torch")
 def test_the_truth_is_held_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="PyTorch is absent; install fastformer[compare]")
     case = next(case for case in cases(1) if case.family.name == "gelu")
     assert peers_table.torch_errors(case).keys() == {"out", "dx"}
     theirs = peers_table.torch_computes(case)

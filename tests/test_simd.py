@@ -1,4 +1,4 @@
-"""Vector operations against their Python bodies, accuracy of exp and log, other widths."""
+"""Vector operations against their Python bodies, and the accuracy of exp and log."""
 
 import itertools
 import math
@@ -9,15 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from llvmlite import binding
-from twins import (
-    DTYPES,
-    IS_VARIANT,
-    TRUTH,
-    assembly,
-    assert_passes,
-    guarded,
-    start_variant_run,
-)
+from twins import DTYPES, TRUTH, assembly, guarded
 
 from fastformer.kernels._compile import kernel
 from fastformer.kernels._llvm import HAS_SCALEF, NEGLIGIBLE, VECTOR_BITS, element_lanes
@@ -403,38 +395,3 @@ def test_exp_of_sum_is_that_of_both_parts(rng, first, last):
     truth = np.exp(x.astype(np.float64) + low)
     assert ulps(out, truth) <= 1.5
     assert ulps(np.exp(x.astype(np.float64)), truth) > 20
-
-
-# What runs for each width: every operation, tiles and panels, a kernel on rows; and for the width
-# that most machines have, the matrix products.
-WIDTH_TESTS = [
-    *("test_simd.py", "test_tile.py", "test_bfloat16.py", "test_softmax.py::test_equals_twin"),
-]
-PRODUCT_TESTS = [
-    "test_matmul.py::test_integers_are_exact",
-    "test_matmul.py::test_columns_of_many_tiles_equal_twin",
-    "test_matmul_bfloat16.py::test_groups_and_epilogues_equal_twin",
-    "test_matmul_bfloat16.py::test_integers_are_exact",
-]
-OTHER_WIDTHS = [bits for bits in (0, 128, 256) if bits != VECTOR_BITS]
-
-
-@pytest.fixture(scope="module")
-def width_runs(tmp_path_factory):
-    """Start the tests with narrower registers, all at once: they mostly compile."""
-    if IS_VARIANT:
-        pytest.skip("is itself such a run")
-    runs = {}
-    for bits in OTHER_WIDTHS:
-        directory = tmp_path_factory.mktemp("kernels")
-        tests = WIDTH_TESTS + PRODUCT_TESTS * (bits == 256)
-        runs[bits] = start_variant_run(directory, *tests, FASTFORMER_VECTOR_BITS=str(bits))
-    yield runs
-    for run in runs.values():
-        run.kill()
-        run.wait()
-
-
-@pytest.mark.parametrize("bits", OTHER_WIDTHS)
-def test_other_widths(width_runs, bits):
-    assert_passes(width_runs[bits])

@@ -5,7 +5,8 @@ import pytest
 from gradients import assert_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, run
+from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits
+from twins import run_rows as run
 
 from fastformer.kernels.activation import CHUNK
 from fastformer.kernels.swiglu import (

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import HANG, ROOT
 
 from fastformer import threads
 from fastformer.errors import InvalidTypeError, InvalidValueError
-
-ROOT = Path(__file__).parent.parent
 
 
 def fake_system(root: Path, files: dict[str, str]) -> Path:
@@ -29,7 +28,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
         env=inherited | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
     )
 
 

@@ -36,12 +36,6 @@ FIRST_LOSSES = {"float64": 1e-11, "float32": 1e-5}
 ALL_LOSSES = {"float64": 1e-9, "float32": 1e-3}
 
 
-@pytest.fixture
-def torch() -> Any:
-    """Return PyTorch, or skip the test."""
-    return pytest.importorskip("torch", reason="PyTorch is absent; install fastformer[compare]")
-
-
 def test_every_option_of_the_configs_is_compared() -> None:
     compared = {key for _, options in every_config() for key in options}
     sizes = {"vocab_size", "embed_dim", "num_heads", "num_layers", "ffn_dim", "max_seq_len"}
@@ -60,12 +54,13 @@ def test_every_option_of_the_configs_is_compared() -> None:
         assert {getattr(c, key) for c in both} == {options[key] for options in every}, key
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [("numba", "float32"), ("numba", "float64"), ("reference", "float64")],
 )
-def test_logits_loss_and_gradients(torch: Any, kind: str, backend: str, dtype: str) -> None:
+def test_logits_loss_and_gradients(kind: str, backend: str, dtype: str) -> None:
     compared = 0
     for its_kind, options in every_config():
         if its_kind != kind:
@@ -81,9 +76,10 @@ def test_logits_loss_and_gradients(torch: Any, kind: str, backend: str, dtype: s
     assert compared >= 64
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_label_smoothing(torch: Any, kind: str, dtype: str) -> None:
+def test_label_smoothing(kind: str, dtype: str) -> None:
     """Of the decoder, whose ignored targets count nothing, too."""
     config = config_of(kind)
     options = {"dtype": dtype, "label_smoothing": 0.2}
@@ -94,9 +90,10 @@ def test_label_smoothing(torch: Any, kind: str, dtype: str) -> None:
         assert_same_step(train_ours(config, 1, dtype=dtype), theirs, TOLERANCES[dtype])
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_training(torch: Any, name: str, dtype: str) -> None:
+def test_training(name: str, dtype: str) -> None:
     kind, options = TRAINED[name]
     config = config_of(kind, **options)
     ours, theirs = train_ours(config, STEPS, dtype=dtype), train_torch(config, STEPS, dtype=dtype)
@@ -104,8 +101,9 @@ def test_training(torch: Any, name: str, dtype: str) -> None:
     assert_same_losses(ours, theirs, FIRST_LOSSES[dtype], ALL_LOSSES[dtype])
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_training_on_the_reference_backend(torch: Any, kind: str) -> None:
+def test_training_on_the_reference_backend(kind: str) -> None:
     config = config_of(kind)
     ours, theirs = train_ours(config, 20, backend="reference"), train_torch(config, 20)
     assert_same_losses(ours, theirs, FIRST_LOSSES["float32"], ALL_LOSSES["float32"])

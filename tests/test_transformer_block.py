@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models import (
     BACKENDS,
     assert_equal_gradients,
-    assert_layer_gradients,
+    assert_gradients_on_both_backends,
     dlogits_for,
     forward_and_backward,
     make_batch,
@@ -56,6 +56,13 @@ SIZES = {"embed_dim": WIDTH, "num_heads": 2, "ffn_dim": 10}
 ROTARY, ALIBI = {"positions": "rotary", "num_heads": 3}, {"positions": "alibi"}
 NORMS = ("post", "pre")
 OPS = ("transformer_block", "wide_block", None)
+# What the ops do not know goes layer by layer, whichever was chosen.
+UNUSUAL = [
+    {"dropout": 0.3, "activation": "gelu"},
+    {"norm_type": "rmsnorm", "activation": "swiglu"},
+    ROTARY,
+    ALIBI,
+]
 
 
 def make_block(backend="numba", dtype="float64", causal=False, **options):
@@ -352,7 +359,9 @@ def test_a_gradient_of_another_shape_never_reaches_the_kernels(rng, op, dout):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize(
+    ("op", "norm_type"), [*((op, "layernorm") for op in OPS), (None, "rmsnorm")], indirect=["op"]
+)
 def test_formula(rng, op, backend, norm, norm_type):
     """As its docstring has it, from layers of its own with the same weights."""
     block = make_block(backend, norm=norm, norm_type=norm_type)
@@ -383,39 +392,30 @@ def test_formula(rng, op, backend, norm, norm_type):
     np.testing.assert_allclose(block.forward(x, BATCH), expected, 1e-10, 1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", [None, "first", "last"])
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"dropout": 0.3, "activation": "gelu"},
-        {"norm_type": "rmsnorm", "activation": "swiglu"},
-        ROTARY,
-        ALIBI,
-    ],
+    ("op", "options"),
+    [*((op, {}) for op in OPS), *((None, options) for options in UNUSUAL)],
+    indirect=["op"],
 )
-def test_gradients(rng, op, backend, norm, rows, options):
+def test_gradients(rng, op, norm, rows, options):
     """By x and by each element of each parameter, with all rows and with chosen ones."""
-    block = make_block(backend, norm=norm, **options)
     chosen = None if rows is None else ROWS[rows]
-    assert_layer_gradients(
-        block,
-        lambda x: block.forward(x, BATCH, chosen),
-        lambda dout: (block.backward(dout),),
+    assert_gradients_on_both_backends(
+        lambda backend: make_block(backend, norm=norm, **options),
+        lambda block, x: block.forward(x, BATCH, chosen),
+        lambda block, dout: (block.backward(dout),),
         rng.standard_normal((8, WIDTH)),
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_causal_block(rng, op, backend, norm):
-    block = make_block(backend, causal=True, norm=norm, attention_bias=True)
-    assert_layer_gradients(
-        block,
-        lambda x: block.forward(x, BATCH),
-        lambda dout: (block.backward(dout),),
+def test_gradients_of_a_causal_block(rng, op, norm):
+    assert_gradients_on_both_backends(
+        lambda backend: make_block(backend, causal=True, norm=norm, attention_bias=True),
+        lambda block, x: block.forward(x, BATCH),
+        lambda block, dout: (block.backward(dout),),
         rng.standard_normal((8, WIDTH)),
     )
 
@@ -423,7 +423,9 @@ def test_gradients_of_a_causal_block(rng, op, backend, norm):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("options", [{}, ROTARY, ALIBI])
+@pytest.mark.parametrize(
+    ("op", "options"), [*((op, {}) for op in OPS), (None, ROTARY), (None, ALIBI)], indirect=["op"]
+)
 def test_chosen_rows_are_those_of_all(rng, op, backend, norm, rows, options):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
     block = make_block(backend, norm=norm, attention_bias=True, **options)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from gradients import assert_gradients
 from numba import prange
+from program import HANG, ROOT
 from twins import (
     IS_VARIANT,
-    ROOT,
     Out,
     assert_equals_twin,
     assert_same_bits,
@@ -117,7 +117,7 @@ def test_a_step_beyond_a_guarded_array_ends_the_process(access):
     done = subprocess.run(
         [sys.executable, "-c", program],
         **{"env": os.environ | {"PYTHONPATH": paths}, "capture_output": True, "text": True},
-        timeout=120,
+        timeout=HANG,
     )
     assert done.stdout == "inside\n", done.stderr
     assert done.returncode in (-signal.SIGSEGV, -signal.SIGBUS)

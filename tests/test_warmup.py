@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -150,10 +151,21 @@ def test_what_is_not_compiled_ahead():
     assert training_kernels(classifier(backend="reference")) == ()
 
 
-def test_a_first_step_compiles_nothing_by_itself(tmp_path):
-    """All of it is done by the processes, whose work is found on disk."""
+def test_a_first_step_compiles_nothing_by_itself(tmp_path, monkeypatch):
+    """What is compiled ahead is all that it needs: nothing else is on disk, and it is found."""
+    monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
+    warmup.ensure_compiled.cache_clear()
+    names = training_kernels(classifier())
+    warmup.ensure_compiled(names)
+    root = _compile.CACHE_DIRECTORY
+    kept = [path for name in warmup._with_parts(names) for path in root.glob(f"*/{name}-*.nbc")]
+    kept += [warmup._markers() / name for name in warmup._with_parts(names)]
+    assert len(kept) >= 24
+    for path in (*kept, *root.glob("*.o")):
+        copy = tmp_path / root.name / path.relative_to(root)
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
     program = """
-import os, sys
 import numpy as np, fastformer as ff
 from fastformer import threads
 from numba.core import event
@@ -172,8 +184,7 @@ print(sorted({one.data["dispatcher"].__name__ for _, one in recorder.buffer if o
         text=True,
         env=os.environ | {"FASTFORMER_CACHE_DIR": str(tmp_path)},
     )
-    assert done.stdout.strip() == "[]", done.stderr
-    assert "compiled 12 kernels" in done.stderr
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_another_installation_of_the_same_sources_compiles_anew(monkeypatch, tmp_path):

@@ -9,17 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba.core.caching import NullCache
+from program import HANG, ROOT
 
 from fastformer.kernels import _compile
 from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
 
-ROOT = Path(__file__).parent.parent
 DTYPES = (np.float64, np.float32)
 
 # The twin in extended precision is the truth; where the platform has none, allow for rounding.
@@ -28,10 +27,12 @@ ROUNDINGS = 4 if np.finfo(TRUTH).eps < np.finfo(np.float64).eps else 64
 if VECTOR_BITS < 256:
     ROUNDINGS *= 2  # fewer lanes sum in longer chains, and NumPy's twin sums by pairs
 
-# Set in a run of tests inside a test, for another build of the kernels. All is compiled anew
+# Set in a run of tests inside a test, for the checked build of the kernels. All is compiled anew
 # there, so twins are compared in one dtype only; and every array lies right before a page that must
 # not be touched, so that a step beyond an array ends the process.
 VARIANT = "FASTFORMER_TEST_VARIANT"
+# Bounds are checked by the code before it is optimised: what is left out is time.
+CHECKED = {"FASTFORMER_BUILD": "checked", "NUMBA_OPT": "1"}
 IS_VARIANT = bool(os.environ.get(VARIANT))
 COMPARED_DTYPES = (np.float32,) if IS_VARIANT else DTYPES
 _PROT_NONE = 0
@@ -118,6 +119,21 @@ def run(function: Callable[..., Any], *given: Any, dtype: type = np.float32) -> 
             np.testing.assert_array_equal(value, then, "an input was changed")
     # Yes is 1 and no is 0.
     return outputs if result is None else [*outputs, np.asarray(result * 1.0)]
+
+
+def run_rows(
+    function: Callable[..., Any], *given: Any, dtype: type = np.float32
+) -> list[np.ndarray]:
+    """Do as `run` does, with each vector as a matrix of one row: what layers give is compiled."""
+
+    def row(value: Any) -> Any:
+        if isinstance(value, Out) and len(value.shape) == 1:
+            return Out((1, *value.shape), value.start, value.scale)
+        return value[None] if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+    shapes = [value.shape for value in given if isinstance(value, Out)]
+    outputs = run(function, *map(row, given), dtype=dtype)
+    return [output.reshape(shape) for output, shape in zip(outputs, shapes, strict=True)]
 
 
 def _error(found: np.ndarray, truth: np.ndarray, scale: float) -> float:
@@ -213,20 +229,20 @@ def library_calls(text: str) -> set[str]:
     return set(re.findall(r"\b_?(expf?|exp2f?|expm1f?|tanhf?)\b", text))
 
 
-def start_variant_run(directory: Path, *tests: str, **environment: str) -> subprocess.Popen[str]:
-    """Start tests on another build of the kernels, which the environment chooses.
+def start_run(*tests: str, **environment: str) -> subprocess.Popen[str]:
+    """Start tests in a process of their own, whose environment chooses other kernels.
+
+    These are kept where all kernels are, in a directory of their build and width.
 
     Args:
-        directory: an empty one, for the compiled kernels.
         tests: names of files in `tests`, or of tests in them.
         environment: what to set beside the current environment.
     """
-    changes = {VARIANT: "1", "FASTFORMER_CACHE_DIR": str(directory), "PYTHONPATH": str(ROOT)}
-    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider"]
     return subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *(str(ROOT / "tests" / name) for name in tests)],
-        cwd=directory,
-        env=os.environ | changes | environment,
+        [sys.executable, "-m", "pytest", *options, *(f"tests/{name}" for name in tests)],
+        cwd=ROOT,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -234,6 +250,6 @@ def start_variant_run(directory: Path, *tests: str, **environment: str) -> subpr
 
 
 def assert_passes(run: subprocess.Popen[str]) -> None:
-    """Wait for a variant run; all of its tests must pass."""
-    output, _ = run.communicate(timeout=300)
+    """Wait for a run; all of its tests must pass."""
+    output, _ = run.communicate(timeout=HANG)
     assert run.returncode == 0, output

@@ -94,13 +94,17 @@ def _dropout(random: Random, N: int, C: int) -> Arguments:
     return {
         "x": normal(random, N, C),
         "residual": normal(random, N, C),
-        "rate": 0.1, "seed": 7, "call": 3,
+        "rate": 0.1, "seed": np.uint64(7), "call": np.uint64(3),
         "out": Output((N, C)),
     }  # fmt: skip
 
 
 def _dropout_gradient(random: Random, N: int, C: int) -> Arguments:
-    return {"dout": normal(random, N, C), "rate": 0.1, "seed": 7, "call": 3, "dx": Output((N, C))}
+    return {
+        "dout": normal(random, N, C),
+        "rate": 0.1, "seed": np.uint64(7), "call": np.uint64(3),
+        "dx": Output((N, C)),
+    }  # fmt: skip
 
 
 def _embedding(random: Random, B: int, T: int, V: int, C: int) -> Arguments:

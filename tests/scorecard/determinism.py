@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from program import ROOT
+from program import HANG, ROOT
 from runs import Recorder, everything, small_settings
 
 from fastformer.training.digits_run import resume_digits, train_digits
@@ -21,16 +21,17 @@ from tests.scorecard.rows import Finding, Row, Tier
 
 THREADS = (1, 2, 3, 4, 5, 7, 8, 16)
 LAYERS = ("omp", "workqueue")
+EPOCHS = 4  # of 50 steps each
 PROCESSES: dict[Tier, int] = {"fast": 10, "nightly": 50}
 
 
 def child(*arguments: object, **environment: str) -> dict[str, Any]:
-    """Train 200 steps in a new process; see `training_child`."""
+    """Train in a new process; see `training_child`."""
     places = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.scorecard.training_child", *map(str, arguments)],
         env=os.environ | places | environment,
-        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600},
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": HANG},
     )
     if done.returncode != 0:
         raise RuntimeError(f"{done.args} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -48,9 +49,9 @@ def finding(found: dict[str, dict[str, Any]], planted: list[bool]) -> Finding:
     return Finding(held, len(digests), sum(planted), len(planted), count, others[:10])
 
 
-def on_threads(layer: str, threads: int, *fault: str) -> dict[str, Any]:
+def on_threads(layer: str, threads: int, *fault: str, epochs: int = EPOCHS) -> dict[str, Any]:
     """Train on so many threads of a layer, and see to it that it was so."""
-    found = child(42, *fault, NUMBA_NUM_THREADS=str(threads), NUMBA_THREADING_LAYER=layer)
+    found = child(42, epochs, *fault, NUMBA_NUM_THREADS=str(threads), NUMBA_THREADING_LAYER=layer)
     if (found["layer"], found["threads"]) != (layer, threads):
         raise RuntimeError(f"asked for {threads} threads of {layer}, got {found}")
     return found
@@ -71,12 +72,12 @@ def measure_threads(
     return finding(found, [one == same != other])
 
 
-def process(number: int, cold: str | None, *fault: str) -> dict[str, Any]:
+def process(number: int, cold: str | None, *fault: str, epochs: int = EPOCHS) -> dict[str, Any]:
     """Train in a process whose stack, heap, hashes and compiled kernels are its own."""
     # Padding shifts the process's stack, and arenas its heap.
     noise = {"PADDING": "x" * (number * 97 % 4096), "MALLOC_ARENA_MAX": str(1 + number % 4)}
     noise |= {"FASTFORMER_CACHE_DIR": cold} if cold else {}
-    return child(42, *fault, PYTHONHASHSEED=str(number), NUMBA_NUM_THREADS="1", **noise)
+    return child(42, epochs, *fault, PYTHONHASHSEED=str(number), NUMBA_NUM_THREADS="1", **noise)
 
 
 def measure_processes(tier: Tier, count: int | None = None) -> Finding:

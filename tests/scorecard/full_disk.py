@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from program import HANG
+
 from tests.scorecard import supervisor
 from tests.scorecard.kills import write_in_place
 from tests.scorecard.rows import Finding, Row, Tier, failures_of, shows
@@ -117,7 +119,7 @@ def fill(case: Case) -> Outcome:
         answer = Path(name) / "answer"
         process = FORK.Process(target=_fill, args=(case, Path(name), answer))
         process.start()
-        process.join(supervisor.LONGEST)
+        process.join(HANG)
         if process.exitcode != 0:
             return Outcome((f"the case itself ended with {process.exitcode}",), False)
         problems, full = json.loads(answer.read_text())
@@ -174,8 +176,7 @@ def measure(tier: Tier, every: int = 1, pool: ProcessPoolExecutor | None = None)
     if pool is None:
         with supervisor.workers() as own:
             return measure(tier, every, own)
-    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        expected = supervisor.undisturbed(Path(name), OPTIONS)
+    expected = supervisor.undisturbed(OPTIONS)
     sizes = range(PAGE, PAGES * PAGE, PAGE) if can_mount() else ()
     limits = range(512, LARGEST, 1024 if tier == "fast" else 128)
     cases = [

@@ -165,11 +165,9 @@ def measure(
     if pool is None:
         with supervisor.workers() as own:
             return measure(tier, counts, own)
-    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        variants = [
-            (options, supervisor.undisturbed(Path(name), options))
-            for options in (SAVES_EACH_STEP, OPTIONS)
-        ]
+    variants = [
+        (options, supervisor.undisturbed(options)) for options in (SAVES_EACH_STEP, OPTIONS)
+    ]
     # The longest first, so that no process waits for one of them in the end.
     cases = [
         Case(kind, 1000 * KINDS.index(kind) + number, *variants[number % 2])

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twins import ROOT
+from program import ROOT
+from twins import CHECKED
 
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -65,7 +66,7 @@ def _finding(found: dict[str, Any], number: str = "") -> Finding:
 def bounds_checks(tier: Tier, cases: int | None = None) -> Finding:
     """Call kernels in the checked build."""
     count, dtypes = (3_000, "float32") if tier == "fast" else (20_000, "float32,float64")
-    build = {"FASTFORMER_BUILD": "checked", "NUMBA_NUM_THREADS": "1"}
+    build = CHECKED | {"NUMBA_NUM_THREADS": "1"}
     return _finding(answer(child("checked", 0, cases or count, dtypes, **build)))
 
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from program import ROOT
-from test_callers import PROGRAM, RIGHT
+from program import HANG, ROOT
+from test_callers import LAYERS, PROGRAM, RIGHT, WAYS
 from test_compile import HELPER, PROBE, plant
 from test_kernel_cache import damage
 
@@ -28,12 +28,10 @@ from fastformer.kernels._cache import read_verified
 from tests.scorecard.rows import Finding, Row, Tier
 
 TOGETHER = 8
-TIMEOUT = 180
 # A planted fault may hang; the same without it ends within a few seconds.
 HANGS = 30
 FOREIGN = 65534  # "nobody"
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
-LAYERS, WAYS = ("omp", "workqueue"), ("threads", "fork", "spawn", "forkserver")
 
 # What a process that compiles together with others runs, and what it must print.
 COMPILES = """
@@ -56,7 +54,7 @@ def _respect_permissions() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
-def run(*arguments: str, timeout: float = TIMEOUT, **environment: str) -> str:
+def run(*arguments: str, timeout: float = HANG, **environment: str) -> str:
     """Run Python; return what it printed, or how it ended."""
     clean = {k: v for k, v in os.environ.items() if k != "XDG_CACHE_HOME"}
     places = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -83,7 +81,7 @@ def run(*arguments: str, timeout: float = TIMEOUT, **environment: str) -> str:
 # ---- threads and processes ----
 
 
-def called(place: Path, layer: str, way: str, change: str = "", timeout: float = TIMEOUT) -> str:
+def called(place: Path, layer: str, way: str, change: str = "", timeout: float = HANG) -> str:
     """Call kernels in a way, on a layer, with a change of the program; return what is wrong."""
     program = place / f"{layer}_{way}_{abs(hash(change))}.py"
     program.write_text(

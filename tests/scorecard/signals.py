@@ -145,8 +145,7 @@ def measure(
     if pool is None:
         with supervisor.workers() as own:
             return measure(tier, counts, own)
-    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        expected = supervisor.undisturbed(Path(name), OPTIONS)
+    expected = supervisor.undisturbed(OPTIONS)
     cases = [
         Case(kind, 1000 * KINDS.index(kind) + number, expected)
         for kind, count in reversed(list(zip(KINDS, counts or COUNTS[tier], strict=True)))

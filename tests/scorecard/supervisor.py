@@ -6,6 +6,7 @@ process. Some runs are the command itself, with a cache of compiled kernels of t
 """
 
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -25,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from program import ROOT
+from program import HANG, ROOT
 from runs import everything
 
 # Where there is one, a file system in memory: forcing thousands of files to disk takes minutes.
@@ -43,8 +45,6 @@ NEEDED = ("adam.", "cross_entropy.", "dropout.", "embedding.", "layernorm.", "po
 
 # A process can be forked after kernels have run on the work queue, but not on OpenMP.
 WARM = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-LONGEST = 300  # seconds that a run may take
 
 Change = Callable[[], None]
 
@@ -190,7 +190,7 @@ def forked(
     if watch:
         watch.send(process.pid or 0, process.is_alive)
     sent = time.perf_counter()
-    process.join(LONGEST)
+    process.join(HANG)
     return _ending(process.exitcode, log, sent)
 
 
@@ -212,7 +212,7 @@ def executed(
     if watch:
         watch.send(process.pid, lambda: process.poll() is None, run)
     sent = time.perf_counter()
-    process.wait(LONGEST)
+    process.wait(HANG)
     return _ending(process.returncode, log, sent)
 
 
@@ -237,7 +237,7 @@ def _ending(code: int | None, log: Path, sent: float) -> Ending:
     words = log.read_text(errors="replace")
     log.unlink()
     if code is None:
-        raise TimeoutError(f"a run did not end within {LONGEST} s: {words}")
+        raise TimeoutError(f"a run did not end within {HANG} s: {words}")
     return Ending(128 - code if code < 0 else code, words, seconds)
 
 
@@ -307,20 +307,19 @@ def goes_on(
     return unequal(directory, expected)
 
 
-def undisturbed(place: Path, options: tuple[str, ...]) -> dict[str, str]:
+@functools.cache
+def undisturbed(options: tuple[str, ...]) -> dict[str, str]:
     """Return what a run holds that the command trained without any kill."""
-    ending = executed(command(place / "run", options), place / "log")
-    if ending.code != 0:
-        raise RuntimeError(f"the undisturbed run ended with {ending.code}: {ending.words}")
-    found = state(place / "run")
-    shutil.rmtree(place / "run")
-    return found
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        run = Path(name) / "run"
+        ending = executed(command(run, options), Path(name) / "log")
+        if ending.code != 0:
+            raise RuntimeError(f"the undisturbed run ended with {ending.code}: {ending.words}")
+        return state(run)
 
 
 def warm_up() -> None:
     """Load all that a run needs, so that the processes forked from this one have it."""
-    import tempfile
-
     from fastformer.cli import main
 
     with (

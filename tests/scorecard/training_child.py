@@ -1,6 +1,6 @@
 """A short run in a process of its own, for the rows on determinism; prints what it was, as JSON.
 
-    python -m tests.scorecard.training_child SEED [chunks-of-threads | order-of-hashes]
+    python -m tests.scorecard.training_child SEED EPOCHS [chunks-of-threads | order-of-hashes]
 
 The model is so large that the kernels have several tasks. With the name of a fault, a kernel cuts
 its sum by the number of threads, or the seed depends on the order of a set of words.
@@ -35,25 +35,25 @@ def norm_by_threads(gradients: Any) -> float:
     return float(np.sqrt(np.add.accumulate(sums)[-1]))
 
 
-def settings(seed: int) -> RunSettings:
-    """Return 200 steps in which every reduction of training counts, the clipping's too."""
+def settings(seed: int, epochs: int) -> RunSettings:
+    """Return epochs of 50 steps in which every reduction of training counts, the clipping's too."""
     return RunSettings(
         task=DigitTask(examples=2000),
         model=TransformerConfig(vocab_size=20, dropout=0.1),
-        training=TrainingConfig(epochs=4, clip_norm=0.1, optimizer="adamw"),
+        training=TrainingConfig(epochs=epochs, clip_norm=0.1, optimizer="adamw"),
         seed=seed,
     )
 
 
 def main() -> None:
     """Train, and print the digest of all that the run holds, the threads and their layer."""
-    seed, fault = int(sys.argv[1]), "".join(sys.argv[2:])
+    seed, epochs, fault = int(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[3:])
     if fault == "chunks-of-threads":
         get_backend("numba").gradient_norm = norm_by_threads
     elif fault == "order-of-hashes":
         seed += 10 * [*WORDS].index("Max") + [*WORDS].index("Min")
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        result = train_digits(settings(seed), Path(name) / "run", Recorder())
+        result = train_digits(settings(seed, epochs), Path(name) / "run", Recorder())
         digest = hashlib.sha256(repr(everything(Path(name) / "run")).encode()).hexdigest()
     layer, threads = numba.threading_layer(), numba.get_num_threads()
     found = {"digest": digest, "steps": result["steps"], "layer": layer, "threads": threads}
