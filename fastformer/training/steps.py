@@ -75,6 +75,17 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    with model.threads.at("gradients", batch.num_tokens):
+        return _accumulate(model, batch, targets, loss_fn)
+
+
+def _accumulate(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+) -> tuple[float, Array]:
+    """Do what `accumulate_gradients` says, on the number of threads that is set."""
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
         return plan.accumulate(batch, targets, loss_fn)
