@@ -15,6 +15,8 @@ from fastformer.errors import InvalidValueError
 
 _VARIABLE = "NUMBA_NUM_THREADS"
 _MOST_THREADS = 1024
+# Whether `configure` was given a number, which nothing else changes then.
+_fixed = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,18 @@ def available_threads() -> int:
     return thread_limits().available
 
 
+def is_fixed() -> bool:
+    """Tell whether `configure` was given a number of threads: nothing else changes it then."""
+    return _fixed
+
+
 def configure(threads: int | None = None) -> int:
     """Choose the number of threads. Call it before anything imports Numba.
 
     Numba starts its pool once and can only use fewer threads later. Before Numba is imported,
     the pool's size is set through the environment variable NUMBA_NUM_THREADS; afterwards, the
-    number of threads in use is set within the pool.
+    number of threads in use is set within the pool. A number that is given here stays; without
+    it, training uses at most that many threads, and fewer while those are faster.
 
     Args:
         threads: from 1 to 1024; None for NUMBA_NUM_THREADS where the user has set it, and for
@@ -78,6 +86,8 @@ def configure(threads: int | None = None) -> int:
         from fastformer import checks  # it imports NumPy, which `import fastformer` can do without
 
         checks.integer("threads", threads, 1, _MOST_THREADS)
+        global _fixed
+        _fixed = True
     if "numba" in sys.modules:
         return _configure_pool(threads)
     if threads is None:
@@ -86,6 +96,20 @@ def configure(threads: int | None = None) -> int:
         threads = int(given) if given.isdecimal() and int(given) > 0 else available_threads()
     os.environ[_VARIABLE] = str(threads)
     return threads
+
+
+def busy_share(seconds: float = 0.3) -> float:
+    """Return how busy the CPUs of this process are, from 0 to 1, while it does nothing itself.
+
+    Args:
+        seconds: how long to look.
+    """
+    import psutil
+
+    shares = psutil.cpu_percent(interval=seconds, percpu=True)
+    if hasattr(os, "sched_getaffinity"):
+        shares = [shares[cpu] for cpu in os.sched_getaffinity(0) if cpu < len(shares)] or shares
+    return float(sum(shares)) / len(shares) / 100
 
 
 def configure_before_numba() -> None:

@@ -26,12 +26,14 @@ SYSTEMS = {
 }
 PEERS = ("torch", "compile", "jax")
 # Those that run on Numba's threads.
-OURS = ("numba", "numba-1", "yours")
+OURS = ("numba", "numba-1", "numba-all", "yours")
 _PACKAGE_OF = {"torch": "torch", "compile": "torch", "jax": "jax"}
 LABELS = SYSTEMS | {
     "numpy": "NumPy (BLAS)",
     "llmlearn": "llmlearn's cost",
     "yours": "your kernel",
+    # Where the number of threads is what is measured.
+    "numba-all": "fastformer, all threads",
 }
 
 
@@ -131,14 +133,6 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def load_average() -> float | None:
-    """Return how many processes wanted to run in the last minute, where the system tells."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None
-
-
 def describe(count: int) -> dict[str, Any]:
     """Return machine, versions, commit and date: what every row is kept with."""
     packages = ("fastformer", "numpy", "numba", "torch", "jax", "jaxlib")
@@ -149,7 +143,7 @@ def describe(count: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {package: found for package, found in versions.items() if found},
-        "load": load_average(),
+        "busy": threads.busy_share(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

@@ -37,8 +37,8 @@ _DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
 }
 
 
-# Other work, as a share of the threads, from which on times mean little.
-BUSY = 0.5
+# The share of the machine that other programs use, from which on times mean little.
+BUSY = 0.25
 
 
 def _help(text: str) -> dict[str, str]:
@@ -147,11 +147,10 @@ def measure(request: Request, report: Report) -> tuple[Outcome, dict[str, Any]]:
     checks.choice("suite", request.suite, tuple(SUITES))
     options = read_request(request, report)
     environment = describe(options.threads)
-    load = environment["load"] or 0.0
-    if load > BUSY * options.threads:
+    if environment["busy"] > BUSY:
         report(
-            f"warning: this machine has other work (load {load:.1f} on {options.threads} threads); "
-            "parallel regions then wait for milliseconds, and times mean little"
+            f"warning: other programs use {environment['busy']:.0%} of this machine; parallel "
+            "regions then wait for milliseconds, and times mean little"
         )
     return SUITES[request.suite](options), environment
 

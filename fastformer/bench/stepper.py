@@ -113,7 +113,7 @@ def build(system: str, workload: Workload, data: StepData, *, tuned: bool = True
     Raises:
         ValueError: an unknown system.
     """
-    if system in ("numba", "numba-1"):
+    if system in ("numba", "numba-1", "numba-all"):
         return build_ours(workload, data, "numba", "float32")
     if system == "reference":
         return build_ours(workload, data, "reference", "float32")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastformer.bench.busy import busy_rows
 from fastformer.bench.environment import is_installed
 from fastformer.bench.goals import GOALS, target_row
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
@@ -184,9 +185,11 @@ def run(options: Options) -> Outcome:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
+        losses: dict[str, list[float]] = {}
         for names, factor in GROUPS:
             options.report(f"preparing {' and '.join(names)}")
             expected = {name: prepare(name, directory, options.threads) for name in names}
+            losses |= expected
             systems = [*options.systems, *(["llmlearn"] if "P2" in names else [])]
             seconds = options.seconds * factor
             found = time_group(names, systems, expected, directory, options, seconds)
@@ -194,5 +197,7 @@ def run(options: Options) -> Outcome:
         rows += _product_rows(options)
         rows += _start_rows(options, str(directory / "P2.npz"))
         rows.append(_learning_row(options, directory))
+        factors = {name: factor for names, factor in GROUPS for name in names}
+        rows += busy_rows(directory, options, losses, factors)
     order = list(GOALS)
     return Outcome(sorted(rows, key=lambda row: order.index(row["row"])), machine)

@@ -15,12 +15,13 @@ class Timing:
     """Seconds per call over the samples of one process.
 
     Attributes:
-        median, minimum, maximum: of the samples.    calls: how many calls were timed.
+        median, minimum, maximum, mean: of the samples.    calls: how many calls were timed.
     """
 
     median: float
     minimum: float
     maximum: float
+    mean: float
     calls: int
 
     def as_dict(self) -> dict[str, float]:
@@ -65,4 +66,5 @@ def time_calls(
         finish(value)
         samples.append((time.perf_counter() - begin) / per_sample)
     calls = len(samples) * per_sample
-    return Timing(statistics.median(samples), min(samples), max(samples), calls)
+    mean = statistics.fmean(samples)
+    return Timing(statistics.median(samples), min(samples), max(samples), mean, calls)

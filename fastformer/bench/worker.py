@@ -9,6 +9,7 @@ import json
 import sys
 from typing import Any
 
+from fastformer import threads
 from fastformer.errors import FastformerError
 
 # Imported when asked for: a process imports what its own system needs, and nothing else.
@@ -29,6 +30,8 @@ _KINDS = {
 def main() -> int:
     """Do the job; return the exit code."""
     job: dict[str, Any] = json.loads(sys.stdin.read())
+    if job["system"] == "numba-all":
+        threads.configure(threads.configure())
     module, _, function = _KINDS[job.pop("kind")].partition(":")
     try:
         result = getattr(importlib.import_module(module), function)(**job)

@@ -18,6 +18,9 @@ _FEATURES = (
 )
 """The vector instructions that kernels can gain from: x86, then ARM."""
 
+_BUSY = 0.1
+"""The share of the CPUs' time that other programs use, from which on it is said."""
+
 
 def doctor(*, json: Annotated[bool, Parameter(negative=(), show_default=False)] = False) -> None:
     """Show what fastformer found on this machine. Put it into every bug report.
@@ -82,11 +85,20 @@ def _threads() -> dict[str, Any]:
     layer = numba.threading_layer()
     return {
         "in_use": numba.get_num_threads(),
+        "busy_share": threads.busy_share(),
         "affinity": limits.affinity,
         "container_quota": limits.quota,
         "layer": layer,
         "layer_advice": None if layer == "omp" else _layer_advice(),
     }
+
+
+def _busy_advice(share: float) -> str:
+    """Say that other programs use the cores, and what follows."""
+    return (
+        f"other programs use {share:.0%} of these CPUs now: training uses fewer threads while "
+        "those are faster"
+    )
 
 
 def _layer_advice() -> str:
@@ -133,6 +145,7 @@ def _show(report: dict[str, Any]) -> None:
             ("features", " ".join(cpu["features"]) or "none that matter"),
             ("vector width", f"{cpu['vector_bits']} bits"),
             ("threads", f"{pool['in_use']} in use; the CPU mask allows {pool['affinity']}"),
+            *([("", _busy_advice(pool["busy_share"]))] if pool["busy_share"] > _BUSY else []),
             ("cpu quota", "none" if quota is None else f"{quota:g} CPUs in this container"),
             ("threading layer", pool["layer"]),
             *([("", pool["layer_advice"])] if pool["layer_advice"] else []),

@@ -19,6 +19,7 @@ from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
+from fastformer.thread_choice import AdaptiveThreads
 from fastformer.warmup import ensure_compiled, kernels_of
 
 ModelT = TypeVar("ModelT", bound="Model")
@@ -54,6 +55,7 @@ class Model(Layer):
         check_precision(precision, dtype)
         super().__init__(backend, dtype, precision)
         self.config = config
+        self.threads = AdaptiveThreads(backend)
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
         self.relative = relative_positions(config, dtype)
@@ -101,13 +103,16 @@ class Model(Layer):
         A decoder's row for each token is what comes after it.
         """
         calls: Calls = []
-        return make(calls, self.plan_forward(batch, calls))
+        result = self.plan_forward(batch, calls)
+        with self.threads.at("forward", batch.num_tokens):
+            return make(calls, result)
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient by the logits, of their shape."""
         calls: Calls = []
         self.plan_backward(dlogits, calls)
-        make(calls, dlogits)
+        with self.threads.at("backward", len(dlogits)):
+            make(calls, dlogits)
 
     def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
         """Do what `forward` does, whose result is there when the calls are made."""

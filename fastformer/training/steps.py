@@ -114,6 +114,18 @@ def accumulate_gradients(
     classes, ignored = model.config.vocab_size, loss_fn.ignore_index
     own = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     count = own if count is None else checks.integer("count", count, own)
+    with model.threads.at("gradients", batch.num_tokens):
+        return _accumulate(model, batch, targets, loss_fn, count)
+
+
+def _accumulate(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+    count: int,
+) -> tuple[float, Array]:
+    """Do what `accumulate_gradients` says, of what it has checked."""
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
         return plan.accumulate(batch, targets, loss_fn, count)
