@@ -82,12 +82,12 @@ def configure(threads: int | None = None) -> int:
     Raises:
         ValueError, TypeError: not a number of threads, or more than a pool that is already there.
     """
+    global _fixed
     if threads is not None:
         from fastformer import checks  # it imports NumPy, which `import fastformer` can do without
 
         checks.integer("threads", threads, 1, _MOST_THREADS)
-        global _fixed
-        _fixed = True
+    _fixed = threads is not None
     if "numba" in sys.modules:
         return _configure_pool(threads)
     if threads is None:

@@ -16,6 +16,8 @@ COMMANDS = (
     *("train", "evaluate", "predict", "attention", "embeddings", "plot", "report"),
     *("inspect", "doctor"),
 )
+# Those that run a model.
+ASKING = ("evaluate", "predict", "attention", "inspect", "report")
 
 
 @pytest.mark.smoke
@@ -106,7 +108,10 @@ def test_the_version_is_that_of_the_package() -> None:
         ("train --seed -1 --examples 400", "seed must be an integer >= 0, got -1"),
         ("train --backend numpy", 'Choose from: "numba", "reference"'),
         ("train --dtype float16", 'Choose from: "float32", "float64"'),
-        ("train --threads 0", "threads must be an integer from 1 to 1024, got 0"),
+        *(
+            (f"{command} --threads 0", "threads must be an integer from 1 to 1024, got 0")
+            for command in ("train", *(f"{c} run" for c in ASKING))
+        ),
         ("train --examples 100000 --distinct", "100000"),
         ("train --resume nowhere", "nowhere"),
         (
@@ -165,19 +170,24 @@ def test_ctrl_c_before_training_is_no_traceback(
     assert capsys.readouterr().err == "fastformer: interrupted\n"
 
 
-def test_doctor_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_the_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["cpu"]["name"]
     assert report["cpu"]["vector_bits"] in (0, 128, 256, 512)
     assert report["threads"]["in_use"] >= 1
+    assert 0 <= report["threads"]["busy_share"] <= 1
     assert report["threads"]["layer"] in ("omp", "tbb", "workqueue")
     assert {"directory", "files", "bytes"} == set(report["kernel_cache"])
     assert set(report["versions"]) == {
         *("python", "fastformer", "numpy", "numba", "llvmlite", "safetensors"),
     }
+    monkeypatch.setattr("fastformer.threads.busy_share", lambda: 0.75)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
+    assert "other programs use 75% of these CPUs now" in " ".join(out.split())
     for value in (report["cpu"]["name"], report["threads"]["layer"], *report["versions"].values()):
         assert value in out
 

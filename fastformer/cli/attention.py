@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads
+from fastformer import threads as thread_count
 from fastformer.cli import console
 from fastformer.errors import InvalidValueError
 from fastformer.writing import hundredths
@@ -27,6 +27,7 @@ def attention(
     data: Path | None = None,
     picture: Path | None = None,
     out: Path | None = None,
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Show where a run's best model looks: in one expression, or in all test examples.
@@ -40,9 +41,10 @@ def attention(
         data: a file of your own expressions, one a line, to look at instead of the test examples.
         picture: file for a picture of what is shown: .png, .svg or .pdf.
         out: directory for pictures of all heads, one by one, by layer, and together.
+        threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object and nothing else.
     """
-    threads.configure()
+    thread_count.configure(threads)
     from fastformer.analysis.figures import check_picture
     from fastformer.analysis.loading import load_run
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads, writing
+from fastformer import threads as thread_count
+from fastformer import writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def evaluate(
     *,
     data: Path | None = None,
     picture: Path | None = None,
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Measure a run's best model on its test examples, none of which it was trained on.
@@ -29,9 +31,10 @@ def evaluate(
         run: directory of the run.
         data: a file of your own expressions, one a line, to measure on instead.
         picture: file for a picture of which digit was taken for which: .png, .svg or .pdf.
+        threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object and nothing else.
     """
-    threads.configure()
+    thread_count.configure(threads)
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.analysis.run_evaluation import evaluate_run
 

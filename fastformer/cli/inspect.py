@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
-from fastformer import threads
+from fastformer import threads as thread_count
 from fastformer.cli import console
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def inspect(
     points: int = 15,
     extent: float = 1.0,
     seed: int = 0,
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Show the sizes of weights and gradients, histograms, and the loss around the weights.
@@ -40,9 +41,10 @@ def inspect(
         points: of each side of the grid on which the loss is computed; odd.
         extent: how far the grid goes; at 1, a step is as long as the weights themselves.
         seed: of the two random directions of the grid.
+        threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object and nothing else.
     """
-    threads.configure()
+    thread_count.configure(threads)
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.analysis.gradient_flow import gradient_flow
     from fastformer.analysis.landscape import loss_landscape

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads, writing
+from fastformer import threads as thread_count
+from fastformer import writing
 from fastformer.cli import console
 from fastformer.errors import FastformerError, InvalidValueError
 from fastformer.training.atomic_file import os_errors_as
@@ -26,6 +27,7 @@ def predict(
     /,
     *expression: str,
     top: int = 5,
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Ask a run's best model for an answer.
@@ -36,9 +38,10 @@ def predict(
             standard input is an expression. A decoder's run has the questions of its preset, for
             instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
         top: how many of the likeliest answers are listed; a decoder looks for as many beams.
+        threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object for each answer.
     """
-    threads.configure()
+    thread_count.configure(threads)
     from fastformer.analysis.loading import load_run
 
     predictor = load_run(run).predictor

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastformer import threads
+from fastformer import threads as thread_count
 from fastformer.cli import console
 
 
@@ -14,6 +14,7 @@ def report(
     /,
     *expressions: str,
     out: Path | None = None,
+    threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Write one HTML file with settings, curves, accuracies, attention and embeddings of a run.
@@ -25,9 +26,10 @@ def report(
         expressions: for the attention explorer, for instance "Max ( 5 3 9 )", in quotes; some of
             the test inputs are there without being asked for.
         out: the file; without it report.html in the directory of the run.
+        threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object with the file and what is missing, and nothing else.
     """
-    threads.configure()
+    thread_count.configure(threads)
     from fastformer.analysis.report import collect_report
     from fastformer.analysis.report_page import write_page
     from fastformer.training.run_directory import REPORT
