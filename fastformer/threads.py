@@ -92,8 +92,11 @@ def configure(threads: int | None = None) -> int:
         return _configure_pool(threads)
     if threads is None:
         given = os.environ.get(_VARIABLE, "")
-        # Numba warns of a value that it cannot read and falls back to the affinity mask.
-        threads = int(given) if given.isdecimal() and int(given) > 0 else available_threads()
+        # Numba warns of a value that it cannot read and falls back to the affinity mask; it starts
+        # as many threads as it can read, or ends at that.
+        readable = given.isdecimal() and len(given) <= len(str(_MOST_THREADS))
+        usable = readable and 1 <= int(given) <= _MOST_THREADS
+        threads = int(given) if usable else available_threads()
     os.environ[_VARIABLE] = str(threads)
     return threads
 

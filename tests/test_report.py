@@ -160,7 +160,7 @@ def test_numbers_are_those_of_the_terminal(run: Path, capsys: pytest.CaptureFixt
         assert f"|{shown}|" in html
     for line in lines:
         if found := re.search(
-            r"^  (\w+) +[█░]+ +([\d.]+ %)   (\d+ of \d+), .* interval (.*)$", line
+            r"^  (?!units)(\w+) +[█░]+ +([\d.]+ %)   (\d+ of \d+), .* interval (.*)$", line
         ):
             name, accuracy, counts, interval = found.groups()
             short = interval.replace(" %", "", 1)

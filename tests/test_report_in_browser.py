@@ -1,12 +1,13 @@
 """The report in a real browser: loaded from disk, used by pointer and by keyboard."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, find_browser
+from browser import SECONDS, Browser, find_browser
 from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
@@ -189,16 +190,24 @@ def test_the_page_is_never_wider_than_the_window(width: int, browser: Browser) -
     assert browser.run(widest) <= width
 
 
+def wait_for(browser: Browser, script: str) -> None:
+    """Wait until a script is true: observers of sizes are called after a drawing."""
+    end = time.monotonic() + SECONDS
+    while not browser.run(script):
+        assert time.monotonic() < end, script
+        time.sleep(0.02)
+
+
 def test_tables_that_go_on_to_a_side_say_so(browser: Browser) -> None:
-    wrong = """[...document.querySelectorAll('.scroll')].filter(
-        e => e.classList.contains('overflows') !== e.scrollWidth > e.clientWidth + 1).length"""
-    marked = "document.querySelectorAll('.scroll.overflows').length"
-    said = "getComputedStyle(document.querySelector('.scroll.overflows'), '::after').content"
+    boxes = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+    marked = "e.classList.contains('overflows')"
+    right = f"{boxes}.every(e => {marked} === (e.scrollWidth > e.clientWidth + 1))"
     browser.size(390, 800)
-    assert browser.run(f"new Promise(r => setTimeout(() => r({wrong}), 200))") == 0
-    assert browser.run(marked) >= 1 and "sideways" in browser.run(said)
-    browser.size(1400, 800)
-    assert browser.run(f"new Promise(r => setTimeout(() => r({wrong}), 200))") == 0
+    wait_for(browser, f"{boxes}.some(e => {marked}) && {right}")
+    said = "getComputedStyle(document.querySelector('.scroll.overflows'), '::after').content"
+    assert "sideways" in browser.run(said)
+    browser.size(2000, 800)
+    wait_for(browser, f"!{boxes}.some(e => {marked}) && {right}")
 
 
 def test_labels_are_not_cut_at_the_edge_of_the_map(browser: Browser, tmp_path: Path) -> None:

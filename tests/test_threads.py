@@ -132,6 +132,8 @@ SHOW = "; import numba; print(used, numba.config.NUMBA_NUM_THREADS, numba.get_nu
         (3, {}, 3),
         (1, {"NUMBA_NUM_THREADS": "4"}, 1),
         (None, {"NUMBA_NUM_THREADS": "4"}, 4),
+        (None, {"NUMBA_NUM_THREADS": "9" * 20}, threads.available_threads()),
+        (None, {"NUMBA_NUM_THREADS": "9" * 5000}, threads.available_threads()),
         (None, {}, threads.available_threads()),
     ],
 )

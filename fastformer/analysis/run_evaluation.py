@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastformer import checks
 from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
@@ -11,6 +11,8 @@ from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.data.questions import Asked, Question
 from fastformer.errors import FastformerError, InvalidValueError
 from fastformer.training.atomic_file import os_errors_as
+
+_MOST_BYTES: Final[int] = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Asked]:
             line's number; a file without expressions or that is not text.
     """
     file = Path(file)
-    with os_errors_as(InvalidValueError, f"read {file}"):
-        content = file.read_bytes()
+    with os_errors_as(InvalidValueError, f"read {file}"), file.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)  # a pipe may be read, but has no size
+    if len(content) > _MOST_BYTES:
+        checks.fail(f"{file} has more than {_MOST_BYTES:,} bytes; give fewer expressions at a time")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

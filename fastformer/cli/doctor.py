@@ -127,6 +127,14 @@ def _kernel_cache() -> dict[str, Any]:
     }
 
 
+def _no_cache() -> str:
+    """Say why compiled kernels are not kept."""
+    chosen = os.environ.get("FASTFORMER_CACHE_DIR")
+    if chosen:
+        return f"none: FASTFORMER_CACHE_DIR={chosen} cannot be a private directory of ours"
+    return "none: no private directory can be written"
+
+
 def _versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     packages = ("fastformer", "numpy", "numba", "llvmlite", "safetensors")
@@ -149,7 +157,7 @@ def _show(report: dict[str, Any]) -> None:
             ("cpu quota", "none" if quota is None else f"{quota:g} CPUs in this container"),
             ("threading layer", pool["layer"]),
             *([("", pool["layer_advice"])] if pool["layer_advice"] else []),
-            ("kernel cache", cache["directory"] or "none: no private directory can be written"),
+            ("kernel cache", cache["directory"] or _no_cache()),
             ("", f"{cache['files']} files, {cache['bytes'] / 1e6:.1f} MB"),
             *report["versions"].items(),
         ]
