@@ -30,6 +30,8 @@ import numpy as np
 from program import HANG, ROOT
 from runs import everything
 
+from fastformer.training.run_lock import LOCK_FILE
+
 # Where there is one, a file system in memory: forcing thousands of files to disk takes minutes.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FORK = multiprocessing.get_context("fork")
@@ -272,7 +274,7 @@ def state(run: Path) -> dict[str, str]:
     for path in (run / "embeddings").iterdir():
         table = load_checkpoint(path).tensors["embedding.weight"]
         found[path.name] = (table.dtype.str, table.tobytes())
-    known = found.keys() | {"checkpoints", "embeddings"}
+    known = found.keys() | {"checkpoints", "embeddings", LOCK_FILE}
     found |= {path.name: "" for path in run.rglob("*") if path.name not in known}
     # The last but one may be of the step in which a signal came.
     steps = sorted(name for name in found if name.startswith("step-"))

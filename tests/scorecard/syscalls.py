@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastformer.training.run_lock import LOCK_FILE
 from tests.scorecard import supervisor
 from tests.scorecard.kills import write_in_place
 from tests.scorecard.rows import Finding, Row, Tier
@@ -109,8 +110,9 @@ class Point:
 
 
 def files(run: Path) -> dict[str, bytes]:
-    """Return the content of each file of a run."""
-    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    """Return the content of each file of a run, but its lock: one that is left locks nothing."""
+    found = (path for path in run.rglob("*") if path.is_file() and path.name != LOCK_FILE)
+    return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
 def trace(point: Point, place: Path) -> tuple[Ending, list[Call]]:
