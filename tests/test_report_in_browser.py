@@ -1,11 +1,12 @@
 """The report in a real browser: loaded from disk, used by pointer and by keyboard."""
 
 import dataclasses
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+from browser import FILES, Browser, find_browser
 from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
@@ -19,9 +20,15 @@ from fastformer.training.digits_run import train_digits
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
 PROGRAM = find_browser()
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="no Chromium on the path; on Debian: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        PROGRAM is None, reason="no Chromium on the path; on Debian: apt-get install chromium"
+    ),
+    pytest.mark.skipif(
+        0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < FILES,
+        reason=f"Chromium ends where it may not have {FILES} files open (ulimit -n)",
+    ),
+]
 WEIGHTS = "#weights"
 
 
