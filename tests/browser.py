@@ -22,6 +22,8 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--remote-debugging-pipe", "--hide-scrollbars"),
 )
+# That it may have open: with 128, it ends.
+FILES = 512
 
 
 def find_browser() -> str | None:
@@ -37,7 +39,7 @@ class Browser:
         read_end, self._to = os.pipe()
         self._from, write_end = os.pipe()
         # Chromium reads from descriptor 3 and writes to 4.
-        script = f'exec "$@" 3<&{read_end} 4>&{write_end}'
+        script = f'ulimit -S -n {FILES}; exec "$@" 3<&{read_end} 4>&{write_end}'
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", program, *FLAGS, f"--user-data-dir={profile}"],
             pass_fds=(read_end, write_end),

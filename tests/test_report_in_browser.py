@@ -1,13 +1,14 @@
 """The report in a real browser: loaded from disk, used by pointer and by keyboard."""
 
 import dataclasses
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import SECONDS, Browser, find_browser
+from browser import FILES, SECONDS, Browser, find_browser
 from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
@@ -23,9 +24,15 @@ from fastformer.writing import hundredths, percent
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
 PROGRAM = find_browser()
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="no Chromium on the path; on Debian: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        PROGRAM is None, reason="no Chromium on the path; on Debian: apt-get install chromium"
+    ),
+    pytest.mark.skipif(
+        0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < FILES,
+        reason=f"Chromium ends where it may not have {FILES} files open (ulimit -n)",
+    ),
+]
 WEIGHTS = "#weights"
 
 
