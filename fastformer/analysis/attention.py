@@ -90,15 +90,17 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
         model: a classifier or a decoder.    batch: B sequences, T tokens in the longest; the
             weights beyond a sequence's end are 0.
     """
-    training = model.dropout_counter.training
-    model.eval()
-    try:
-        x, layers = model._embed(batch), []
-        for block in model.blocks:
-            x = block.forward(x, batch)
-            layers.append(block.attention.weights())
-    finally:
-        model.dropout_counter.training = training
+    with model.guard:
+        training = model.dropout_counter.training
+        model.eval()
+        model.guard.begin()
+        try:
+            x, layers = model._embed(batch), []
+            for block in model.blocks:
+                x = block.forward(x, batch)
+                layers.append(block.attention.weights())
+        finally:
+            model.dropout_counter.training = training
     return layers
 
 

@@ -76,7 +76,8 @@ class ModelConfig:
             "ffn_dim",
             "max_seq_len",
         ):
-            checks.integer(name, getattr(self, name), 1)
+            # As Python has them: NumPy's would overflow in products of sizes.
+            object.__setattr__(self, name, checks.integer(name, getattr(self, name), 1))
         if self.embed_dim % self.num_heads:
             divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
             near = min(divisors, key=lambda h: abs(h - self.num_heads))

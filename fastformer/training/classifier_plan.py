@@ -3,9 +3,10 @@
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.batch import Ids, PackedBatch
+from fastformer.batch import PackedBatch
 from fastformer.kernels.transformer_gradients import PER_BLOCK, room_places
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.models.decoder import TransformerDecoder
@@ -90,12 +91,12 @@ class ClassifierPlan:
         return not drops and batch.num_sequences >= FEWEST_SEQUENCES and elements <= MOST_ELEMENTS
 
     def accumulate(
-        self, batch: PackedBatch, targets: Ids, loss_fn: CrossEntropyLoss
+        self, batch: PackedBatch, targets: npt.ArrayLike, loss_fn: CrossEntropyLoss
     ) -> tuple[float, Array]:
         """Do what `accumulate_gradients` says, for a batch that fits."""
         self.embedding.check(batch, self.positions)
         sequences, classes = batch.num_sequences, self.config.vocab_size
-        count = checks.target_ids(
+        ids, count = checks.target_ids(
             "CrossEntropyLoss", targets, sequences, classes, loss_fn.ignore_index
         )
         self.dropout_counter.count()
@@ -109,8 +110,7 @@ class ClassifierPlan:
             batch._offsets,
             batch._first_rows if self.pooling == "first" else batch._last_rows,
             batch._one_row_offsets,
-            # A copy: the kernel reads by these ids, so nobody may change them after the check.
-            np.array(targets, np.int64),
+            ids,
             *self._settings,
             loss_fn.label_smoothing,
             1 / max(1, count),

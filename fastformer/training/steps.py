@@ -50,7 +50,7 @@ def count_right(batch: PackedBatch, logits: Array, targets: Ids) -> int:
 def accumulate_gradients(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
 ) -> tuple[float, Array]:
     """Compute a batch's loss, and add its gradient to those of the model's parameters.
@@ -63,8 +63,8 @@ def accumulate_gradients(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids; the loss_fn's ignore_index where
-            nothing is asked.    loss_fn: the loss.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; the loss_fn's
+            ignore_index where nothing is asked.    loss_fn: the loss.
 
     Returns:
         The mean loss, and the logits (B, V) or (N, V).
@@ -75,6 +75,16 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    with model.guard:
+        return _accumulate(model, batch, targets, loss_fn)
+
+
+def _accumulate(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: npt.ArrayLike,
+    loss_fn: CrossEntropyLoss,
+) -> tuple[float, Array]:
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
         return plan.accumulate(batch, targets, loss_fn)
@@ -88,9 +98,9 @@ def accumulate_gradients(
         model.relative.check(batch)
     rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
     classes, ignored = model.config.vocab_size, loss_fn.ignore_index
-    count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    ids, count = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     total, all_logits = 0.0, []
-    for part, part_targets in _parts(batch, targets, parts):
+    for part, part_targets in _parts(batch, ids, parts):
         loss, logits = _part_gradients(model, part, part_targets, loss_fn, count)
         total += loss
         all_logits.append(logits)
@@ -100,7 +110,7 @@ def accumulate_gradients(
 def _part_gradients(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     count: int | None,
 ) -> tuple[float, Array]:
@@ -138,7 +148,7 @@ def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[Packe
 def train_step(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     optimizer: Optimizer,
 ) -> Scores:
@@ -146,18 +156,28 @@ def train_step(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
+            nothing is asked.
 
     Returns:
         The loss and accuracy on the batch before the step.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, or an optimizer of other parameters
+            than this model's; nothing is changed then.
+        NotFiniteError: as of the optimizer's step.
+        OtherThreadError: another thread called one of the model's layers by itself.
     """
     checks.instance("train_step", "model", model, Transformer, TransformerDecoder)
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
     checks.instance("train_step", "optimizer", optimizer, Optimizer)
+    optimizer.check_trains(model)
+    targets = checks.target_array("train_step", targets)
     ensure_compiled(training_kernels(model))
-    model.zero_grad()
-    loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
-    optimizer.step()
+    with model.guard:
+        model.zero_grad()
+        loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
+        optimizer.step()
     return Scores(loss, count_right(batch, logits, targets) / batch.num_sequences)
 
 
@@ -171,23 +191,24 @@ def predict_classes(
     checks.instance("evaluate", "model", model, Transformer, TransformerDecoder)
     checks.instance("evaluate", "inputs", inputs, PackedBatch)
     checks.integer("batch_size", batch_size, 1)
-    training = model.dropout_counter.training
-    model.eval()
     order = np.arange(inputs.num_sequences)
-    try:
-        parts = [
-            model.forward(inputs.select(order[first : first + batch_size]))
-            for first in range(0, inputs.num_sequences, batch_size)
-        ]
-    finally:
-        model.dropout_counter.training = training
+    with model.guard:
+        training = model.dropout_counter.training
+        model.eval()
+        try:
+            parts = [
+                model.forward(inputs.select(order[first : first + batch_size]))
+                for first in range(0, inputs.num_sequences, batch_size)
+            ]
+        finally:
+            model.dropout_counter.training = training
     return np.concatenate(parts)
 
 
 def evaluate(
     model: Transformer | TransformerDecoder,
     inputs: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     batch_size: int = 256,
 ) -> Scores:
@@ -195,10 +216,12 @@ def evaluate(
 
     Args:
         model: a classifier or a decoder.    inputs: all sequences.
-        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
+            nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
     """
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
+    targets = checks.target_array("evaluate", targets)
     logits = predict_classes(model, inputs, batch_size)
     loss = loss_fn.forward(logits, targets)
     return Scores(loss, count_right(inputs, logits, targets) / inputs.num_sequences)
