@@ -1,21 +1,26 @@
 """Batches without padding: tokens end to end, and where each sequence starts."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.errors import InvalidTypeError, InvalidValueError, ReadOnlyError
 
 Ids = npt.NDArray[np.int64]
+
+# Of sequences, and of the ids of each, in a repr.
+_SHOWN = 8
 
 
 class PackedBatch:
     """Sequences of token ids, packed.
 
-    Its arrays are read-only, for kernels trust the ids that were checked here.
+    Nothing of it can be changed, for kernels trust the ids that were checked here. `len(batch)` is
+    the number of its sequences.
 
     Attributes:
         tokens: (N,) int64, all sequences end to end.
@@ -26,6 +31,17 @@ class PackedBatch:
         largest_id: the largest token id.
     """
 
+    num_sequences: int
+    num_tokens: int
+    longest: int
+    largest_id: int
+    _tokens: Ids
+    _offsets: Ids
+    _positions: Ids
+    _first_rows: Ids
+    _last_rows: Ids
+    _one_row_offsets: Ids
+
     def __init__(self, tokens: npt.ArrayLike, offsets: npt.ArrayLike) -> None:
         """Copy and check the arrays.
 
@@ -34,13 +50,13 @@ class PackedBatch:
             ValueError: no sequence, an empty one, a negative id, or offsets that do not rise
                 strictly from 0 to N.
         """
-        self._tokens = checks.id_array("tokens", tokens)
-        self._offsets = checks.id_array("offsets", offsets)
-        lengths = np.diff(self._offsets)
-        if self._offsets.size < 2 or self._offsets[0] != 0:
+        ids = checks.id_array("tokens", tokens)
+        starts = checks.id_array("offsets", offsets)
+        lengths = np.diff(starts)
+        if starts.size < 2 or starts[0] != 0:
             checks.fail(
                 "offsets must begin with 0 and have one more element than there are sequences "
-                f"(at least one), got {self._offsets.tolist()[:8]}"
+                f"(at least one), got {starts.tolist()[:8]}"
             )
         if (lengths <= 0).any():
             index = int(np.argmax(lengths <= 0))
@@ -48,59 +64,104 @@ class PackedBatch:
                 f"offsets must rise strictly, so that no sequence is empty; sequence {index} "
                 f"has length {lengths[index]}"
             )
-        if self._offsets[-1] != self._tokens.size:
+        if starts[-1] != ids.size:
             checks.fail(
-                f"the last offset must be the number of tokens, {self._tokens.size}, "
-                f"got {self._offsets[-1]}"
+                f"the last offset must be the number of tokens, {ids.size}, got {starts[-1]}"
             )
-        starts = np.repeat(self._offsets[:-1], lengths)
-        self._positions = np.arange(self._tokens.size, dtype=np.int64) - starts
-        # Kernels are given the writable arrays: Numba would compile anew for read-only ones.
-        self.num_sequences = int(lengths.size)
-        self.num_tokens = int(self._tokens.size)
-        self.longest = int(lengths.max())
-        self.largest_id = int(self._tokens.max())
-        self._first_rows = self._offsets[:-1].copy()
-        self._last_rows = self._offsets[1:] - 1
-        self._one_row_offsets = np.arange(self.num_sequences + 1, dtype=np.int64)
+        self._keep(ids, starts, lengths)
 
-    @property
+    def _keep(self, tokens: Ids, offsets: Ids, lengths: Ids) -> None:
+        """Keep arrays that nobody else has, and that were checked."""
+        starts, sequences = offsets[:-1], int(lengths.size)
+        # Kernels are given the writable arrays: Numba would compile anew for read-only ones.
+        self.__dict__.update(
+            _tokens=tokens,
+            _offsets=offsets,
+            _positions=np.arange(tokens.size, dtype=np.int64) - np.repeat(starts, lengths),
+            _first_rows=starts.copy(),
+            _last_rows=offsets[1:] - 1,
+            _one_row_offsets=np.arange(sequences + 1, dtype=np.int64),
+            num_sequences=sequences,
+            num_tokens=int(tokens.size),
+            longest=int(lengths.max()),
+            largest_id=int(tokens.max()),
+        )
+
+    @cached_property
     def tokens(self) -> Ids:
         """The token ids, read-only."""
         return _read_only(self._tokens)
 
-    @property
+    @cached_property
     def offsets(self) -> Ids:
         """Where each sequence starts, and N; read-only."""
         return _read_only(self._offsets)
 
-    @property
+    @cached_property
     def positions(self) -> Ids:
         """Each token's position in its sequence; read-only."""
         return _read_only(self._positions)
 
-    def select(self, sequences: Ids) -> "PackedBatch":
+    def select(self, sequences: npt.ArrayLike) -> "PackedBatch":
         """Return a batch of some of the sequences, in the order that is given.
 
         Args:
-            sequences: (any,) int64, each from 0 to num_sequences - 1, at least one.
+            sequences: (any,) integers, each from 0 to num_sequences - 1, at least one. A number
+                may be there several times.
+
+        Raises:
+            TypeError: not integers, or not one-dimensional.
+            ValueError: none, or one that is negative or too large.
         """
-        starts = self._offsets[sequences]
-        lengths = self._offsets[sequences + 1] - starts
+        chosen = checks.indices("sequences", sequences, self.num_sequences)
+        starts = self._offsets[chosen]
+        lengths = self._offsets[chosen + 1] - starts
         offsets = np.zeros(lengths.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return PackedBatch(self._tokens[rows], offsets)
+        selected = PackedBatch.__new__(PackedBatch)
+        selected._keep(self._tokens[rows], offsets, lengths)
+        return selected
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse.
+
+        Raises:
+            ReadOnlyError: always.
+        """
+        raise ReadOnlyError(f"a PackedBatch cannot be changed ({name}); pack another one")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse, as `__setattr__` does."""
+        self.__setattr__(name, None)
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return self.num_sequences
 
     def __repr__(self) -> str:
-        """Say how much is packed."""
-        return f"PackedBatch({self.num_sequences} sequences, {self.num_tokens} tokens)"
+        """Say how much is packed, and show the beginning."""
+        ends = zip(self._offsets[:_SHOWN], self._offsets[1:], strict=False)
+        shown = [
+            ", ".join(map(str, self._tokens[start : min(end, start + _SHOWN)]))
+            + (", ..." if end - start > _SHOWN else "")
+            for start, end in ends
+        ]
+        more = ", ..." if self.num_sequences > _SHOWN else ""
+        sequences = ", ".join(f"[{ids}]" for ids in shown)
+        return (
+            f"PackedBatch({_count(self.num_sequences, 'sequence')}, "
+            f"{_count(self.num_tokens, 'token')}, longest {self.longest}: {sequences}{more})"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _read_only(array: Ids) -> Ids:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    # Over bytes, which no flag makes writable again.
+    return np.frombuffer(array.tobytes(), np.int64)
 
 
 def pack(

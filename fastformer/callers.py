@@ -3,17 +3,20 @@
 Numba's work queue ends the program when two threads call kernels at once: there, one waits for the
 other. GNU OpenMP ends a process that was forked after its threads had started: there, kernels
 raise an error that says what to do. Where neither is in use, nothing stands before a call.
+A model's layers keep what backward needs, in buffers that they share: a `ThreadGuard` sees to it
+that threads take turns with them, or raises an error.
 """
 
 import functools
 import importlib
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from fastformer.errors import ForkedProcessError
+from fastformer.errors import ForkedProcessError, OtherThreadError
 
 _TABLES: list[SimpleNamespace] = []
 _LOCK = threading.Lock()
@@ -74,9 +77,113 @@ def _refuse(*_: Any) -> NoReturn:
     )
 
 
+class ThreadGuard:
+    """Whose turn it is with the layers of a model, or with a layer that stands alone.
+
+    Whole passes of a model are made within the guard, `with guard:`, one after the other, and what
+    they return is the caller's own. A layer that is called by itself returns a buffer: so it is
+    for one thread alone, as long as that thread lives.
+
+    Attributes:
+        lock: held in whole passes, and while parameters change.
+        holder: the thread that is within a whole pass, or 0.
+        owner: the thread that called a layer by itself, or 0.
+        left_by: the thread whose forward left what backward needs, or 0.
+        whole: whether that was the forward of a whole model, and came to its end.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no thread."""
+        self.lock = threading.RLock()
+        self.holder = self.owner = self.left_by = self._depth = 0
+        self.whole = False
+        _GUARDS.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ThreadGuard":
+        """Return a guard of the copy's own."""
+        return ThreadGuard()
+
+    def __enter__(self) -> None:
+        """Begin a whole pass, after those of other threads.
+
+        Raises:
+            OtherThreadError: another thread has a buffer of one of the layers.
+        """
+        self.lock.acquire()
+        thread = threading.get_ident()
+        if self.owner not in (0, thread) and _alive(self.owner):
+            self.lock.release()
+            raise OtherThreadError(_OWNED)
+        self.owner = 0
+        self.holder = thread
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._depth -= 1
+        if not self._depth:
+            self.holder = 0
+        self.lock.release()
+
+    def begin(self) -> None:
+        """Within a whole pass: what layers leave from here on is this thread's."""
+        self.left_by, self.whole = threading.get_ident(), False
+
+    def claim(self) -> bool:
+        """Begin the forward of a layer; tell whether it is called by itself.
+
+        Raises:
+            OtherThreadError: another thread has a buffer of it.
+        """
+        thread = threading.get_ident()
+        if self.holder == thread:
+            return False
+        if self.owner != thread:
+            with self.lock:
+                threading.current_thread()  # so that threads that Python did not start are listed
+                if self.owner and _alive(self.owner):
+                    raise OtherThreadError(_OWNED)
+                self.owner = self.left_by = thread
+                self.whole = False
+        return True
+
+    def check_left(self) -> bool:
+        """Begin what needs what forward left; tell whether it is not within a whole pass.
+
+        Raises:
+            OtherThreadError: another thread's forward came in between.
+        """
+        thread = threading.get_ident()
+        if self.left_by and self.left_by != thread:
+            raise OtherThreadError(
+                "the last forward was another thread's, and what it left is not this one's: let "
+                "one thread train a model, or give each a copy.deepcopy of it"
+            )
+        return self.holder != thread
+
+    def reset_in_child(self) -> None:
+        """Forget threads that are not in this process, which was forked."""
+        if self.holder != threading.get_ident():
+            self.lock = threading.RLock()
+            self.holder = self.owner = self._depth = 0
+
+
+_GUARDS: "weakref.WeakSet[ThreadGuard]" = weakref.WeakSet()
+_OWNED = (
+    "another thread called this layer, or one of the same model, by itself and may still read its "
+    "buffer: give each thread a copy.deepcopy of it; threads may share a whole model"
+)
+
+
+def _alive(thread: int) -> bool:
+    return any(other.ident == thread for other in threading.enumerate())
+
+
 def _after_fork_in_child() -> None:
     global _LOCK
     _LOCK = threading.Lock()  # a thread that held the old one is not in this process
+    for guard in list(_GUARDS):
+        guard.reset_in_child()
     if _TABLES and _gnu_openmp_runs():
         for table in _TABLES:
             _replace_ops(table, lambda _: _refuse)

@@ -57,6 +57,9 @@ def number(
     at_most: float | None = None,
 ) -> float:
     """Return `value` as a finite float within the bounds that are given."""
+    if type(value) is float and math.isfinite(value) and above is below is at_most is None:
+        if at_least is None or value >= at_least:  # what is asked in each step
+            return value
     bounds = [("> ", above), (">= ", at_least), ("< ", below), ("<= ", at_most)]
     allowed = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds if bound is not None)
     wanted = f"{name} must be a finite number {allowed}".rstrip()
@@ -182,21 +185,9 @@ def matrix(owner: str, name: str, x: Any, rows: int | None, columns: int, dtype:
         and x.flags.carray  # C-contiguous, aligned, writable
     ):
         return
-    wanted = f"({'N' if rows is None else rows}, {columns}) {np.dtype(dtype)}"
-    if not isinstance(x, np.ndarray):
-        raise InvalidTypeError(f"{owner}: {name} must be an array {wanted}, got {x!r:.60}")
-    given = f"{x.shape} {x.dtype}"
-    if x.dtype != dtype:
-        raise InvalidTypeError(
-            f"{owner}: {name} must be {wanted}, got {given}; convert it with "
-            f"{name}.astype(np.{np.dtype(dtype)}), or make the layer with dtype={str(x.dtype)!r}"
-        )
-    if x.ndim != 2 or x.shape[1] != columns or (rows is not None and x.shape[0] != rows):
-        raise InvalidValueError(f"{owner}: {name} must be {wanted}, got {given}")
-    raise InvalidValueError(
-        f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
-        f"use np.array({name}, order='C')"
-    )
+    fits = isinstance(x, np.ndarray) and x.ndim == 2 and x.shape[1] == columns
+    fits = fits and (rows is None or x.shape[0] == rows)
+    _refuse(owner, name, x, fits, f"({'N' if rows is None else rows}, {columns})", dtype)
 
 
 def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any) -> None:
@@ -204,19 +195,71 @@ def same_shape(owner: str, name: str, x: Any, shape: tuple[int, ...], dtype: Any
     usual = type(x) is np.ndarray and x.shape == shape and x.ndim and x.dtype == dtype
     if usual and x.flags.carray:
         return
-    wanted = f"{shape} {np.dtype(dtype)}"
-    if not isinstance(x, np.ndarray) or x.dtype != dtype:
-        given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        raise InvalidTypeError(f"{owner}: {name} must be {wanted}, got {given}")
-    if x.shape != shape:
-        raise InvalidValueError(f"{owner}: {name} must be {wanted}, got shape {x.shape}")
-    if x.ndim == 0:
+    if shape == () and isinstance(x, np.ndarray) and x.dtype == dtype:
         raise InvalidValueError(f"{owner}: {name} must have at least one axis, got shape ()")
-    if not x.flags.carray:
-        raise InvalidValueError(
-            f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got another layout; "
-            f"use np.array({name}, order='C')"
+    _refuse(owner, name, x, isinstance(x, np.ndarray) and x.shape == shape, str(shape), dtype)
+
+
+def _refuse(owner: str, name: str, x: Any, fits: bool, shape: str, dtype: Any) -> NoReturn:
+    wanted = f"{shape} {np.dtype(dtype)}"
+    if not isinstance(x, np.ndarray):
+        raise InvalidTypeError(f"{owner}: {name} must be an array {wanted}, got {x!r:.60}")
+    if x.dtype != dtype:
+        raise InvalidTypeError(
+            f"{owner}: {name} must be {wanted}, got {x.shape} {x.dtype}; convert it with "
+            f"{name}.astype(np.{np.dtype(dtype)}), or make the layer with dtype={str(x.dtype)!r}"
         )
+    if not fits:
+        raise InvalidValueError(f"{owner}: {name} must be {wanted}, got {x.shape} {x.dtype}")
+    kind = "another layout" if type(x) is np.ndarray else f"a {type(x).__name__}"
+    raise InvalidValueError(
+        f"{owner}: {name} must be a C-contiguous, writable {wanted} array, got {kind}; "
+        f"use np.array({name}, order='C')"
+    )
+
+
+def apart(
+    owner: str, name: str, written: npt.NDArray[Any], **read: npt.NDArray[Any] | None
+) -> None:
+    """Raise where an array that is written shares memory with one that is still read."""
+    for other, array in read.items():
+        if array is not None and np.may_share_memory(written, array):
+            raise InvalidValueError(
+                f"{owner}: {name} must not share memory with {other}, for one is written while the "
+                f"other is read; use {name}.copy()"
+            )
+
+
+def one_of(owner: str, name: str, value: Any, allowed: Mapping[str, int]) -> None:
+    """Raise unless a value is one of some named numbers."""
+    if type(value) is not int or value not in allowed.values():
+        words = ", ".join(f"{word} ({number})" for word, number in allowed.items())
+        error = InvalidValueError if type(value) is int else InvalidTypeError
+        raise error(f"{owner}: {name} must be one of {words}, got {value!r:.60}")
+
+
+def indices(name: str, given: Any, count: int) -> npt.NDArray[np.int64]:
+    """Return (any,) indices from 0 to count - 1, at least one, as a new int64 array.
+
+    Raises:
+        TypeError: not integers, or not one-dimensional.
+        ValueError: none, or one that is negative or too large.
+    """
+    if type(given) is np.ndarray and given.dtype == np.int64 and given.ndim == 1 and given.size:
+        array = np.array(given)
+        if array.view(np.uint64).max() < count:  # a negative one is a large one
+            return array
+    array = np.asarray(given)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InvalidTypeError(
+            f"{name} must be one-dimensional integers, got shape {array.shape} {array.dtype}"
+        )
+    if not array.size or array.min() < 0 or array.max() >= count:
+        raise InvalidValueError(
+            f"{name} must be numbers from 0 to {count - 1}, at least one, got "
+            f"{array.tolist()[:8] if array.size else 'none'}"
+        )
+    return array.astype(np.int64)
 
 
 def finite_result(what: str, computed: npt.NDArray[Any]) -> None:
@@ -248,30 +291,59 @@ def chosen_rows(owner: str, rows: Any, offsets: npt.NDArray[np.int64]) -> None:
         )
 
 
-def target_ids(owner: str, targets: Any, rows: int, classes: int, ignored: int) -> int:
-    """Raise unless targets are (rows,) ids below `classes`, or `ignored`; return how many count."""
-    if not isinstance(targets, np.ndarray) or targets.dtype.kind not in "iu":
-        given = targets.dtype if isinstance(targets, np.ndarray) else type(targets).__name__
-        raise InvalidTypeError(f"{owner}: targets must be an integer array ({rows},), got {given}")
-    if targets.shape != (rows,):
-        raise InvalidValueError(
-            f"{owner}: targets must be ({rows},), one for each row of logits, got {targets.shape}"
+def target_array(owner: str, targets: Any, rows: int | None = None) -> npt.NDArray[np.int64]:
+    """Return targets, a list or array of integers, as a new (rows,) int64 array.
+
+    Raises:
+        TypeError: not integers.    ValueError: another shape, or one that int64 has not.
+    """
+    shape = f"({'N' if rows is None else rows},)"
+    try:
+        array = np.asarray(targets)
+    except ValueError:
+        array = np.array(targets, object)
+    if array.size and array.dtype.kind not in "iu":
+        given = f"{targets!r:.60}" if array.dtype.kind == "O" else array.dtype
+        raise InvalidTypeError(
+            f"{owner}: targets must be an integer array or list {shape}, got {given}"
         )
+    if array.ndim != 1 or rows not in (None, array.size):
+        raise InvalidValueError(
+            f"{owner}: targets must be {shape}, one for each row of logits, got {array.shape}"
+        )
+    ids = np.array(array, np.int64)
+    if array.dtype.kind == "u" and (ids < 0).any():
+        raise InvalidValueError(f"{owner}: targets must fit into int64, got {array.max()}")
+    return ids
+
+
+def target_ids(
+    owner: str, targets: Any, rows: int, classes: int, ignored: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Return targets as a new (rows,) int64 array, and how many are not to be ignored.
+
+    A copy: kernels write by these ids, so nobody may change them after the check.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another number of them, or one that is neither below `classes` nor `ignored`.
+    """
+    ids = target_array(owner, targets, rows)
     # Seen as unsigned, a negative id is a large one: the usual case takes one look, by the method
     # that reads the least code into caches which kernels have emptied.
-    if rows and targets.dtype == np.int64:
-        unsigned = targets.view(np.uint64)
+    if rows:
+        unsigned = ids.view(np.uint64)
         if unsigned[unsigned.argmax()] < classes:
-            return rows
-    counted = targets != ignored
-    outside = counted & ((targets < 0) | (targets >= classes))
+            return ids, rows
+    counted = ids != ignored
+    outside = counted & ((ids < 0) | (ids >= classes))
     if outside.any():
         index = int(np.argmax(outside))
         raise InvalidValueError(
             f"{owner}: targets must be from 0 to {classes - 1}, or {ignored} to be ignored, "
-            f"got {targets[index]} at index {index}"
+            f"got {ids[index]} at index {index}"
         )
-    return int(np.count_nonzero(counted))
+    return ids, int(np.count_nonzero(counted))
 
 
 def instance(owner: str, name: str, value: Any, *kinds: type) -> None:

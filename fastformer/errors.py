@@ -21,6 +21,14 @@ class NotForwardedError(FastformerError, AttributeError):
     """What only a forward pass leaves behind was asked for before there was one."""
 
 
+class ReadOnlyError(FastformerError, AttributeError):
+    """An attribute that cannot be set was set."""
+
+
+class OtherThreadError(FastformerError, RuntimeError):
+    """Two threads of Python used a layer in turns that would mix up their numbers."""
+
+
 class ForkedProcessError(FastformerError, RuntimeError):
     """A kernel was called in a process that was forked in a way that its threads do not survive."""
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack
 from fastformer.errors import InvalidTypeError
+from fastformer.fixed import Fixed
 from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.decoder import TransformerDecoder
@@ -37,11 +38,10 @@ class Generated:
     ended: bool
 
 
-class KeyValueCache:
+class KeyValueCache(Fixed):
     """Keys and values of the tokens that a decoder has read, for several sequences.
 
-    Attributes:
-        lengths: (B,) int64, how many tokens of each sequence were read.
+    Threads may share a model, each with a cache of its own.
     """
 
     def __init__(self, model: TransformerDecoder, num_sequences: int) -> None:
@@ -49,17 +49,25 @@ class KeyValueCache:
 
         Args:
             model: whose weights must stay as they are.    num_sequences: B, >= 1.
+
+        Raises:
+            TypeError, ValueError: not a decoder, or not such a number.
         """
         if not isinstance(model, TransformerDecoder):
             raise InvalidTypeError(
                 f"generation needs a TransformerDecoder, got {type(model).__name__}"
             )
-        checks.integer("num_sequences", num_sequences, 1)
+        num_sequences = checks.integer("num_sequences", num_sequences, 1)
         model.prepare(block_op=None)
         self.model = model
-        self.lengths: Ids = np.zeros(num_sequences, np.int64)
+        self._lengths: Ids = np.zeros(num_sequences, np.int64)
         shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)
         self._kept = np.zeros((*shape, model.config.embed_dim), model.dtype)
+
+    @property
+    def lengths(self) -> Ids:
+        """How many tokens of each sequence were read, (B,): a copy."""
+        return self._lengths.copy()
 
     def extend(self, batch: PackedBatch) -> Array:
         """Read more tokens of each sequence, without dropout.
@@ -74,15 +82,21 @@ class KeyValueCache:
             ValueError: another number of sequences, an id that the model does not have, or a
                 sequence that becomes longer than the model reads.
             TypeError: not a PackedBatch.
+            OtherThreadError: another thread called one of the model's layers by itself.
         """
         self._check(batch)
-        new = np.diff(batch.offsets)
-        positions = batch.positions + np.repeat(self.lengths, new)
-        self._places = (np.repeat(np.arange(self.lengths.size), new), positions)
-        total = self.lengths + new
+        with self.model.guard, self.model.threads.at("generation", batch.num_tokens):
+            return self._extend(batch)
+
+    def _extend(self, batch: PackedBatch) -> Array:
+        new = np.diff(batch._offsets)
+        positions = batch._positions + np.repeat(self._lengths, new)
+        self._places = (np.repeat(np.arange(self._lengths.size), new), positions)
+        total = self._lengths + new
         self._key_offsets = np.concatenate([[0], np.cumsum(total)])
         self._read = np.arange(self.model.config.max_seq_len) < total[:, None]
         model = self.model
+        model.guard.begin()
         training = model.dropout_counter.training
         model.eval()
         try:
@@ -101,19 +115,20 @@ class KeyValueCache:
             logits = np.array(model.output.forward(x))
         finally:
             model.dropout_counter.training = training
-        self.lengths = total
+        self._lengths = total
         return logits
 
     def select(self, sequences: npt.ArrayLike) -> None:
-        """Go on with some of the sequences, in the order given; one may be taken several times."""
-        chosen = checks.id_array("sequences", sequences)
-        if not chosen.size or chosen.min() < 0 or chosen.max() >= self.lengths.size:
-            checks.fail(
-                f"sequences must be numbers from 0 to {self.lengths.size - 1}, at least one, "
-                f"got {chosen.tolist()[:8]}"
-            )
-        self.lengths = self.lengths[chosen]
-        self._kept = self._kept[:, :, chosen]
+        """Go on with some of the sequences, in the order given; one may be taken several times.
+
+        Raises:
+            TypeError: not one-dimensional integers.
+            ValueError: none, or one that is negative or too large.
+        """
+        with self.model.guard.lock:
+            chosen = checks.indices("sequences", sequences, self._lengths.size)
+            self._lengths = self._lengths[chosen]
+            self._kept = self._kept[:, :, chosen]
 
     def _check(self, batch: PackedBatch) -> None:
         if not isinstance(batch, PackedBatch):
@@ -122,9 +137,9 @@ class KeyValueCache:
                 "fastformer.pack(list of lists of ids)"
             )
         config = self.model.config
-        if batch.num_sequences != self.lengths.size:
+        if batch.num_sequences != self._lengths.size:
             checks.fail(
-                f"batch must have the cache's {self.lengths.size} sequences, "
+                f"batch must have the cache's {self._lengths.size} sequences, "
                 f"got {batch.num_sequences}"
             )
         if batch.largest_id >= config.vocab_size:
@@ -132,7 +147,7 @@ class KeyValueCache:
                 f"token ids must be below vocab_size={config.vocab_size}, got {batch.largest_id} "
                 f"at token {int(batch.tokens.argmax())}"
             )
-        check_room(int((self.lengths + np.diff(batch.offsets)).max()), config.max_seq_len)
+        check_room(int((self._lengths + np.diff(batch._offsets)).max()), config.max_seq_len)
 
     def _block(self, layer: int, block: TransformerBlock, x: Array, batch: PackedBatch) -> Array:
         """Do what `TransformerBlock.forward` does, with the kept keys and values."""

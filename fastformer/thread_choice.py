@@ -157,7 +157,7 @@ class AdaptiveThreads:
     def __init__(self, backend: str) -> None:
         """Begin with all threads, whatever the work; the reference path has none."""
         self._backend = backend
-        self._choices: dict[tuple[str, int], ThreadChoice] = {}
+        self._choices: dict[tuple[str, int, int], ThreadChoice] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptiveThreads":
         """Return one that has seen no work."""
@@ -168,7 +168,7 @@ class AdaptiveThreads:
         """Set the number of threads for what is called within.
 
         Args:
-            kind: of the work; each kind has a number of its own.
+            kind: of the work; each kind has numbers of its own, for sizes within a power of two.
             work: its size, such as a number of tokens; > 0.
         """
         if self._backend != "numba" or is_fixed():
@@ -179,7 +179,8 @@ class AdaptiveThreads:
         number = numba.get_num_threads()
         if number != _OURS.number:
             _OURS.number = _OURS.most = number
-        key = kind, _OURS.most
+        # Small calls take longer for a unit of work than large ones: alike sizes are compared.
+        key = kind, work.bit_length(), _OURS.most
         if key not in self._choices:
             self._choices[key] = ThreadChoice(_OURS.most)
         choice = self._choices[key]

@@ -23,7 +23,15 @@ def test_sequences_lie_end_to_end():
     assert (batch.num_sequences, batch.num_tokens) == (3, 6)
     assert (batch.longest, batch.largest_id) == (3, 9)
     assert {a.dtype for a in (batch.tokens, batch.offsets, batch.positions)} == {np.dtype("int64")}
-    assert repr(batch) == "PackedBatch(3 sequences, 6 tokens)"
+    assert len(batch) == 3
+    assert repr(batch) == "PackedBatch(3 sequences, 6 tokens, longest 3: [5, 6, 7], [8], [9, 3])"
+
+
+def test_a_large_batch_is_shown_in_part():
+    assert repr(ff.pack([[7]])) == "PackedBatch(1 sequence, 1 token, longest 1: [7])"
+    shown = ", ".join(["[0, 1, 2, 3, 4, 5, 6, 7, ...]"] * 8)
+    batch = ff.pack([list(range(9))] * 9)
+    assert repr(batch) == f"PackedBatch(9 sequences, 81 tokens, longest 9: {shown}, ...)"
 
 
 def equal(left, right):

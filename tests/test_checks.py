@@ -30,8 +30,6 @@ PASS = [
     (checks.choice, ("c", "pre", ("post", "pre")), {}, "pre"),
     (checks.known_keys, ("S", {"a": 1}, ["a", "b"]), {}, None),
     (checks.from_settings, (Settings, {"operations": ["Min"]}), {}, Settings(3, ("Min",))),
-    (checks.target_ids, ("L", np.array([0, 4, -1], np.int8), 3, 5, -1), {}, 2),
-    (checks.target_ids, ("L", np.array([-7, -7]), 2, 5, -7), {}, 0),
 ]
 
 
@@ -130,10 +128,31 @@ def test_matrix_takes_any_rows_where_none_are_asked_for():
 
 
 @pytest.mark.parametrize(
+    ("targets", "ignored", "ids", "count"),
+    [
+        (np.array([0, 4], np.int8), -1, [0, 4], 2),
+        ([0, -1], -1, [0, -1], 1),
+        (np.array([-7, -7]), -7, [-7, -7], 0),
+        ((1, np.int32(2)), -1, [1, 2], 2),
+    ],
+)
+def test_targets_are_a_new_array(targets, ignored, ids, count):
+    found, counted = checks.target_ids("L", targets, 2, 5, ignored)
+    assert (found.tolist(), found.dtype, counted) == (ids, np.int64, count)
+    assert found is not targets
+
+
+@pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        ([0, 1], TYPE, r"L: targets must be an integer array \(2,\), got list"),
-        (np.array([0.0, 1.0]), TYPE, r"L: targets must be an integer array \(2,\), got float64"),
+        ([0, None], TYPE, r"L: targets must be an integer array or list \(2,\), got \[0, None\]"),
+        ([[0], [1, 2]], TYPE, r"L: targets must be an integer array or list .*, got \[\[0\], \[1"),
+        ("ab", TYPE, r"L: targets must be an integer array or list \(2,\), got <U2"),
+        (None, TYPE, r"L: targets must be an integer array or list \(2,\), got None"),
+        (3, VALUE, r"L: targets must be \(2,\), one for each row of logits, got \(\)"),
+        ([0, 1.0], TYPE, r"L: targets must be an integer array or list \(2,\), got float64"),
+        (np.array([True, False]), TYPE, r"L: targets must be an integer array .* got bool"),
+        (np.array([0, 2**64 - 1], np.uint64), VALUE, r"L: targets must fit into int64, got 1844"),
         (np.array([[0], [1]]), VALUE, r"L: targets must be \(2,\).*got \(2, 1\)"),
         (np.array([0, 5]), VALUE, r"from 0 to 4, or -1 to be ignored, got 5 at index 1"),
         (np.array([-2, 0]), VALUE, r"from 0 to 4, or -1 to be ignored, got -2 at index 0"),

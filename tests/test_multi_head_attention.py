@@ -107,7 +107,7 @@ def test_the_value_s_gradient_for_queries_or_keys_is_noticed(rng, backend, wrong
         dq, dk, dv = arguments[-3:]
         (dq if wrong == "W_q" else dk)[...] = dv
 
-    layer.ops = SimpleNamespace(**vars(layer.ops) | {"attention_backward": planted})
+    vars(layer)["ops"] = SimpleNamespace(**vars(layer.ops) | {"attention_backward": planted})
     loss = gradients_of_weights(layer, rng.standard_normal((8, WIDTH)))
     for name, value, gradient in layer.parameters():
         if name == f"{PROJECTIONS[wrong]}.weight":

@@ -200,8 +200,8 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         (missing, 1, InvalidValueError, f"state must fit this .*{name}"),
         (good | {"velocity.x": np.ones(1)}, 1, InvalidValueError, "velocity.x"),
         (good | {name: np.ones(3)}, 1, InvalidValueError, rf"state: '{name}' must be .* \(3,\)"),
-        (good, -1, InvalidValueError, "^steps must be an integer >= 0, got -1$"),
-        (good, 1.0, InvalidTypeError, "^steps must be an integer >= 0, got 1.0$"),
+        (good, -1, InvalidValueError, "^steps must be an integer from 0 to .*, got -1$"),
+        (good, 1.0, InvalidTypeError, "^steps must be an integer from 0 to .*, got 1.0$"),
     ]
     for state, steps, error, message in attempts:
         with pytest.raises(error, match=message):

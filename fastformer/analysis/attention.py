@@ -94,16 +94,18 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
     Raises:
         ValueError: weights that are not finite.
     """
-    training = model.dropout_counter.training
-    model.eval()
-    try:
-        x, layers = model._embed(batch), []
-        for block in model.blocks:
-            x = block.forward(x, batch)
-            layers.append(block.attention.weights())
-            checks.finite_result("attention weights", layers[-1])
-    finally:
-        model.dropout_counter.training = training
+    with model.guard:
+        training = model.dropout_counter.training
+        model.eval()
+        model.guard.begin()
+        try:
+            x, layers = model._embed(batch), []
+            for block in model.blocks:
+                x = block.forward(x, batch)
+                layers.append(block.attention.weights())
+                checks.finite_result("attention weights", layers[-1])
+        finally:
+            model.dropout_counter.training = training
     return layers
 
 

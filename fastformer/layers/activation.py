@@ -15,7 +15,9 @@ ACTIVATION_CODES = {"relu": RELU_CODE, "gelu": GELU_CODE, "mish": MISH_CODE}
 class _Activation(Layer):
     """An element-wise function; formulas and sources are in kernels/activation.py."""
 
+    left = ("x",)
     code: int
+    x: Array
 
     def __init__(self, *, backend: str = "numba", dtype: str = "float32") -> None:
         """Choose the backend and the dtype."""
@@ -25,16 +27,19 @@ class _Activation(Layer):
         """Return the function of each element of x, of any shape, in a buffer."""
         owner = type(self).__name__
         checks.same_shape(owner, "x", x, np.shape(x), self.dtype)
-        self.x = x
+        if self.guard.claim():
+            x = self.apart(x)
+        self.__dict__["x"] = x
         out = self.buffers.get("out", *x.shape)
         self.ops.activation_forward(x, self.code, out)
         return out
 
     def backward(self, dout: Array) -> Array:
         """Return dout times the derivative at x, in a shared buffer."""
+        self.guard.check_left()
         owner = f"{type(self).__name__}.backward"
         checks.same_shape(owner, "dout", dout, self.x.shape, self.dtype)
-        dx = self.scratch.get("activation.dx", *self.x.shape)
+        dx = self.scratch.get("activation.dx", *self.x.shape, apart=(dout,))
         self.ops.activation_backward(dout, self.x, self.code, dx)
         return dx
 

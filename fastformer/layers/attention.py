@@ -7,6 +7,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
+from fastformer.buffers import Apart
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.layers.base import Layer, Seed, initial_stream
@@ -19,12 +20,34 @@ from fastformer.parameters import Array, Parameter
 NO_POSITIONS = np.zeros(0, np.int64)
 
 
+def own_rows(batch: PackedBatch, rows: Ids | None) -> Ids | None:
+    """Return rows, or a copy where they are not a batch's own: nobody may change them later."""
+    if not isinstance(rows, np.ndarray) or not isinstance(batch, PackedBatch):
+        return rows
+    return rows if rows is batch._first_rows or rows is batch._last_rows else rows.copy()
+
+
 class MultiHeadAttention(Layer):
     """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
 
     Formulas and sources are in kernels/attention.py, with those of ALiBi; with rotary positions, Q
     and K are turned as in kernels/rotary.py.
     """
+
+    left = (
+        "x", "x_rows", "projected", "q", "k", "v", "attended", "largest", "total", "batch",
+        "_rows", "_query_offsets", "_query_positions",
+    )  # fmt: skip
+    x: Array
+    x_rows: Array
+    projected: Array
+    q: Array
+    k: Array
+    v: Array
+    attended: Array
+    largest: Array
+    total: Array
+    batch: PackedBatch
 
     def __init__(
         self,
@@ -55,8 +78,8 @@ class MultiHeadAttention(Layer):
                 `Layer`. Scores and their products with values stay in the dtype.
         """
         super().__init__(backend, dtype, precision)
-        self.embed_dim = checks.integer("embed_dim", embed_dim, 1)
-        self.num_heads = checks.integer("num_heads", num_heads, 1)
+        self.embed_dim = embed_dim = checks.integer("embed_dim", embed_dim, 1)
+        self.num_heads = num_heads = checks.integer("num_heads", num_heads, 1)
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
         if embed_dim % num_heads:
             raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
@@ -89,6 +112,14 @@ class MultiHeadAttention(Layer):
             precision=precision,
         )
         self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
+        self.share()
+
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        sizes: dict[str, object] = {"embed_dim": self.embed_dim, "num_heads": self.num_heads}
+        if self.causal:
+            sizes["causal"] = True
+        return sizes if self.positions is None else {**sizes, "positions": self.positions.kind}
 
     def forward(
         self,
@@ -109,6 +140,15 @@ class MultiHeadAttention(Layer):
         Returns:
             (N, C), or (B, C) with rows, in a buffer.
         """
+        by_itself = self.guard.claim()
+        rows = own_rows(batch, rows)
+        if by_itself:
+            self.check(x, batch, rows)
+            x = self.apart(x)
+            if residual is not None:
+                shape = x.shape if rows is None else (rows.size, self.embed_dim)
+                checks.same_shape("MultiHeadAttention", "residual", residual, shape, self.dtype)
+                residual = self.apart(residual)
         self.prepare(x, batch, rows)
         if rows is None:
             self._project(x, slice(0, 3), self.projected)
@@ -116,15 +156,15 @@ class MultiHeadAttention(Layer):
             self.ops.gather_rows(x, rows, self.x_rows)
             self._project(self.x_rows, slice(0, 1), self.q)
             self._project(x, slice(1, 3), self.projected)
-        places = (self.query_positions, batch._positions)
+        places = (self._query_positions, batch._positions)
         self._turn(self.ops.rotary_forward, self.q, self.k, *places)
         self.ops.attention_forward(
             self.q,
             self.k,
             self.v,
-            self.query_offsets,
+            self._query_offsets,
             batch._offsets,
-            self.query_positions,
+            self._query_positions,
             self.slopes,
             self.causal,
             self.scale,
@@ -134,23 +174,27 @@ class MultiHeadAttention(Layer):
         )
         if self.dropout.active:
             return self.dropout.forward(self.output.forward(self.attended), residual)
-        self.dropout.dropped = False
+        self.dropout.skip()
         return self.output.forward(self.attended, residual=residual)
 
     def prepare(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
         """Keep what backward needs, and take the buffers for what is made of x."""
         self.check(x, batch, rows)
-        self.x = self.x_rows = x
+        x_rows = x
         self.attend_to(batch, rows)
+        get = self.buffers.get
         if rows is None:
-            self.projected, self.q, self.k, self.v = self.buffers.stacked("qkv", 3, *x.shape)
+            projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
         else:
-            self.x_rows = self.buffers.get("x_rows", rows.size, self.embed_dim)
-            self.q = self.buffers.get("q", rows.size, self.embed_dim)
-            self.projected, self.k, self.v = self.buffers.stacked("kv", 2, *x.shape)
-        self.attended = self.buffers.get("attended", *self.q.shape)
-        self.largest = self.buffers.get("largest", self.q.shape[0], self.num_heads)
-        self.total = self.buffers.get("total", self.q.shape[0], self.num_heads)
+            x_rows = get("x_rows", rows.size, self.embed_dim)
+            q = get("q", rows.size, self.embed_dim)
+            projected, k, v = self.buffers.stacked("kv", 2, *x.shape)
+        self.__dict__.update(
+            x=x, x_rows=x_rows, projected=projected, q=q, k=k, v=v,
+            attended=get("attended", *q.shape),
+            largest=get("largest", q.shape[0], self.num_heads),
+            total=get("total", q.shape[0], self.num_heads),
+        )  # fmt: skip
 
     def check(
         self, x: Array, batch: PackedBatch, rows: Ids | None, owner: str = "MultiHeadAttention"
@@ -169,13 +213,13 @@ class MultiHeadAttention(Layer):
 
     def attend_to(self, batch: PackedBatch, rows: Ids | None) -> None:
         """Keep where the sequences begin, and which rows ask."""
-        self.batch, self.rows = batch, rows
-        self.query_offsets = batch._offsets if rows is None else batch._one_row_offsets
-        self.query_positions = NO_POSITIONS
-        if rows is None:
-            self.query_positions = batch._positions
-        elif self.positions is not None:
-            self.query_positions = batch._positions[rows]
+        positions = batch._positions if rows is None else NO_POSITIONS
+        if rows is not None and self.positions is not None:
+            positions = batch._positions[rows]
+        self.__dict__.update(
+            batch=batch, _rows=rows, _query_positions=positions,
+            _query_offsets=batch._offsets if rows is None else batch._one_row_offsets,
+        )  # fmt: skip
 
     def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
         """Add the gradients of the weights, and return that of x, (N, C), in a shared buffer.
@@ -184,19 +228,20 @@ class MultiHeadAttention(Layer):
             dout: of the result's shape.
             residual: of dout's shape, added to the gradient of the rows of x that made it.
         """
+        apart: Apart = (dout, residual) if self.guard.check_left() else ()
+        owner, shape = "MultiHeadAttention.backward", self.attended.shape
+        if apart:
+            checks.same_shape(owner, "dout", dout, shape, self.dtype)
         if residual is not None:
-            shape = self.attended.shape
-            checks.same_shape(
-                "MultiHeadAttention.backward", "residual", residual, shape, self.dtype
-            )
-        dattended = self.scratch.get("attention.dattended", *self.attended.shape)
+            checks.same_shape(owner, "residual", residual, shape, self.dtype)
+        dattended = self.scratch.get("attention.dattended", *shape, apart=apart)
         self.output.backward(self.dropout.backward(dout), dx=dattended)
         rows, columns = self.x.shape
-        if self.rows is None:
-            dqkv, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, rows, columns)
+        if self._rows is None:
+            dqkv, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, rows, columns, apart)
         else:
-            dq = self.scratch.get("attention.dq", *self.q.shape)
-            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, columns)
+            dq = self.scratch.get("attention.dq", *shape, apart=apart)
+            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, columns, apart)
         self.ops.attention_backward(
             dattended,
             self.q,
@@ -205,9 +250,9 @@ class MultiHeadAttention(Layer):
             self.attended,
             self.largest,
             self.total,
-            self.query_offsets,
+            self._query_offsets,
             self.batch._offsets,
-            self.query_positions,
+            self._query_positions,
             self.slopes,
             self.causal,
             self.scale,
@@ -215,15 +260,15 @@ class MultiHeadAttention(Layer):
             dk,
             dv,
         )
-        places = (self.query_positions, self.batch._positions)
+        places = (self._query_positions, self.batch._positions)
         self._turn(self.ops.rotary_backward, dq, dk, *places)
-        dx = self.scratch.get("attention.dx", rows, columns)
-        if self.rows is None:
+        dx = self.scratch.get("attention.dx", rows, columns, apart=apart)
+        if self._rows is None:
             return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
         self._project_backward(self.x, dkv, slice(1, 3), None, dx)
-        dx_rows = self.scratch.get("attention.dx_rows", *self.q.shape)
+        dx_rows = self.scratch.get("attention.dx_rows", *shape, apart=apart)
         self._project_backward(self.x_rows, dq, slice(0, 1), residual, dx_rows)
-        self.ops.scatter_rows(dx_rows, self.rows, dx)
+        self.ops.scatter_rows(dx_rows, self._rows, dx)
         return dx
 
     def weights(self) -> Array:
@@ -231,15 +276,16 @@ class MultiHeadAttention(Layer):
 
         With rows given, the third axis has the one row. They are computed again on request.
         """
-        queries = 1 if self.rows is not None else self.batch.longest
+        self.guard.check_left()
+        queries = 1 if self._rows is not None else self.batch.longest
         shape = (self.batch.num_sequences, self.num_heads, queries, self.batch.longest)
         weights = np.empty(shape, self.dtype)
         self.ops.attention_weights(
             self.q,
             self.k,
-            self.query_offsets,
+            self._query_offsets,
             self.batch._offsets,
-            self.query_positions,
+            self._query_positions,
             self.slopes,
             self.causal,
             self.scale,

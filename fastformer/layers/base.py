@@ -10,7 +10,9 @@ import numpy.typing as npt
 from fastformer import checks
 from fastformer.backend import check_precision, get_backend
 from fastformer.buffers import Buffers
+from fastformer.callers import ThreadGuard
 from fastformer.errors import InvalidTypeError, NotForwardedError
+from fastformer.fixed import Fixed
 from fastformer.parameters import Array, Parameter, Parameters
 from fastformer.random import generator
 
@@ -28,12 +30,20 @@ def initial_stream(seed: Seed) -> np.random.Generator:
     return generator(checks.integer("seed", seed, 0), "initial weights")
 
 
-class Layer:
+class Layer(Fixed):
     """A part of a model: it owns parameters and buffers, and calls kernels.
 
     `forward` gives a buffer that the layer's next forward overwrites, and keeps what `backward`
-    needs. `backward(dout)` adds to the parameters' gradients and gives the gradient by the
-    input, in a buffer that is shared by all layers of a model: use it before the next call.
+    needs: not a copy of its input, which must stay as it is until then. `backward(dout)` adds to
+    the parameters' gradients and gives the gradient by the input, in a buffer that is shared by
+    all layers of a model: use it before the next call. Attributes cannot be set.
+
+    A layer is for one thread at a time: another one's call is an `OtherThreadError`. Whole models
+    may be shared.
+
+    Attributes:
+        left: names of the public attributes that forward leaves.
+        guard: whose turn it is.
     """
 
     def __init__(self, backend: str, dtype: str, precision: str = "float32") -> None:
@@ -52,24 +62,37 @@ class Layer:
         self.scratch = Buffers(self.dtype)
         self.nothing = np.zeros((0, 0), self.dtype)
         self.no_vector = np.zeros(0, self.dtype)
+        self.guard = ThreadGuard()
         self._parameters: Parameters | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Say what to do where something is missing that only a forward pass leaves."""
-        raise NotForwardedError(
-            f"{type(self).__name__} has no {name!r}; where forward leaves it, call forward first"
+        if name in type(self).left:
+            raise NotForwardedError(
+                f"{type(self).__name__} has no {name!r} yet: forward leaves it; call forward first"
+            )
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+        )
+
+    def __copy__(self) -> NoReturn:
+        """Refuse: two layers would write to one buffer."""
+        raise InvalidTypeError(
+            f"a {type(self).__name__} cannot be copied without what it owns; use copy.deepcopy"
         )
 
     def __deepcopy__(self: LayerT, memo: dict[int, Any]) -> LayerT:
-        """Return a copy with parameters and flat arrays of its own."""
+        """Return a copy with parameters and flat arrays of its own; forward has left it nothing."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        for name, value in vars(self).items():
-            kept = name in ("ops", "_parameters")
-            vars(copied)[name] = value if kept else copy.deepcopy(value, memo)
+        with self.guard.lock:
+            for name, value in vars(self).items():
+                if name not in self.left:
+                    kept = name in ("ops", "_parameters")
+                    vars(copied)[name] = value if kept else copy.deepcopy(value, memo)
         if self._parameters is not None:
-            copied._parameters = None
-            copied.parameters()
+            vars(copied)["_parameters"] = None
+            memo[id(self._parameters)] = copied.parameters()
         return copied
 
     def __reduce__(self) -> NoReturn:
@@ -78,12 +101,38 @@ class Layer:
             f"{type(self).__name__} cannot be pickled; save state_dict() and the config"
         )
 
+    def __repr__(self) -> str:
+        """Show the layers that this one is made of, their sizes, and how many numbers it trains."""
+        return f"{tree(self)}\n{self.num_parameters:,} parameters, {self.dtype}, {self.ops.name}"
+
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        return {}
+
+    def apart(self, x: Array) -> Array:
+        """Return a view of x, whose caller may give x itself another shape later.
+
+        Where x lies in a buffer that forward or backward writes to, it is a copy.
+        """
+        return x.copy() if self.overlaps(x) else x.view()
+
+    def overlaps(self, x: Array) -> bool:
+        """Tell whether x lies in a buffer that forward or backward writes to."""
+        layers = list(self.layers())
+        return self.scratch.overlap(x) or any(layer.buffers.overlap(x) for layer in layers)
+
+    def layers(self) -> Iterator["Layer"]:
+        """Yield this layer, and those that it is made of."""
+        yield self
+        for _, layer in self.children():
+            yield from layer.layers()
+
     def children(self) -> Iterator[tuple[str, "Layer"]]:
         """Yield (name, layer) for each layer that this one is made of."""
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value
-            elif isinstance(value, list) and value and isinstance(value[0], Layer):
+            elif isinstance(value, tuple) and value and isinstance(value[0], Layer):
                 for index, layer in enumerate(value):
                     yield f"{name}.{index}", layer
 
@@ -101,22 +150,22 @@ class Layer:
                 seen.add(id(parameter))
                 yield name, parameter
 
-    def _share_scratch(self, scratch: Buffers) -> None:
-        self.scratch = scratch
-        for _, layer in self.children():
-            layer._share_scratch(scratch)
+    def share(self) -> None:
+        """Let all layers that this one is made of have its scratch and its guard."""
+        for layer in self.layers():
+            layer.__dict__.update(scratch=self.scratch, guard=self.guard)
 
     def parameters(self) -> Parameters:
         """Return all parameters, gathered into one flat array on the first call."""
         if self._parameters is None:
-            self._parameters = Parameters(self.named_parameters(), self.dtype, self.ops)
-            self._share_scratch(self.scratch)
+            self._parameters = Parameters(self.named_parameters(), self.dtype, self.ops, self)
+            self.share()
         return self._parameters
 
     @property
     def num_parameters(self) -> int:
         """The number of trained numbers."""
-        return self.parameters().count
+        return sum(parameter.value.size for _, parameter in self.named_parameters())
 
     def zero_grad(self) -> None:
         """Set every gradient to 0. Backward adds to gradients."""
@@ -124,11 +173,13 @@ class Layer:
 
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of each parameter by name; weights of linear layers are (in, out)."""
-        return {name: value.copy() for name, value, _ in self.parameters()}
+        with self.guard.lock:
+            return {name: value.copy() for name, value, _ in self.parameters()}
 
     def grad_dict(self) -> dict[str, Array]:
         """Return a copy of each gradient by name."""
-        return {name: gradient.copy() for name, _, gradient in self.parameters()}
+        with self.guard.lock:
+            return {name: gradient.copy() for name, _, gradient in self.parameters()}
 
     def load_state_dict(self, weights: Mapping[str, npt.ArrayLike]) -> None:
         """Copy weights in; nothing is changed unless all of them fit.
@@ -139,5 +190,31 @@ class Layer:
         """
         owned = {name: value for name, value, _ in self.parameters()}
         arrays = checks.fitting_arrays(type(self).__name__, "weights", owned, weights)
-        for name, value in owned.items():
-            value[...] = arrays[name]
+        with self.guard.lock:
+            for name, value in owned.items():
+                value[...] = arrays[name]
+
+
+def tree(layer: Layer, indent: str = "") -> str:
+    """Return a layer's name and sizes, and below them those of the layers that it is made of.
+
+    Layers of a list that look alike are one entry, with their number.
+    """
+    sizes = ", ".join(f"{name}={value}" for name, value in layer.sizes().items())
+    inner = indent + "  "
+    entries: list[tuple[str, int, str]] = []
+    for name, child in layer.children():
+        text = tree(child, inner)
+        stem, _, place = name.rpartition(".")
+        if stem and entries and entries[-1][0] == stem and entries[-1][2] == text:
+            entries[-1] = stem, entries[-1][1] + 1, text
+        else:
+            entries.append((stem or place, 1, text))
+    if not entries:
+        return f"{type(layer).__name__}({sizes})"
+    lines = [
+        f"{inner}({name}): " + (f"{count} x " if count > 1 else "") + text
+        for name, count, text in entries
+    ]
+    first = f"{inner}{sizes}\n" if sizes else ""
+    return f"{type(layer).__name__}(\n{first}" + "\n".join(lines) + f"\n{indent})"

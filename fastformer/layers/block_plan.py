@@ -55,6 +55,7 @@ class BlockPlan:
             block, x, batch, rows: as of `TransformerBlock.forward`.
         """
         self.block, self.op, self.x, self.shape = block, op, x, x.shape
+        x = self.read = x.view()  # its caller may give x itself another shape
         self.sequences = batch.num_sequences
         self.some_rows = rows is not None
         self.weight = block.norm1.weight.value
@@ -127,9 +128,9 @@ class BlockPlan:
         attention = self.block.attention
         attention.attend_to(batch, rows)
         arguments = (
-            self.x,
+            self.read,
             batch._offsets[:0] if rows is None else rows,
-            attention.query_offsets,
+            attention._query_offsets,
             batch._offsets,
             *self._forward,
         )
@@ -137,7 +138,7 @@ class BlockPlan:
 
     def backward(self, dout: Array) -> tuple[Calls, Array]:
         """Return the calls that compute the gradients for the batch of the last forward, and dx."""
-        if self.dout is None or dout is not self.dout:
+        if self.dout is None or dout is not self.dout or dout.shape != self.result.shape:
             rows, columns = self.result.shape
             checks.matrix(
                 "TransformerBlock.backward", "dout", dout, rows, columns, self.block.dtype
@@ -147,9 +148,9 @@ class BlockPlan:
         offsets = attention.batch._offsets
         arguments = (
             dout,
-            self.x,
-            offsets[:0] if attention.rows is None else attention.rows,
-            attention.query_offsets,
+            self.read,
+            offsets[:0] if attention._rows is None else attention._rows,
+            attention._query_offsets,
             offsets,
             *self._backward,
         )
@@ -170,7 +171,7 @@ class BlockPlan:
         expand, contract = block.feed_forward.expand, block.feed_forward.contract
         get, nothing = block.scratch.get, block.nothing
         rows, columns = self.result.shape
-        tokens, split = self.x.shape[0], 1 if some else 0
+        tokens, split = self.shape[0], 1 if some else 0
         dprojected = get("block.dprojected", (3 - split) * tokens, columns)
         dq = get("block.dq", rows, columns) if some else nothing
         dchosen = get("block.dchosen", rows, columns) if some else nothing

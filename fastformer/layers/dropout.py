@@ -1,14 +1,22 @@
 """Dropout of a sub-layer's output, and the counter that its random numbers come from."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
 import numpy as np
 
 from fastformer import checks
+from fastformer.fixed import Fixed
 from fastformer.layers.base import Layer
 from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 
+# With any number of layers, all are numbered within 64 bits.
+MOST_FORWARDS = 1 << 48
 
-class DropoutCounter:
+
+class DropoutCounter(Fixed):
     """Names the random numbers of each call by (seed, number of the forward pass, place).
 
     Attributes:
@@ -16,25 +24,40 @@ class DropoutCounter:
         forwards: how many training forward passes began; set it to go on from there.
     """
 
+    settable: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "training": partial(checks.boolean, "training"),
+        "forwards": partial(checks.integer, "forwards", minimum=0, maximum=MOST_FORWARDS),
+    }
+
     def __init__(self, seed: int = 0) -> None:
         """Begin at the first forward pass, not training."""
         self.seed = checks.integer("seed", seed, 0, 2**64 - 1)
         self.training = False
         self.forwards = 0
-        self.places = 0
+        self._places = 0
+
+    @property
+    def places(self) -> int:
+        """How many layers drop."""
+        return self._places
 
     def count(self) -> None:
         """Begin another forward pass, which counts in training."""
-        self.forwards += self.training
+        if self.training:
+            self.forwards += 1
 
     def new_place(self) -> int:
         """Return the number of another layer that drops."""
-        self.places += 1
-        return self.places - 1
+        self._places += 1
+        return self._places - 1
 
 
 class Dropout(Layer):
     """x * mask / (1 - rate), and the residual sum in the same pass; see kernels/dropout.py."""
+
+    left = ("shape", "call")
+    shape: tuple[int, ...]
+    call: int
 
     def __init__(
         self,
@@ -53,10 +76,15 @@ class Dropout(Layer):
         """
         super().__init__(backend, dtype)
         self.rate = checks.number("rate", rate, at_least=0, below=1)
+        if counter is not None:
+            checks.instance("Dropout", "counter", counter, DropoutCounter)
         self.counter = counter or DropoutCounter()
         self.place = self.counter.new_place()
-        self.call = 0
-        self.dropped = False
+        self._dropped = False
+
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        return {"rate": self.rate}
 
     @property
     def active(self) -> bool:
@@ -70,22 +98,32 @@ class Dropout(Layer):
         checks.same_shape("Dropout", "x", x, np.shape(x), self.dtype)
         if residual is not None:
             checks.same_shape("Dropout", "residual", residual, x.shape, self.dtype)
-        self.dropped, self.shape = self.active, x.shape
-        if not self.dropped and residual is None:
+        by_itself = self.guard.claim()
+        kept = self.__dict__
+        dropped = kept["_dropped"] = self.active
+        kept["shape"] = x.shape
+        if not dropped and residual is None:
             return x
+        if by_itself:
+            x, residual = self.apart(x), None if residual is None else self.apart(residual)
         out = self.buffers.get("out", *x.shape)
-        self.call = self.counter.forwards * self.counter.places + self.place
-        rate = self.rate if self.dropped else 0.0
+        kept["call"] = self.counter.forwards * self.counter.places + self.place
+        rate = self.rate if dropped else 0.0
         added = x[:0] if residual is None else residual
         call(calls, self.ops.dropout_forward, x, added, rate, *self._key(), out)
         return out
 
+    def skip(self) -> None:
+        """Do what a forward does that drops nothing, where its result is known already."""
+        self.__dict__["_dropped"] = False
+
     def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Return the gradient by x, in a shared buffer, or dout itself if nothing was dropped."""
-        if not self.dropped:
+        self.guard.check_left()
+        if not self._dropped:
             return dout
         checks.same_shape("Dropout.backward", "dout", dout, self.shape, self.dtype)
-        dx = self.scratch.get("dropout.dx", *dout.shape)
+        dx = self.scratch.get("dropout.dx", *dout.shape, apart=(dout,))
         call(calls, self.ops.dropout_backward, dout, self.rate, *self._key(), dx)
         return dx
 

@@ -12,6 +12,9 @@ from fastformer.parameters import Array, Parameter
 class Embedding(Layer):
     """table[token], and the position's row in the same pass where positions are given."""
 
+    left = ("used",)
+    used: tuple[PackedBatch, PositionalEncoding | None]
+
     def __init__(
         self,
         vocab_size: int,
@@ -37,6 +40,10 @@ class Embedding(Layer):
         values = initial_stream(seed).normal(0, std, (vocab_size, embed_dim))
         self.weight = Parameter(values.astype(self.dtype), decays=True)
 
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        return {"vocab_size": self.vocab_size, "embed_dim": self.embed_dim}
+
     def forward(
         self,
         batch: PackedBatch,
@@ -55,12 +62,10 @@ class Embedding(Layer):
             ValueError: an id that is not in the table, or a sequence longer than the positions'.
         """
         self.check(batch, positions)
-        table = self.nothing
-        if positions is not None:
-            positions.batch = batch
-            table = positions.table
+        self.guard.claim()
+        table = self.nothing if positions is None else positions.table
         # In a tuple, for positions are not a part of this layer.
-        self.used = (batch, positions)
+        self.__dict__["used"] = (batch, positions)
         out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
         tokens, places = batch._tokens, batch._positions
         call(calls, self.ops.embedding_forward, tokens, places, self.weight.value, table, out)
@@ -80,6 +85,7 @@ class Embedding(Layer):
                 f"{batch.tokens[index]} at token {index} of the batch"
             )
         if positions is not None:
+            checks.instance("Embedding", "positions", positions, PositionalEncoding)
             positions.check(batch)
             if positions.embed_dim != self.embed_dim or positions.dtype != self.dtype:
                 raise InvalidValueError(
@@ -89,9 +95,12 @@ class Embedding(Layer):
 
     def backward(self, dout: Array, *, calls: Calls | None = None) -> None:
         """Add the gradient of the table, and of learned positions; ids have none."""
+        by_itself = self.guard.check_left()
         batch, positions = self.used
-        rows = batch.num_tokens
+        rows, gradients = batch.num_tokens, self.weight.gradient
         checks.matrix("Embedding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
+        if by_itself:
+            checks.apart("Embedding.backward", "dout", dout, gradient=gradients)
         if positions is not None:
-            positions.backward(dout, calls=calls)
+            positions.add_gradient(dout, batch, calls)
         call(calls, self.ops.embedding_backward, batch._tokens, dout, self.weight.gradient)

@@ -10,6 +10,10 @@ from fastformer.parameters import Array, Parameter
 class LayerNorm(RowNorm):
     """(x - mean) / sqrt(variance + epsilon) * weight + bias; see kernels/layernorm.py."""
 
+    left = ("x", "mean", "rstd")
+    mean: Array
+    rstd: Array
+
     def __init__(
         self,
         embed_dim: int,
@@ -29,6 +33,7 @@ class LayerNorm(RowNorm):
 
     def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
+        x = self.begin(x)
         out = self.prepare(x)
         weight, bias = self.weight.value, self.bias.value
         call(
@@ -40,8 +45,8 @@ class LayerNorm(RowNorm):
     def prepare(self, x: Array) -> Array:
         """Keep x for backward, and return the buffer for the result, (N, C)."""
         out = super().prepare(x)
-        self.mean = self.buffers.get("mean", x.shape[0])
-        self.rstd = self.buffers.get("rstd", x.shape[0])
+        self.__dict__["mean"] = self.buffers.get("mean", x.shape[0])
+        self.__dict__["rstd"] = self.buffers.get("rstd", x.shape[0])
         return out
 
     def backward(

@@ -3,11 +3,13 @@
 import numpy as np
 
 from fastformer import checks
-from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
+
+ACTIVATIONS = {"NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH}
 
 
 def xavier_uniform(random: np.random.Generator, fan_in: int, fan_out: int) -> Array:
@@ -21,6 +23,10 @@ def xavier_uniform(random: np.random.Generator, fan_in: int, fan_out: int) -> Ar
 
 class Linear(Layer):
     """y = x W + b, with W of shape (in, out)."""
+
+    left = ("x", "saved")
+    x: Array
+    saved: Array
 
     def __init__(
         self,
@@ -52,6 +58,11 @@ class Linear(Layer):
         self.weight = Parameter(weight[None].astype(self.dtype), parts=("weight",), decays=True)
         self.bias = Parameter(np.zeros(out_features if bias else 0, self.dtype))
 
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        bias = {} if self.bias.value.size else {"bias": False}
+        return {"in_features": self.in_features, "out_features": self.out_features, **bias}
+
     def forward(
         self,
         x: Array,
@@ -66,18 +77,31 @@ class Linear(Layer):
         Args:
             x: (N, in).    residual: (N, out) or None.
             activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
-            out: (N, out), where to write; a buffer unless given.    calls: see layers/calls.py.
+            out: (N, out), where to write, apart from what is read; a buffer unless given.
+            calls: see layers/calls.py.
 
         Returns:
             out.
         """
+        given = out
+        by_itself = self.guard.claim()
+        if by_itself:
+            checks.one_of("Linear", "activation", activation, ACTIVATIONS)
+            checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
+            x = self.apart(x)
         out = self.prepare(x, activation, out)
         if residual is not None:
             checks.same_shape("Linear", "residual", residual, out.shape, self.dtype)
+        if by_itself:
+            residual = None if residual is None else self.apart(residual)
+            if given is not None:
+                own = {"weight": self.weight.value, "bias": self.bias.value}
+                own |= {"saved": self.saved} if activation in SLOPED else {}
+                checks.apart("Linear", "out", out, x=x, residual=residual, **own)
         call(
             calls,
             self.ops.matmul,
-            x,
+            self.x,
             self.weight.value,
             self.bias.value,
             self.nothing if residual is None else residual,
@@ -90,15 +114,14 @@ class Linear(Layer):
     def prepare(self, x: Array, activation: int = NO_ACTIVATION, out: Array | None = None) -> Array:
         """Keep x for backward, and return where the result goes, (N, out): a buffer, or out."""
         checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
-        self.x = x
         if out is None:
             out = self.buffers.get("out", x.shape[0], self.out_features)
         else:
             checks.matrix("Linear", "out", out, x.shape[0], self.out_features, self.dtype)
         # What the activation's derivative needs: ReLU's output, else the derivative itself.
-        self.saved = out
-        if activation in SLOPED:
-            self.saved = self.buffers.get("slope", *out.shape)
+        kept = self.__dict__
+        kept["saved"] = self.buffers.get("slope", *out.shape) if activation in SLOPED else out
+        kept["x"] = x
         return out
 
     def backward(
@@ -116,21 +139,34 @@ class Linear(Layer):
         Args:
             dout: (N, out), the gradient by x W + b.
             residual: (N, in), added to the gradient of x, or None.
-            activation, saved: the activation that made x, and what it saved: then the gradient
-                by the activation's input is returned.
-            dx: (N, in), where to write; a shared buffer unless given.
+            activation, saved: the activation that made x, and what it saved, (N, in): then the
+                gradient by the activation's input is returned.
+            dx: (N, in), where to write, apart from what is read; a shared buffer unless given.
             calls: see layers/calls.py.
 
         Returns:
             dx.
         """
-        rows = self.x.shape[0]
-        checks.matrix("Linear.backward", "dout", dout, rows, self.out_features, self.dtype)
-        if dx is None:
-            dx = self.scratch.get("linear.dx", rows, self.in_features)
+        by_itself = self.guard.check_left()
+        where, rows = "Linear.backward", self.x.shape[0]
+        checks.matrix(where, "dout", dout, rows, self.out_features, self.dtype)
         for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
             if array is not None:
-                checks.matrix("Linear.backward", name, array, rows, self.in_features, self.dtype)
+                checks.matrix(where, name, array, rows, self.in_features, self.dtype)
+        if dx is None:
+            apart = (dout, residual, saved) if by_itself else ()
+            dx = self.scratch.get("linear.dx", rows, self.in_features, apart=apart)
+        if by_itself:
+            checks.one_of(where, "activation", activation, ACTIVATIONS)
+            if (saved is None) != (activation == NO_ACTIVATION):
+                checks.fail(
+                    f"{where}: activation and saved go together: the activation that made x, and "
+                    f"what it saved; got {activation=} with{'out' if saved is None else ''} saved"
+                )
+            gradients = {"gradient": self.weight.gradient, "bias": self.bias.gradient}
+            read = {"dout": dout, "residual": residual, "saved": saved, "x": self.x}
+            checks.apart(where, "dx", dx, **read, weight=self.weight.value, **gradients)
+            checks.apart(where, "dout", dout, **gradients)
         call(
             calls,
             self.ops.matmul_backward,
@@ -153,34 +189,52 @@ class TiedLinear(Layer):
     Source: Press & Wolf 2017, arXiv:1608.05859.
     """
 
+    left = ("x",)
+    x: Array
+
     def __init__(self, embedding: Embedding, *, precision: str = "float32") -> None:
         """Share the table of an embedding, its backend and its dtype; precision: see `Layer`."""
         super().__init__(embedding.ops.name, embedding.dtype.name, precision)
         self.weight = embedding.weight
 
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        vocab_size, embed_dim = self.weight.value.shape
+        return {"embed_dim": embed_dim, "vocab_size": vocab_size}
+
     def forward(self, x: Array, *, out: Array | None = None, calls: Calls | None = None) -> Array:
         """Return (N, V) for x of (N, C): in out of that shape, or a buffer."""
         vocab_size, embed_dim = self.weight.value.shape
         checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
+        by_itself = self.guard.claim()
+        if by_itself:
+            x = self.apart(x)
         if out is None:
             out = self.buffers.get("out", x.shape[0], vocab_size)
         else:
             checks.matrix("TiedLinear", "out", out, x.shape[0], vocab_size, self.dtype)
-        self.x = x
+            if by_itself:
+                checks.apart("TiedLinear", "out", out, x=x, weight=self.weight.value)
+        self.__dict__["x"] = x
         nothing = self.nothing
         call(
-            calls, self.ops.matmul_nt, x, self.weight.value[None], nothing, nothing, NO_ACTIVATION,
-            out,
+            calls, self.ops.matmul_nt, self.x, self.weight.value[None], nothing, nothing,
+            NO_ACTIVATION, out,
         )  # fmt: skip
         return out
 
     def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Add the table's gradient, and return that of x, (N, C), a shared buffer."""
-        vocab_size, embed_dim = self.weight.value.shape
-        checks.matrix("TiedLinear.backward", "dout", dout, self.x.shape[0], vocab_size, self.dtype)
+        by_itself = self.guard.check_left()
+        (vocab_size, embed_dim), where = self.weight.value.shape, "TiedLinear.backward"
+        checks.matrix(where, "dout", dout, self.x.shape[0], vocab_size, self.dtype)
+        if by_itself:
+            checks.apart(where, "dout", dout, gradient=self.weight.gradient)
         gradient = self.weight.gradient[None]
         call(calls, self.ops.matmul_tn, dout, self.x, self.no_vector, gradient)
-        dx = self.scratch.get("linear.dx", self.x.shape[0], embed_dim)
+        dx = self.scratch.get(
+            "linear.dx", self.x.shape[0], embed_dim, apart=(dout,) if by_itself else ()
+        )
         call(
             calls, self.ops.matmul, dout, self.weight.value[None], self.no_vector, self.nothing,
             NO_ACTIVATION, self.nothing, dx,

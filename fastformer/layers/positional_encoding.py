@@ -34,6 +34,9 @@ def check_length(batch: PackedBatch, max_seq_len: int) -> None:
 class PositionalEncoding(Layer):
     """x + table[position]."""
 
+    left = ("batch",)
+    batch: PackedBatch
+
     def __init__(
         self,
         embed_dim: int,
@@ -66,6 +69,11 @@ class PositionalEncoding(Layer):
         else:
             self._table = sinusoidal_table(*shape).astype(self.dtype)
 
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        kind = {"learned": self.learned}
+        return {"max_seq_len": self.max_seq_len, "embed_dim": self.embed_dim, **kind}
+
     @property
     def table(self) -> Array:
         """The (max_seq_len, C) table."""
@@ -83,7 +91,9 @@ class PositionalEncoding(Layer):
         """Return x plus each token's row of the table, (N, C), in a buffer."""
         self.check(batch)
         checks.matrix("PositionalEncoding", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
-        self.batch = batch
+        if self.guard.claim():
+            x = self.apart(x)
+        self.__dict__["batch"] = batch
         out = self.buffers.get("out", *x.shape)
         rows = np.arange(batch.num_tokens)
         self.ops.embedding_forward(rows, batch._positions, x, self.table, out)
@@ -91,9 +101,15 @@ class PositionalEncoding(Layer):
 
     def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
         """Add the gradient of a learned table, and return that of x, which is dout."""
+        self.guard.check_left()
         rows = self.batch.num_tokens
         checks.matrix("PositionalEncoding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
-        if self.learned:
-            places, gradient = self.batch._positions, self.weight.gradient
-            call(calls, self.ops.embedding_backward, places, dout, gradient)
+        self.add_gradient(dout, self.batch, calls)
         return dout
+
+    def add_gradient(self, dout: Array, batch: PackedBatch, calls: Calls | None) -> None:
+        """Add the gradient of a learned table, for a dout and a batch that were checked."""
+        if self.learned:
+            gradient = self.weight.gradient
+            checks.apart("PositionalEncoding.backward", "dout", dout, gradient=gradient)
+            call(calls, self.ops.embedding_backward, batch._positions, dout, gradient)

@@ -7,6 +7,7 @@ import numpy as np
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
+from fastformer.fixed import Fixed
 from fastformer.layers.base import DTYPES
 from fastformer.layers.positional_encoding import check_length
 from fastformer.models.config import RELATIVE_POSITIONS, ModelConfig
@@ -37,7 +38,7 @@ def alibi_slopes(num_heads: int) -> Array:
     return np.concatenate([slopes, between[: num_heads - power]])
 
 
-class RelativePositions:
+class RelativePositions(Fixed):
     """What attention is told of positions. The layers of a model share one.
 
     Attributes:
@@ -67,15 +68,16 @@ class RelativePositions:
         self.dtype = np.dtype(checks.choice("dtype", dtype, DTYPES))
         if embed_dim % num_heads:
             checks.fail(f"num_heads must divide {embed_dim=}, got {num_heads}")
-        self.cosines, self.sines = np.zeros((2, 0, 0), dtype)
-        self.slopes = np.zeros(0, dtype)
+        cosines, sines = np.zeros((2, 0, 0))
+        slopes = np.zeros(0)
         if kind == "alibi":
-            self.slopes = alibi_slopes(num_heads).astype(dtype)
+            slopes = alibi_slopes(self.num_heads)
         else:
-            size = checks.even_head_size(embed_dim, num_heads)
-            checks.table_size("RelativePositions", max_seq_len=max_seq_len, head_size=size)
-            tables = rotary_tables(max_seq_len, size)
-            self.cosines, self.sines = (table.astype(dtype) for table in tables)
+            size = checks.even_head_size(self.embed_dim, self.num_heads)
+            checks.table_size("RelativePositions", max_seq_len=self.max_seq_len, head_size=size)
+            cosines, sines = rotary_tables(self.max_seq_len, size)
+        self.cosines, self.sines = cosines.astype(dtype), sines.astype(dtype)
+        self.slopes = slopes.astype(dtype)
 
     def check(self, batch: PackedBatch) -> None:
         """Raise where a sequence is longer than max_seq_len."""

@@ -8,10 +8,14 @@ from fastformer.parameters import Array
 class RMSNorm(RowNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight; see kernels/rmsnorm.py."""
 
+    left = ("x", "rrms")
+    rrms: Array
+
     def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
+        x = self.begin(x)
         out = self.prepare(x)
-        self.rrms = self.buffers.get("rrms", x.shape[0])
+        self.__dict__["rrms"] = self.buffers.get("rrms", x.shape[0])
         weight = self.weight.value
         call(calls, self.ops.rmsnorm_forward, x, weight, self.epsilon, out, self.rrms)
         return out

@@ -1,8 +1,9 @@
 """One block: attention, then feed-forward, each with a residual sum and a norm."""
 
 from fastformer.batch import Ids, PackedBatch
+from fastformer.buffers import Apart
 from fastformer.errors import InvalidTypeError
-from fastformer.layers.attention import MultiHeadAttention
+from fastformer.layers.attention import MultiHeadAttention, own_rows
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.block_plan import BlockPlan, BlockPlans
 from fastformer.layers.calls import Calls, make
@@ -28,8 +29,10 @@ class TransformerBlock(Layer):
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745.
     """
 
+    left = ("op", "plan", "_rows")
     # Of the last forward; None where it was layer by layer.
     op: str | None
+    plan: BlockPlan | None
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class TransformerBlock(Layer):
             bias=config.attention_bias,
             dropout=config.dropout,
             counter=counter,
-            positions=positions or relative_positions(config, dtype),
+            positions=relative_positions(config, dtype) if positions is None else positions,
             seed=stream,
             backend=backend,
             dtype=dtype,
@@ -97,8 +100,12 @@ class TransformerBlock(Layer):
         self.embed_dim = config.embed_dim
         parameters = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
         self.small = parameters <= MOST_PARAMETERS
-        self.plan: BlockPlan | None = None
         self._plans = BlockPlans()
+        self.share()
+
+    def sizes(self) -> dict[str, object]:
+        """Return what a person is told of the layer beside its name."""
+        return {"norm": "pre" if self.pre_norm else "post"}
 
     def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
         """Return (N, C) for x of (N, C); with rows, (B, C): the result of those rows alone.
@@ -106,16 +113,22 @@ class TransformerBlock(Layer):
         Only keys and values then need all rows; the rest is computed for the chosen ones, and
         the result is the same.
         """
+        by_itself = self.guard.claim()
+        if by_itself:
+            self.attention.check(x, batch, rows, "TransformerBlock")
         planned = self.planned_forward(x, batch, rows)
         if planned is not None:
             return make(*planned)
+        rows = own_rows(batch, rows)
         self.attention.check(x, batch, rows, "TransformerBlock")
-        self.rows = rows
-        self.op = self.op_for(batch)
-        if self.op is not None:
-            self.plan = BlockPlan(self, self.op, x, batch, rows)
-            self._plans.add(self.plan)
-            return make(*self.plan.forward(batch, rows))
+        if by_itself and self.overlaps(x):
+            return self.forward(x.copy(), batch, rows)
+        op = self.op_for(batch)
+        self.__dict__.update(_rows=rows, op=op, plan=None)
+        if op is not None:
+            plan = self.__dict__["plan"] = BlockPlan(self, op, x, batch, rows)
+            self._plans.add(plan)
+            return make(*plan.forward(batch, rows))
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
             normed = self.norm1.forward(x)
@@ -126,6 +139,7 @@ class TransformerBlock(Layer):
 
     def backward(self, dout: Array) -> Array:
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
+        apart: Apart = (dout,) if self.guard.check_left() else ()
         planned = self.planned_backward(dout)
         if planned is not None:
             return make(*planned)
@@ -140,11 +154,11 @@ class TransformerBlock(Layer):
         db = self.norm2.backward(self.feed_forward.backward(dout), residual=dout)
         # b = x + attention(norm1(x))
         dnormed = self.attention.backward(db)
-        dx = self.scratch.get("block.dx", *dnormed.shape)
-        if self.rows is None:
+        dx = self.scratch.get("block.dx", *dnormed.shape, apart=apart)
+        if self._rows is None:
             return self.norm1.backward(dnormed, residual=db, dx=dx)
         self.norm1.backward(dnormed, dx=dx)
-        self.ops.scatter_rows(db, self.rows, dx)
+        self.ops.scatter_rows(db, self._rows, dx)
         return dx
 
     def planned_forward(
@@ -157,7 +171,7 @@ class TransformerBlock(Layer):
         plan = self._plans.find(x, batch, rows)
         if plan is None or self._drops():
             return None
-        self.rows, self.op, self.plan = rows, plan.op, plan
+        self.__dict__.update(_rows=rows, op=plan.op, plan=plan)
         return plan.forward(batch, rows)
 
     def planned_backward(self, dout: Array) -> tuple[Calls, Array] | None:

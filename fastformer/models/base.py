@@ -7,7 +7,7 @@ import numpy as np
 from fastformer import checks
 from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
-from fastformer.errors import InvalidTypeError
+from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.layers.base import Layer, initial_stream
 from fastformer.layers.calls import Calls, make
 from fastformer.layers.dropout import Dropout, DropoutCounter
@@ -69,7 +69,7 @@ class Model(Layer):
         )
         self.positions = None if self.relative else self._added_positions(backend, dtype)
         self.dropout = Dropout(config.dropout, self.dropout_counter, backend=backend, dtype=dtype)
-        self.blocks = [
+        self.blocks = tuple(
             TransformerBlock(
                 config,
                 causal=causal,
@@ -81,7 +81,7 @@ class Model(Layer):
                 precision=precision,
             )
             for _ in range(config.num_layers)
-        ]
+        )
         self.final_norm = (
             new_norm(config, backend=backend, dtype=dtype) if config.norm == "pre" else None
         )
@@ -100,22 +100,47 @@ class Model(Layer):
     def forward(self, batch: PackedBatch) -> Array:
         """Return logits: (B, V) of a classifier, a row for each sequence; (N, V) of a decoder.
 
-        A decoder's row for each token is what comes after it.
+        A decoder's row for each token is what comes after it. Threads may share a model: each gets
+        its own logits, one after the other.
+
+        Raises:
+            TypeError, ValueError: not a PackedBatch, or one that the model cannot read.
+            OtherThreadError: another thread called one of the layers by itself.
         """
         calls: Calls = []
-        result = self.plan_forward(batch, calls)
-        with self.threads.at("forward", batch.num_tokens):
-            return make(calls, result)
+        with self.guard:
+            result = self.plan_forward(batch, calls)
+            with self.threads.at("forward", batch.num_tokens):
+                return make(calls, result)
 
     def backward(self, dlogits: Array) -> None:
-        """Add the gradients of all parameters, for the gradient by the logits, of their shape."""
+        """Add the gradients of all parameters, for the gradient by the logits, of their shape.
+
+        Raises:
+            TypeError, ValueError: what is no such gradient.
+            NotForwardedError: forward was not called, or failed, or what it left is overwritten.
+            OtherThreadError: another thread called forward in between.
+        """
         calls: Calls = []
-        self.plan_backward(dlogits, calls)
-        with self.threads.at("backward", len(dlogits)):
-            make(calls, dlogits)
+        with self.guard:
+            self.guard.check_left()
+            if not self.guard.whole:
+                raise NotForwardedError(
+                    f"{type(self).__name__}.backward: there is no forward of the whole model to "
+                    "undo, or a layer was called or text generated since; call forward first"
+                )
+            self.plan_backward(dlogits, calls)
+            with self.threads.at("backward", len(dlogits)):
+                make(calls, dlogits)
 
     def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
         """Do what `forward` does, whose result is there when the calls are made."""
+        self.guard.begin()
+        logits = self._plan_forward(batch, calls)
+        self.guard.whole = True
+        return logits
+
+    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
         raise NotImplementedError
 
     def plan_backward(self, dlogits: Array, calls: Calls) -> None:

@@ -70,10 +70,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("vocab_size", "embed_dim", "num_heads", "ffn_dim"):
-            checks.integer(name, getattr(self, name), 1)
-        checks.integer("num_layers", self.num_layers, 1, MOST_LAYERS)
-        checks.integer("max_seq_len", self.max_seq_len, 1, MOST_TOKENS)
+        most = {"num_layers": MOST_LAYERS, "max_seq_len": MOST_TOKENS}
+        for name in (
+            "vocab_size",
+            "embed_dim",
+            "num_heads",
+            "num_layers",
+            "ffn_dim",
+            "max_seq_len",
+        ):
+            # As Python has them: NumPy's would overflow in products of sizes.
+            value = checks.integer(name, getattr(self, name), 1, most.get(name))
+            object.__setattr__(self, name, value)
         if self.embed_dim % self.num_heads:
             near = checks.nearest_divisor(self.embed_dim, self.num_heads)
             checks.fail(

@@ -54,8 +54,7 @@ class TransformerDecoder(Model):
             )
         self.parameters()
 
-    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        """Do what `forward` does, whose result is there when the calls are made."""
+    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
         x = forward_through(self.blocks, self._embed(batch, calls), batch, None, calls)
         if self.final_norm is not None:
             x = self.final_norm.forward(x, calls=calls)

@@ -15,7 +15,9 @@ class Transformer(Model):
     Where one row for each sequence is read out, the last block computes that row alone.
     """
 
+    left = ("batch",)
     config: TransformerConfig
+    batch: PackedBatch
 
     def __init__(
         self,
@@ -54,9 +56,8 @@ class Transformer(Model):
         )
         self.parameters()
 
-    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        """Do what `forward` does, whose result is there when the calls are made."""
-        self.batch = batch
+    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
+        self.__dict__["batch"] = batch
         x = self._embed(batch, calls)
         x = forward_through(self.blocks, x, batch, self._rows(batch), calls)
         if self.final_norm is not None:

@@ -89,9 +89,9 @@ class ClassifierPlan:
         return not drops and batch.num_sequences >= FEWEST_SEQUENCES and elements <= MOST_ELEMENTS
 
     def accumulate(
-        self, batch: PackedBatch, targets: Ids, loss_fn: CrossEntropyLoss, count: int
+        self, batch: PackedBatch, ids: Ids, loss_fn: CrossEntropyLoss, count: int
     ) -> tuple[float, Array]:
-        """Do what `accumulate_gradients` says, for a batch that fits and checked targets."""
+        """Do what `accumulate_gradients` says, for a batch that fits, and checked targets."""
         self.embedding.check(batch, self.positions)
         sequences, classes = batch.num_sequences, self.config.vocab_size
         self.dropout_counter.count()
@@ -105,8 +105,7 @@ class ClassifierPlan:
             batch._offsets,
             batch._first_rows if self.pooling == "first" else batch._last_rows,
             batch._one_row_offsets,
-            # A copy: the kernel reads by these ids, so nobody may change them after the check.
-            np.array(targets, np.int64),
+            ids,
             *self._settings,
             loss_fn.label_smoothing,
             1 / max(1, count),

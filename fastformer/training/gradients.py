@@ -5,7 +5,12 @@ from fastformer.parameters import Parameters
 
 
 def gradient_norm(parameters: Parameters) -> float:
-    """Return the Euclidean norm of all gradients together, in float64."""
+    """Return the Euclidean norm of all gradients together, in float64.
+
+    Raises:
+        TypeError: anything else than what `model.parameters()` gives.
+    """
+    checks.instance("gradient_norm", "parameters", parameters, Parameters)
     return float(parameters.ops.gradient_norm(parameters.gradients))
 
 
@@ -17,9 +22,14 @@ def clip_gradients(parameters: Parameters, max_norm: float) -> float:
 
     Returns:
         The norm before. Where it is not finite nothing is scaled: check it before the step.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed.
     """
     checks.number("max_norm", max_norm, above=0)
-    norm = gradient_norm(parameters)
-    if max_norm < norm < float("inf"):
-        parameters.ops.scale_gradient(parameters.gradients, max_norm / norm)
+    checks.instance("clip_gradients", "parameters", parameters, Parameters)
+    with parameters.guard.lock:
+        norm = gradient_norm(parameters)
+        if max_norm < norm < float("inf"):
+            parameters.ops.scale_gradient(parameters.gradients, max_norm / norm)
     return norm

@@ -1,29 +1,41 @@
 """Cross-entropy between logits and target ids."""
 
+import threading
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.backend import get_backend
 from fastformer.batch import Ids
-from fastformer.errors import InvalidTypeError
+from fastformer.errors import InvalidTypeError, NotForwardedError
+from fastformer.fixed import Fixed
 from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 
 
-class CrossEntropyLoss:
+class _Kept:
+    """What a forward keeps for backward."""
+
+    __slots__ = ("count", "largest", "logits", "targets", "total", "value")
+
+    count: int
+    largest: Array
+    logits: Array
+    targets: Ids
+    total: Array
+    value: float
+
+
+class CrossEntropyLoss(Fixed):
     """The mean of -log softmax(logits)[target] over the targets that are not ignored.
 
     With label smoothing, that share of each target is spread evenly over all classes. It is for
     training: losses that are compared and reported, as the trainer's of validation and test, are
-    without. Formulas and sources are in kernels/cross_entropy.py.
-
-    Attributes:
-        value: the mean loss of the last forward.
+    without. Formulas and sources are in kernels/cross_entropy.py. Each thread of Python has a last
+    forward of its own. Logits are not copied: they must stay as they are until backward.
     """
-
-    value: float
 
     def __init__(
         self, *, ignore_index: int = -1, label_smoothing: float = 0.0, backend: str = "numba"
@@ -41,13 +53,38 @@ class CrossEntropyLoss:
         self.label_smoothing = checks.number(
             "label_smoothing", label_smoothing, at_least=0, at_most=1
         )
+        self._of_thread = threading.local()
 
-    def forward(self, logits: Array, targets: Ids) -> float:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy the settings; a copy has no last forward."""
+        return _made, (self.ignore_index, self.label_smoothing, self.ops.name)
+
+    @property
+    def value(self) -> float:
+        """The mean loss of this thread's last forward."""
+        return self._last.value
+
+    @property
+    def count(self) -> int:
+        """The number of targets of this thread's last forward that are not ignored."""
+        return self._last.count
+
+    @property
+    def _last(self) -> _Kept:
+        try:
+            kept: _Kept = self._of_thread.kept
+        except AttributeError:
+            raise NotForwardedError(
+                "CrossEntropyLoss: there was no forward in this thread; call forward first"
+            ) from None
+        return kept
+
+    def forward(self, logits: Array, targets: npt.ArrayLike) -> float:
         """Return the mean loss; 0.0 if all targets are ignored.
 
         Args:
             logits: (N, V) float32 or float64, C-contiguous.
-            targets: (N,) integers from 0 to V - 1, or ignore_index.
+            targets: (N,) integers from 0 to V - 1, or ignore_index; an array or a list.
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
@@ -55,7 +92,7 @@ class CrossEntropyLoss:
         self.plan_forward(logits, targets, None)
         return self.value
 
-    def plan_forward(self, logits: Array, targets: Ids, calls: Calls | None) -> None:
+    def plan_forward(self, logits: Array, targets: npt.ArrayLike, calls: Calls | None) -> None:
         """Do what `forward` does, and leave the mean loss in `value` when the calls are made."""
         if not isinstance(logits, np.ndarray) or logits.dtype not in (np.float32, np.float64):
             given = getattr(logits, "dtype", type(logits).__name__)
@@ -68,20 +105,18 @@ class CrossEntropyLoss:
             )
         N, V = logits.shape
         checks.matrix("CrossEntropyLoss", "logits", logits, N, V, logits.dtype)
-        self.count = checks.target_ids("CrossEntropyLoss", targets, N, V, self.ignore_index)
-        self.logits = logits
-        # A copy: backward writes by these ids, so nobody may change them after the check.
-        self.targets = np.array(targets, np.int64)
-        losses = np.empty(N, logits.dtype)
-        self.largest = np.empty(N, logits.dtype)
-        self.total = np.empty(N, logits.dtype)
+        kept, ignored = _Kept(), self.ignore_index
+        kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
+        kept.logits = logits.view()
+        losses, kept.largest, kept.total = np.empty((3, N), logits.dtype)
+        self._of_thread.kept = kept
         call(
-            calls, self._compute, logits, self.targets, self.label_smoothing, losses, self.largest,
-            self.total,
+            calls, self._compute, kept, kept.logits, kept.targets, self.label_smoothing, losses,
+            kept.largest, kept.total,
         )  # fmt: skip
 
-    def _compute(self, *arguments: Any) -> None:
-        self.value = self.ops.cross_entropy_forward(*arguments) / max(1, self.count)
+    def _compute(self, kept: _Kept, *arguments: Any) -> None:
+        kept.value = self.ops.cross_entropy_forward(*arguments) / max(1, kept.count)
 
     def backward(self, share: float = 1.0, *, calls: Calls | None = None) -> Array:
         """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
@@ -90,18 +125,29 @@ class CrossEntropyLoss:
             share: what the loss is multiplied by: that of these targets, of all of a batch which
                 is computed in parts.
             calls: see layers/calls.py.
+
+        Raises:
+            NotForwardedError: there was no forward in this thread.
+            TypeError, ValueError: a share that is not a finite number.
         """
-        dlogits = np.empty_like(self.logits)
-        scale = share / max(1, self.count)
+        kept = self._last
+        dlogits = np.empty_like(kept.logits)
+        scale = checks.number("share", share) / max(1, kept.count)
         call(
             calls,
             self.ops.cross_entropy_backward,
-            self.logits,
-            self.targets,
-            self.largest,
-            self.total,
+            kept.logits,
+            kept.targets,
+            kept.largest,
+            kept.total,
             self.label_smoothing,
             scale,
             dlogits,
         )
         return dlogits
+
+
+def _made(ignore_index: int, label_smoothing: float, backend: str) -> CrossEntropyLoss:
+    return CrossEntropyLoss(
+        ignore_index=ignore_index, label_smoothing=label_smoothing, backend=backend
+    )

@@ -1,33 +1,52 @@
 """SGD, Adam and AdamW over all parameters of a model at once."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 
 from fastformer import checks
 from fastformer.errors import FastformerError, InvalidTypeError
-from fastformer.parameters import Array, Parameters, aligned_zeros
+from fastformer.fixed import Fixed
+from fastformer.parameters import Array, Owner, Parameters, aligned_zeros
+
+# More than anybody makes, and few enough for kernels, which count them in 64 bits.
+MOST_STEPS = 1 << 53
+OptimizerT = TypeVar("OptimizerT", bound="Optimizer")
 
 
 class NotFiniteError(FastformerError, ArithmeticError):
     """A step would bring NaN or infinity into the parameters; nothing was changed."""
 
 
-class Optimizer:
+class Optimizer(Fixed):
     """Changes parameters by their gradients, and refuses to where anything is not finite.
 
+    It is copied together with its model, copy.deepcopy((model, optimizer)), and not pickled.
+
     Attributes:
-        learning_rate: of the next step; a schedule sets it.
+        learning_rate: of the next step, >= 0; a schedule sets it. `lr` is another name of it, here
+            and where an optimizer is made.
         steps: how many steps were made.
     """
 
+    settable: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "learning_rate": partial(checks.number, "learning_rate", at_least=0),
+        "steps": partial(checks.integer, "steps", minimum=0, maximum=MOST_STEPS),
+    }
     state_names: tuple[str, ...]
 
-    def __init__(self, parameters: Parameters, lr: float) -> None:
+    def __init__(
+        self, parameters: Parameters, lr: float | None, learning_rate: float | None, usual: float
+    ) -> None:
         """Make the state, zeros.
 
         Args:
-            parameters: what `model.parameters()` gives.    lr: the learning rate, > 0.
+            parameters: what `model.parameters()` gives.
+            lr, learning_rate: the learning rate, > 0, by one of its names; None for the usual one.
 
         Raises:
             TypeError: anything else than Parameters.
@@ -38,8 +57,12 @@ class Optimizer:
                 f"{type(self).__name__}: parameters must be what model.parameters() returns, "
                 f"got {type(parameters).__name__}"
             )
+        if lr is not None and learning_rate is not None:
+            checks.fail("lr and learning_rate are two names of one number; give one of them")
+        name = "lr" if learning_rate is None else "learning_rate"
+        given = lr if learning_rate is None else learning_rate
         self.parameters = parameters
-        self.learning_rate = checks.number("lr", lr, above=0)
+        self.learning_rate = checks.number(name, usual if given is None else given, above=0)
         self.steps = 0
         self._state = {
             name: aligned_zeros(parameters.values.size, parameters.values.dtype)
@@ -48,30 +71,71 @@ class Optimizer:
         self._state_was_given = False
 
     @property
-    def state(self) -> dict[str, Array]:
+    def lr(self) -> float:
+        """Another name of `learning_rate`."""
+        return self.learning_rate
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.learning_rate = value
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: what comes back would train no model."""
+        raise InvalidTypeError(
+            f"{type(self).__name__} cannot be pickled or copied without its model; save "
+            "state_dict() and steps, or use copy.deepcopy((model, optimizer))"
+        )
+
+    def __deepcopy__(self: OptimizerT, memo: dict[int, Any]) -> OptimizerT:
+        """Return a copy for the copy of the model, which is made in the same call."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        with self.parameters.guard.lock:
+            vars(copied).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return copied
+
+    def check_trains(self, model: Owner) -> None:
+        """Raise where the parameters are not those of a model.
+
+        Raises:
+            ValueError: they are another model's.
+        """
+        if self.parameters is not model.parameters():
+            checks.fail(
+                f"{type(self).__name__}: it was made for the parameters of another model, or of a "
+                "copy, and would not train this one; make it with model.parameters(), and copy "
+                "both at once: copy.deepcopy((model, optimizer))"
+            )
+
+    @property
+    def state(self) -> Mapping[str, Array]:
         """The arrays of the state, by their names, as they are: each (P,).
 
         Whoever has them may write into them, so that each step looks at them from then on.
         Otherwise they are finite, for the squares of all gradients are.
         """
         self._state_was_given = True
-        return self._state
+        return MappingProxyType(self._state)
 
     def step(self) -> None:
         """Change the parameters; the gradients stay as they are.
 
         Raises:
+            ValueError: it was copied without its model, so that nothing would be trained.
             NotFiniteError: a parameter, a gradient or the state is not finite, or a gradient is so
                 large that its square is not. The message names it, and nothing is changed.
         """
-        where = self.first_not_finite()
-        if where is not None:
-            raise NotFiniteError(
-                f"{type(self).__name__}: {where} is not finite at step {self.steps + 1}; nothing "
-                "was changed. Look at the loss before the step, or try a lower learning rate"
-            )
-        self.steps += 1
-        self._update()
+        self.parameters.check_used(type(self).__name__)
+        with self.parameters.guard.lock:
+            where = self.first_not_finite()
+            if where is not None:
+                raise NotFiniteError(
+                    f"{type(self).__name__}: {where} is not finite at step {self.steps + 1}; "
+                    "nothing was changed. Look at the loss before the step, or try a lower "
+                    "learning rate"
+                )
+            self.__dict__["steps"] += 1
+            self._update()
 
     def _update(self) -> None:
         raise NotImplementedError
@@ -123,16 +187,17 @@ class Optimizer:
             ValueError: a name that is missing or unknown, a shape that differs, or a value that
                 is not finite.
         """
-        steps = checks.integer("steps", steps, 0)
+        steps = checks.integer("steps", steps, 0, MOST_STEPS)
         owned = {
             f"{state_name}.{name}": view
             for state_name, flat in self._state.items()
             for name, view in self.parameters.views_of(flat)
         }
         arrays = checks.fitting_arrays(type(self).__name__, "state", owned, state)
-        for name, view in owned.items():
-            view[...] = arrays[name]
-        self.steps = steps
+        with self.parameters.guard.lock:
+            for name, view in owned.items():
+                view[...] = arrays[name]
+            self.steps = steps
 
 
 class SGD(Optimizer):
@@ -140,9 +205,22 @@ class SGD(Optimizer):
 
     state_names = ("velocity",)
 
-    def __init__(self, parameters: Parameters, lr: float = 0.01, momentum: float = 0.0) -> None:
-        """Make the optimiser; momentum is in [0, 1)."""
-        super().__init__(parameters, lr)
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float | None = None,
+        momentum: float = 0.0,
+        *,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Make the optimiser.
+
+        Args:
+            parameters: what `model.parameters()` gives.
+            lr, learning_rate: two names of the learning rate, > 0; 0.01 unless given.
+            momentum: in [0, 1).
+        """
+        super().__init__(parameters, lr, learning_rate, 0.01)
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
 
     def _update(self) -> None:
@@ -166,20 +244,23 @@ class AdamW(Optimizer):
     def __init__(
         self,
         parameters: Parameters,
-        lr: float = 1e-3,
+        lr: float | None = None,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        learning_rate: float | None = None,
     ) -> None:
         """Make the optimiser.
 
         Args:
-            parameters: what `model.parameters()` gives.    lr: the learning rate, > 0.
+            parameters: what `model.parameters()` gives.
+            lr, learning_rate: two names of the learning rate, > 0; 0.001 unless given.
             beta1, beta2: decay of the moments, in [0, 1).    epsilon: > 0.
             weight_decay: share of a weight that goes per step and learning rate, >= 0.
         """
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, learning_rate, 1e-3)
         self.beta1 = checks.number("beta1", beta1, at_least=0, below=1)
         self.beta2 = checks.number("beta2", beta2, at_least=0, below=1)
         self.epsilon = checks.number("epsilon", epsilon, above=0)
@@ -214,10 +295,14 @@ class Adam(AdamW):
     def __init__(
         self,
         parameters: Parameters,
-        lr: float = 1e-3,
+        lr: float | None = None,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
+        *,
+        learning_rate: float | None = None,
     ) -> None:
         """Make the optimiser; arguments as for AdamW."""
-        super().__init__(parameters, lr, beta1, beta2, epsilon, weight_decay=0.0)
+        super().__init__(
+            parameters, lr, beta1, beta2, epsilon, weight_decay=0.0, learning_rate=learning_rate
+        )

@@ -79,7 +79,7 @@ def count_right(
 def accumulate_gradients(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     count: int | None = None,
 ) -> tuple[float, Array]:
@@ -93,8 +93,8 @@ def accumulate_gradients(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids; the loss_fn's ignore_index where
-            nothing is asked.    loss_fn: the loss.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; the loss_fn's
+            ignore_index where nothing is asked.    loss_fn: the loss.
         count: where this is one of several batches whose gradients are added up, the targets that
             are asked in all of them. Losses and gradients then add up to those of one large batch,
             whatever each of them holds. None where this batch is all.
@@ -112,33 +112,33 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
     rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
     classes, ignored = model.config.vocab_size, loss_fn.ignore_index
-    own = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    ids, own = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     count = own if count is None else checks.integer("count", count, own)
-    with model.threads.at("gradients", batch.num_tokens):
-        return _accumulate(model, batch, targets, loss_fn, count)
+    with model.guard, model.threads.at("gradients", batch.num_tokens):
+        return _accumulate(model, batch, ids, loss_fn, count)
 
 
 def _accumulate(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    ids: Ids,
     loss_fn: CrossEntropyLoss,
     count: int,
 ) -> tuple[float, Array]:
     """Do what `accumulate_gradients` says, of what it has checked."""
     plan = classifier_plan(model, batch, loss_fn)
     if plan is not None:
-        return plan.accumulate(batch, targets, loss_fn, count)
+        return plan.accumulate(batch, ids, loss_fn, count)
     model.prepare(block_op=model.blocks[0].op_for(batch), training=True)
     parts = _part_count(model, batch)
     if parts == 1:
-        return _part_gradients(model, batch, targets, loss_fn, count)
+        return _part_gradients(model, batch, ids, loss_fn, count)
     # All of the batch, before the first part: messages name an index in it.
     model.embedding.check(batch, model.positions)
     if model.relative:
         model.relative.check(batch)
     total, all_logits = 0.0, []
-    for part, part_targets in _parts(batch, targets, parts):
+    for part, part_targets in _parts(batch, ids, parts):
         loss, logits = _part_gradients(model, part, part_targets, loss_fn, count)
         total += loss
         all_logits.append(logits)
@@ -186,7 +186,7 @@ def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[Packe
 def train_step(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     optimizer: Optimizer,
 ) -> Scores:
@@ -194,19 +194,29 @@ def train_step(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
+            nothing is asked.
 
     Returns:
         The loss and accuracy on the batch before the step: of the sequences' classes, or of a
         decoder's tokens. What is not asked counts in neither.
+
+    Raises:
+        TypeError, ValueError: an argument that is not allowed, or an optimizer of other parameters
+            than this model's; nothing is changed then.
+        NotFiniteError: as of the optimizer's step.
+        OtherThreadError: another thread called one of the model's layers by itself.
     """
     checks.instance("train_step", "model", model, Transformer, TransformerDecoder)
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
     checks.instance("train_step", "optimizer", optimizer, Optimizer)
+    optimizer.check_trains(model)
+    targets = checks.target_array("train_step", targets)
     ensure_compiled(training_kernels(model))
-    model.zero_grad()
-    loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
-    optimizer.step()
+    with model.guard:
+        model.zero_grad()
+        loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
+        optimizer.step()
     return Scores(loss, count_right(batch, logits, targets).accuracy)
 
 
@@ -220,23 +230,24 @@ def predict_classes(
     checks.instance("evaluate", "model", model, Transformer, TransformerDecoder)
     checks.instance("evaluate", "inputs", inputs, PackedBatch)
     checks.integer("batch_size", batch_size, 1)
-    training = model.dropout_counter.training
-    model.eval()
     order = np.arange(inputs.num_sequences)
-    try:
-        parts = [
-            model.forward(inputs.select(order[first : first + batch_size]))
-            for first in range(0, inputs.num_sequences, batch_size)
-        ]
-    finally:
-        model.dropout_counter.training = training
+    with model.guard:
+        training = model.dropout_counter.training
+        model.eval()
+        try:
+            parts = [
+                model.forward(inputs.select(order[first : first + batch_size]))
+                for first in range(0, inputs.num_sequences, batch_size)
+            ]
+        finally:
+            model.dropout_counter.training = training
     return np.concatenate(parts)
 
 
 def evaluate(
     model: Transformer | TransformerDecoder,
     inputs: PackedBatch,
-    targets: Ids,
+    targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
     batch_size: int = EVALUATED,
     whole_answers: bool = False,
@@ -245,12 +256,14 @@ def evaluate(
 
     Args:
         model: a classifier or a decoder.    inputs: all sequences.
-        targets: (B,) class ids, or a decoder's (N,) next ids, -1 where nothing is asked.
+        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
+            nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
         whole_answers: a decoder's accuracy is that of sequences of which all tokens that are asked
             are right, and not that of tokens.
     """
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
+    targets = checks.target_array("evaluate", targets)
     logits = predict_classes(model, inputs, batch_size)
     loss = loss_fn.forward(logits, targets)
     return Scores(loss, count_right(inputs, logits, targets, whole_answers).accuracy)
