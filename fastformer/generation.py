@@ -84,9 +84,10 @@ class KeyValueCache(Fixed):
             TypeError: not a PackedBatch.
             OtherThreadError: another thread called one of the model's layers by itself.
         """
-        self._check(batch)
-        with self.model.guard, self.model.threads.at("generation", batch.num_tokens):
-            return self._extend(batch)
+        with self.model.guard:
+            self._check(batch)
+            with self.model.threads.at("generation", batch.num_tokens):
+                return self._extend(batch)
 
     def _extend(self, batch: PackedBatch) -> Array:
         new = np.diff(batch._offsets)
