@@ -17,7 +17,8 @@ import numpy as np
 from numba.core.caching import NullCache
 
 from fastformer.kernels import _compile
-from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
+from fastformer.kernels._llvm import element_lanes
+from fastformer.kernels._target import VECTOR_BITS
 
 ROOT = Path(__file__).parent.parent
 DTYPES = (np.float64, np.float32)
