@@ -17,15 +17,16 @@ Source: Intel 2018, "BFLOAT16 - Hardware Numerics Definition".
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from llvmlite.ir import types as ir_types
 from numba.core import cgutils
 
 from ._compile import BUILD
-from ._llvm import EXACT, INT32, VECTOR_BITS
+from ._llvm import EXACT, INT32
 from ._simd import define
+from ._target import VECTOR_BITS, has_feature
 
-DOT = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512bf16"))
+DOT = VECTOR_BITS == 512 and has_feature("avx512bf16")
 STEP = 2 if DOT else 1
 
 _HALF, _LOWER, _UPPER, _QUIET = 16, 0xFFFF, 0xFFFF0000, 0x00400000

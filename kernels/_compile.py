@@ -18,9 +18,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
+import numpy as np
 import platformdirs
 
+from . import _target
 from ._cache import KernelCache, call_by_symbol, is_ours_alone
 from ._environment import choice
 
@@ -49,14 +52,33 @@ if BUILD == "python":
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
-def _source_digest() -> str:
+# Numba's settings that change the code of a kernel, and that its own cache does not look at.
+CODE_SETTINGS = (
+    "OPT",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "BOUNDSCHECK",
+    "USING_SVML",
+    "DEBUGINFO_DEFAULT",
+    "EXTEND_VARIABLE_LIFETIMES",
+    "LLVM_REFPRUNE_PASS",
+    "LLVM_REFPRUNE_FLAGS",
+    "DEBUG_NRT",
+)
+
+
+def _digest() -> str:
     """Hash all that decides what a compiled kernel is, but that Numba's own cache does not see.
 
-    Numba looks at the file of the kernel alone, not at the helpers that it calls (numba#1833).
+    Numba looks at the file of the kernel alone, not at the helpers that it calls (numba#1833), nor
+    at the settings that these are made by, as the width of registers. It does look at what it
+    compiles for, but files beside its own do not: those that say what is compiled already.
     """
     digest = hashlib.sha256()
-    parts = (numba.__version__, BUILD, os.environ.get("FASTFORMER_VECTOR_BITS", ""))
-    digest.update("\0".join(parts).encode())
+    parts = [numba.__version__, llvmlite.__version__, np.__version__, BUILD]
+    parts += [_target.TRIPLE, _target.CPU_NAME, _target.CPU_FEATURES, _target.VECTOR_BITS]
+    parts += [getattr(numba.config, name, None) for name in CODE_SETTINGS]
+    digest.update("\0".join(map(str, parts)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -83,7 +105,7 @@ def _cache_directory() -> Path | None:
         ]
     )
     for root in roots:
-        directory = root / f"kernels-{_source_digest()}"
+        directory = root / f"kernels-{_digest()}"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if _is_private(directory):

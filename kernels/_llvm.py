@@ -6,28 +6,13 @@ Functions whose names end in `_ir` emit code at the builder's place and return i
 import math
 from collections.abc import Callable
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 
-from ._environment import choice
+from ._target import NATIVE_BITS, VECTOR_BITS, is_x86
 
-
-def _vector_bits() -> int:
-    """Return the width of the CPU's vector registers, or the forced one."""
-    forced = choice("FASTFORMER_VECTOR_BITS", ("0", "128", "256", "512"), "")
-    if forced:
-        return int(forced)
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 512
-    return 256 if features.get("avx2") and features.get("fma") else 128
-
-
-VECTOR_BITS = _vector_bits()
 # AVX-512 and NEON have 32 vector registers, AVX and SSE have 16.
-VECTOR_REGISTERS = (
-    32 if VECTOR_BITS == 512 or not binding.get_host_cpu_features().get("sse2") else 16
-)
+VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or not is_x86() else 16
 
 # A tile of a product: two columns of registers for its sums, two registers for a row of the panel,
 # the rest for safety.
@@ -37,7 +22,7 @@ TILE_ROWS = (VECTOR_REGISTERS - 4) // WIDE
 HIGH_TILES = TILE_ROWS > 8
 
 HAS_MASKS = VECTOR_BITS == 512
-HAS_SCALEF = VECTOR_BITS == 512 and bool(binding.get_host_cpu_features().get("avx512f"))
+HAS_SCALEF = VECTOR_BITS == NATIVE_BITS == 512
 
 # Numba adds the kernels' fast-math flags to every instruction that has none of its own. This one
 # flag, which means nothing to these instructions, keeps the others away.

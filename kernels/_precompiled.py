@@ -1,6 +1,5 @@
 """Machine code that is compiled once, kept on disk, and called by other kernels by its symbol."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,18 +7,19 @@ from llvmlite import binding
 
 from ._cache import read_verified, write_verified
 from ._compile import CACHE_DIRECTORY
+from ._target import CPU_FEATURES, CPU_NAME
 
 _ENGINES: list[binding.ExecutionEngine] = []
 
 
 def _target_machine() -> binding.TargetMachine:
-    """Return a code generator for the CPU at hand, as Numba sets its own."""
+    """Return a code generator for what Numba compiles for, as it sets its own."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_default_triple()
     return target.create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
+        cpu=CPU_NAME,
+        features=CPU_FEATURES,
         opt=3,
         reloc="static" if target.name.startswith("x86") else "default",
         codemodel="jitdefault",
@@ -62,11 +62,8 @@ class Precompiled:
         return str(self._machine.emit_assembly(_optimised(self._text(), self._machine)))
 
     def _path(self, name: str) -> Path | None:
-        """Return the file for this CPU; the directory's name stands for the sources."""
-        if CACHE_DIRECTORY is None:
-            return None
-        cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-        return CACHE_DIRECTORY / f"{name}-{hashlib.sha256(cpu.encode()).hexdigest()[:16]}.o"
+        """Return the file; its directory's name stands for the sources and the CPU."""
+        return CACHE_DIRECTORY / f"{name}.o" if CACHE_DIRECTORY else None
 
     def _read(self, name: str) -> bytes | None:
         """Return the machine code on disk, or None where there is none, or it is damaged."""

@@ -36,8 +36,8 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     sum_lanes(v), max_lanes(v)   a scalar, combined in a fixed tree order
 
 `_meaning.py` says what each operation means, in NumPy; tests hold the compiled form to it. The
-width is that of the CPU at hand: 512 bits with AVX-512, 256 with AVX, else 128.
-`FASTFORMER_VECTOR_BITS` forces another (0 is a single lane).
+width is that of what Numba compiles for, which `_target` finds: 512 bits with AVX-512, 256 with
+AVX2 and fused multiply-adds, else 128. `FASTFORMER_VECTOR_BITS` forces another (0: a single lane).
 Nothing here is reassociated or contracted by the compiler: what is written is what is done, so
 the bits of a result do not depend on the code around it. (`EXACT` sees to that.)
 """

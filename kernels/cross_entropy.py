@@ -20,8 +20,18 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import SUM_BLOCK, row_tasks
-from ._simd import exp, fma, lanes, load_first, load_padded, log, splat, store_first, sum_lanes
+from ._rows import EXP_BLOCK, SUM_BLOCK, add_block, row_tasks, sum_in_float64, whole_sum
+from ._simd import (
+    exp,
+    fma,
+    lanes,
+    load_first,
+    load_padded,
+    log,
+    splat,
+    store_first,
+    sum_lanes,
+)
 from .softmax import row_maximum
 
 
@@ -52,14 +62,36 @@ def cross_entropy_backward_reference(logits, targets, largest, total, smoothing,
 @kernel
 def _mean_distance(i, logits, highest):
     """Return the mean of row i less its largest logit."""
-    V = logits.shape[1]
-    total = splat(logits, 0.0)
-    for start in range(0, V, SUM_BLOCK * lanes(logits)):
+    V, step = logits.shape[1], SUM_BLOCK * lanes(logits)
+    total, left_out = splat(logits, 0.0), splat(logits, 0.0)
+    for start in range(0, V, step):
         part = splat(logits, 0.0)
-        for j in range(start, min(V, start + SUM_BLOCK * lanes(logits)), lanes(logits)):
+        for j in range(start, min(V, start + step), lanes(logits)):
             part = part + (load_padded(logits, V - j, highest, i, j) - highest)
-        total = total + part
-    return sum_lanes(total) / V
+        total, left_out = add_block(total, left_out, part)
+    return sum_lanes(whole_sum(total, left_out)) / V
+
+
+@kernel(inline=True)
+def _exponentials(i, start, stop, logits, highest):
+    """Return the sum of a block's exponentials, in four chains that take turns."""
+    zero = splat(logits, 0.0)
+    a, b, c, d = zero, zero, zero, zero
+    for j in range(start, stop, lanes(logits)):
+        e = exp(load_padded(logits, stop - j, -math.inf, i, j) - highest)
+        a, b, c, d = b, c, d, a + e
+    return (a + b) + (c + d)
+
+
+@kernel(allocates=False)
+def _sum_of_long_row(i, logits, highest):
+    """Return the sum of a row's exponentials, of blocks."""
+    V, step = logits.shape[1], EXP_BLOCK * lanes(logits)
+    total, left_out = splat(logits, 0.0), splat(logits, 0.0)
+    for start in range(0, V, step):
+        part = _exponentials(i, start, min(V, start + step), logits, highest)
+        total, left_out = add_block(total, left_out, part)
+    return sum_lanes(whole_sum(total, left_out))
 
 
 @kernel
@@ -67,11 +99,11 @@ def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
     """Write the loss, the largest logit and the sum of exponentials of row i."""
     V = logits.shape[1]
     highest = row_maximum(logits, i)
-    sums = splat(logits, 0.0)
-    for j in range(0, V, lanes(logits)):
-        sums = sums + exp(load_padded(logits, V - j, -math.inf, i, j) - highest)
     largest[i] = highest
-    total[i] = sum_lanes(sums)
+    if V > EXP_BLOCK * lanes(logits):
+        total[i] = _sum_of_long_row(i, logits, highest)
+    else:
+        total[i] = sum_lanes(_exponentials(i, 0, V, logits, highest))
     losses[i] = 0
     if targets[i] >= 0:
         # On registers, where the compiler keeps the order of the sum.
@@ -87,15 +119,6 @@ def cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest,
     """Go through rows first to last."""
     for i in range(first, last):
         _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total)
-
-
-@kernel
-def sum_of_losses(losses):
-    """Return the sum of some losses, in float64."""
-    total = 0.0
-    for i in range(losses.size):
-        total += np.float64(losses[i])
-    return total
 
 
 @kernel(parallel=True)
@@ -116,7 +139,7 @@ def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
-    return sum_of_losses(losses)
+    return sum_in_float64(losses)
 
 
 @kernel

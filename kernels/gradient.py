@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
+from ._rows import SCALAR_BLOCK, sum_in_float64
 from ._simd import fma, lanes, load, load_first, splat, store_first, sum_lanes
 
 CHUNK = 8192
@@ -40,13 +41,22 @@ def may_step_reference(parameters, gradients, first_state, second_state):
 
 
 @kernel
-def _sum_of_squares(x, first, last):
-    """Return the sum of squares of a part, in float64."""
-    total = 0.0
-    for i in range(first, last):
-        value = np.float64(x[i])
-        total += value * value
-    return total
+def _sum_of_squares(x):
+    """Return the sum of squares, in float64, in four chains, one for each quarter."""
+    quarter = x.size // 4
+    first, second = x[:quarter], x[quarter : 2 * quarter]
+    third, fourth = x[2 * quarter : 3 * quarter], x[3 * quarter : 4 * quarter]
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    for i in range(quarter):
+        v, w = np.float64(first[i]), np.float64(second[i])
+        y, z = np.float64(third[i]), np.float64(fourth[i])
+        a += v * v
+        b += w * w
+        c += y * y
+        d += z * z
+    for i in range(4 * quarter, x.size):
+        a += np.float64(x[i]) * np.float64(x[i])
+    return (a + b) + (c + d)
 
 
 @kernel(parallel=True)
@@ -58,14 +68,12 @@ def gradient_norm(gradients):
     Threads: chunks of a fixed size, added in order in float64: bit-identical for any thread count.
     """
     size = gradients.size
-    tasks = (size + CHUNK - 1) // CHUNK
+    tasks = (size + SCALAR_BLOCK - 1) // SCALAR_BLOCK
     sums = np.empty(tasks)
     for task in prange(tasks):
-        sums[task] = _sum_of_squares(gradients, task * CHUNK, min(size, (task + 1) * CHUNK))
-    total = 0.0
-    for task in range(tasks):
-        total += sums[task]
-    return math.sqrt(total)
+        first = task * SCALAR_BLOCK
+        sums[task] = _sum_of_squares(gradients[first : first + SCALAR_BLOCK])
+    return math.sqrt(sum_in_float64(sums))
 
 
 @kernel(parallel=True)

@@ -14,8 +14,11 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import row_tasks
+from ._rows import LONG_ROW, SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import flat, fma, lanes, load_first, load_padded, splat, store_first, sum_lanes
+
+# The rounding of a mean is seen, and made good, where its square is so many times the variance.
+LARGE_MEAN = 4.0
 
 
 def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
@@ -39,31 +42,70 @@ def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dwei
     dx[...] = gradient + residual if residual.size else gradient
 
 
+@kernel(inline=True)
+def _differences(x, place, count, mean):
+    """Return the sum of some elements less the mean.
+
+    In two chains, which do not wait for each other.
+    """
+    even, odd = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, count, 2 * lanes(x)):
+        even = even + (load_padded(x, count - j, mean, place + j) - mean)
+        left = count - j - lanes(x)
+        if left > 0:
+            odd = odd + (load_padded(x, left, mean, place + j + lanes(x)) - mean)
+    return even + odd
+
+
+@kernel(inline=True)
+def _squares(x, place, count, mean):
+    """Return the sum of the squares of some elements less the mean."""
+    even, odd = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, count, 2 * lanes(x)):
+        centred = load_padded(x, count - j, mean, place + j) - mean
+        even = fma(centred, centred, even)
+        left = count - j - lanes(x)
+        if left > 0:
+            centred = load_padded(x, left, mean, place + j + lanes(x)) - mean
+            odd = fma(centred, centred, odd)
+    return even + odd
+
+
+@kernel(allocates=False)
+def _long_mean(x, start, C, mean, of_squares):
+    """Return the mean of a long row's elements less a number, or of their squares."""
+    step = 2 * SUM_BLOCK * lanes(x)
+    total, left_out = splat(x, 0.0), splat(x, 0.0)
+    for j in range(0, C, step):
+        if of_squares:
+            part = _squares(x, start + j, min(C - j, step), mean)
+        else:
+            part = _differences(x, start + j, min(C - j, step), mean)
+        total, left_out = add_block(total, left_out, part)
+    return sum_lanes(whole_sum(total, left_out)) / C
+
+
 @kernel(part=True)
 def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     """Normalise row i."""
     C, start = weight.size, i * weight.size
-    # Sums run in two chains, which do not wait for each other.
-    even, odd = splat(x, 0.0), splat(x, 0.0)
-    for j in range(0, C, 2 * lanes(x)):
-        even = even + load_first(x, C - j, start + j)
-        if j + lanes(x) < C:
-            odd = odd + load_first(x, C - j - lanes(x), start + j + lanes(x))
-    row_mean = sum_lanes(even + odd) / C
-    even, odd = splat(x, 0.0), splat(x, 0.0)
-    for j in range(0, C, 2 * lanes(x)):
-        centred = load_padded(x, C - j, row_mean, start + j) - row_mean
-        even = fma(centred, centred, even)
-        if j + lanes(x) < C:
-            n = C - j - lanes(x)
-            centred = load_padded(x, n, row_mean, start + j + lanes(x)) - row_mean
-            odd = fma(centred, centred, odd)
-    variance = sum_lanes(even + odd) / C
+    if C > 2 * LONG_ROW * lanes(x):
+        row_mean = _long_mean(x, start, C, 0.0, False)
+        variance = _long_mean(x, start, C, row_mean, True)
+    else:
+        row_mean = sum_lanes(_differences(x, start, C, 0.0)) / C
+        variance = sum_lanes(_squares(x, start, C, row_mean)) / C
+    rest = 0.0
+    if row_mean * row_mean > LARGE_MEAN * variance:
+        rest = _long_mean(x, start, C, row_mean, False)
+        variance = variance - rest * rest
+        if variance < 0:
+            variance = 0.0
     row_rstd = math.nan if math.isinf(variance) else 1 / math.sqrt(variance + epsilon)
     mean[i] = row_mean
     rstd[i] = row_rstd
     for j in range(0, C, lanes(x)):
-        xhat = (load_first(x, C - j, start + j) - row_mean) * row_rstd
+        xhat = ((load_first(x, C - j, start + j) - row_mean) - rest) * row_rstd
         y = fma(xhat, load_first(weight, C - j, j), load_first(bias, C - j, j))
         store_first(out, C - j, y, start + j)
 
@@ -95,14 +137,15 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
             layernorm_forward_rows(first, last, x, weight, bias, epsilon, out, mean, rstd)
 
 
-@kernel(part=True)
-def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
-    """Differentiate row i, and add to the task's sums: of dout * xhat, and of dout."""
-    C, start = weight.size, i * weight.size
-    row_mean, row_rstd = mean[i], rstd[i]
-    total = splat(x, 0.0)
-    total_xhat = splat(x, 0.0)
-    for j in range(0, C, lanes(x)):
+@kernel(inline=True)
+def _add_gradients(begin, end, start, dout, x, weight, row_mean, row_rstd, task, sums):
+    """Add dout * xhat and dout to the task's sums, and return the sums of g and g * xhat.
+
+    Of the columns from begin to end of a row that begins at start.
+    """
+    C = weight.size
+    total, total_xhat = splat(x, 0.0), splat(x, 0.0)
+    for j in range(begin, end, lanes(x)):
         d = load_first(dout, C - j, start + j)
         xhat = (load_first(x, C - j, start + j) - row_mean) * row_rstd
         g = d * load_first(weight, C - j, j)
@@ -111,6 +154,13 @@ def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, 
         dweight = fma(d, xhat, load_first(sums, C - j, task, 0, j))
         store_first(sums, C - j, dweight, task, 0, j)
         store_first(sums, C - j, d + load_first(sums, C - j, task, 1, j), task, 1, j)
+    return total, total_xhat
+
+
+@kernel(inline=True)
+def _write_gradient(start, dout, x, weight, row_mean, row_rstd, total, total_xhat, residual, dx):
+    """Write dx of a row from the sums of g and g * xhat."""
+    C = weight.size
     mean_g = sum_lanes(total) / C
     mean_g_xhat = sum_lanes(total_xhat) / C
     for j in range(0, C, lanes(x)):
@@ -122,6 +172,33 @@ def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, 
         store_first(dx, C - j, y, start + j)
 
 
+@kernel(part=True)
+def _layernorm_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
+    """Differentiate row i, and add to the task's sums: of dout * xhat, and of dout."""
+    C, start = weight.size, i * weight.size
+    row_mean, row_rstd = mean[i], rstd[i]
+    total, total_xhat = _add_gradients(0, C, start, dout, x, weight, row_mean, row_rstd, task, sums)
+    _write_gradient(start, dout, x, weight, row_mean, row_rstd, total, total_xhat, residual, dx)
+
+
+@kernel(allocates=False)
+def _long_backward_row(i, dout, x, weight, mean, rstd, residual, dx, task, sums):
+    """Do what `_layernorm_backward_row` does, with sums of blocks."""
+    C, start, step = weight.size, i * weight.size, SUM_BLOCK * lanes(x)
+    row_mean, row_rstd = mean[i], rstd[i]
+    total, left_out = splat(x, 0.0), splat(x, 0.0)
+    total_xhat, xhat_left_out = splat(x, 0.0), splat(x, 0.0)
+    for begin in range(0, C, step):
+        end = min(C, begin + step)
+        part, part_xhat = _add_gradients(
+            begin, end, start, dout, x, weight, row_mean, row_rstd, task, sums
+        )
+        total, left_out = add_block(total, left_out, part)
+        total_xhat, xhat_left_out = add_block(total_xhat, xhat_left_out, part_xhat)
+    total, total_xhat = whole_sum(total, left_out), whole_sum(total_xhat, xhat_left_out)
+    _write_gradient(start, dout, x, weight, row_mean, row_rstd, total, total_xhat, residual, dx)
+
+
 @kernel(once=True, allocates=False)
 def layernorm_backward_rows(first, last, dout, x, weight, mean, rstd, residual, dx, task, sums):
     """Differentiate rows first to last, in one thread.
@@ -131,6 +208,12 @@ def layernorm_backward_rows(first, last, dout, x, weight, mean, rstd, residual, 
     """
     flat_dout, flat_x, flat_dx = flat(dout), flat(x), flat(dx)
     flat_residual = flat(residual)
+    if weight.size > LONG_ROW * lanes(x):
+        for i in range(first, last):
+            _long_backward_row(
+                i, flat_dout, flat_x, weight, mean, rstd, flat_residual, flat_dx, task, sums
+            )
+        return
     for i in range(first, last):
         _layernorm_backward_row(
             i, flat_dout, flat_x, weight, mean, rstd, flat_residual, flat_dx, task, sums

@@ -8,7 +8,7 @@ mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import SUM_BLOCK, row_tasks
+from ._rows import SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import lanes, load_first, splat, store_first
 
 
@@ -104,13 +104,13 @@ def mean_forward(x, offsets, out):
         for b in range(B * task // tasks, B * (task + 1) // tasks):
             length = offsets[b + 1] - offsets[b]
             for j in range(0, C, lanes(x)):
-                total = splat(x, 0.0)
+                total, left_out = splat(x, 0.0), splat(x, 0.0)
                 for first in range(offsets[b], offsets[b + 1], SUM_BLOCK):
                     part = splat(x, 0.0)
                     for i in range(first, min(offsets[b + 1], first + SUM_BLOCK)):
                         part = part + load_first(x, C - j, i, j)
-                    total = total + part
-                store_first(out, C - j, total / length, b, j)
+                    total, left_out = add_block(total, left_out, part)
+                store_first(out, C - j, whole_sum(total, left_out) / length, b, j)
 
 
 @kernel(parallel=True)

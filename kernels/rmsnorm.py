@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import SUM_BLOCK, row_tasks
+from ._rows import SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import fma, lanes, load_first, splat, store_first, sum_lanes
 
 
@@ -35,19 +35,32 @@ def rmsnorm_backward_reference(dout, x, weight, rrms, residual, dx, dweight):
     dx[...] = gradient + residual if residual.size else gradient
 
 
-@kernel
-def _rmsnorm_forward_row(i, x, weight, epsilon, out, rrms):
-    """Normalise row i."""
+@kernel(inline=True)
+def _squares(i, start, stop, x):
+    """Return the sum of a block's squares, in two chains, which do not wait for each other."""
     C = x.shape[1]
-    # Sums run in two chains, which do not wait for each other.
     even, odd = splat(x, 0.0), splat(x, 0.0)
-    for j in range(0, C, 2 * lanes(x)):
+    for j in range(start, stop, 2 * lanes(x)):
         v = load_first(x, C - j, i, j)
         even = fma(v, v, even)
         if j + lanes(x) < C:
             v = load_first(x, C - j - lanes(x), i, j + lanes(x))
             odd = fma(v, v, odd)
-    mean_square = sum_lanes(even + odd) / C
+    return even + odd
+
+
+@kernel
+def _rmsnorm_forward_row(i, x, weight, epsilon, out, rrms):
+    """Normalise row i."""
+    C, step = x.shape[1], 2 * SUM_BLOCK * lanes(x)
+    total = _squares(i, 0, min(C, step), x)
+    if C > step:
+        left_out = splat(x, 0.0)
+        for start in range(step, C, step):
+            part = _squares(i, start, min(C, start + step), x)
+            total, left_out = add_block(total, left_out, part)
+        total = whole_sum(total, left_out)
+    mean_square = sum_lanes(total) / C
     row_rrms = math.nan if math.isinf(mean_square) else 1 / math.sqrt(mean_square + epsilon)
     rrms[i] = row_rrms
     for j in range(0, C, lanes(x)):
@@ -81,18 +94,32 @@ def rmsnorm_forward(x, weight, epsilon, out, rrms):
             _rmsnorm_forward_rows(first, last, x, weight, epsilon, out, rrms)
 
 
+@kernel(inline=True)
+def _add_gradients(i, start, stop, dout, x, weight, row_rrms, task, sums):
+    """Add dout * xhat to the task's present sums, and return the sum of g * xhat, of a block."""
+    C, total = x.shape[1], splat(x, 0.0)
+    for j in range(start, stop, lanes(x)):
+        d = load_first(dout, C - j, i, j)
+        xhat = load_first(x, C - j, i, j) * row_rrms
+        total = fma(d * load_first(weight, C - j, j), xhat, total)
+        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, j)), task, j)
+    return total
+
+
 @kernel
 def _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, task, sums):
     """Differentiate row i, and add dout * xhat to the task's present sums."""
-    C = x.shape[1]
+    C, step = x.shape[1], SUM_BLOCK * lanes(x)
     row_rrms = rrms[i]
-    total_xhat = splat(x, 0.0)
-    for j in range(0, C, lanes(x)):
-        d = load_first(dout, C - j, i, j)
-        xhat = load_first(x, C - j, i, j) * row_rrms
-        total_xhat = fma(d * load_first(weight, C - j, j), xhat, total_xhat)
-        store_first(sums, C - j, fma(d, xhat, load_first(sums, C - j, task, j)), task, j)
-    mean_g_xhat = sum_lanes(total_xhat) / C
+    total = _add_gradients(i, 0, min(C, step), dout, x, weight, row_rrms, task, sums)
+    if C > step:
+        left_out = splat(x, 0.0)
+        for start in range(step, C, step):
+            stop = min(C, start + step)
+            part = _add_gradients(i, start, stop, dout, x, weight, row_rrms, task, sums)
+            total, left_out = add_block(total, left_out, part)
+        total = whole_sum(total, left_out)
+    mean_g_xhat = sum_lanes(total) / C
     for j in range(0, C, lanes(x)):
         xhat = load_first(x, C - j, i, j) * row_rrms
         g = load_first(dout, C - j, i, j) * load_first(weight, C - j, j)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import row_tasks
+from ._rows import EXP_BLOCK, SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import (
     exp,
     fma,
@@ -48,17 +48,42 @@ def row_maximum(x, i):
     return max_lanes(largest)
 
 
+@kernel(inline=True)
+def _exponentials(i, start, stop, x, largest, out):
+    """Write the exponentials of whole registers of row i, and return their sum.
+
+    In four chains that take turns.
+    """
+    zero = splat(x, 0.0)
+    a, b, c, d = zero, zero, zero, zero
+    for j in range(start, stop, lanes(x)):
+        e = exp(load(x, i, j) - largest)
+        store(out, e, i, j)
+        a, b, c, d = b, c, d, a + e
+    return (a + b) + (c + d)
+
+
+@kernel(allocates=False)
+def _exponentials_of_long_row(i, whole, x, largest, out):
+    """Do what `_exponentials` does, with sums of blocks."""
+    step = EXP_BLOCK * lanes(x)
+    total, left_out = splat(x, 0.0), splat(x, 0.0)
+    for start in range(0, whole, step):
+        part = _exponentials(i, start, min(whole, start + step), x, largest, out)
+        total, left_out = add_block(total, left_out, part)
+    return whole_sum(total, left_out)
+
+
 @kernel
 def _softmax_forward_row(i, x, out):
     """Write the softmax of row i."""
     V = x.shape[1]
     largest = row_maximum(x, i)
-    total = splat(x, 0.0)
     whole = V // lanes(x) * lanes(x)
-    for j in range(0, whole, lanes(x)):
-        e = exp(load(x, i, j) - largest)
-        store(out, e, i, j)
-        total = total + e
+    if whole > EXP_BLOCK * lanes(x):
+        total = _exponentials_of_long_row(i, whole, x, largest, out)
+    else:
+        total = _exponentials(i, 0, whole, x, largest, out)
     if whole < V:
         e = exp(load_padded(x, V - whole, -math.inf, i, whole) - largest)
         store_first(out, V - whole, e, i, whole)
@@ -83,13 +108,26 @@ def softmax_forward(x, out):
             _softmax_forward_row(i, x, out)
 
 
+@kernel(inline=True)
+def _products(i, start, stop, dout, out):
+    """Return the sum of a block's products."""
+    V, total = out.shape[1], splat(out, 0.0)
+    for j in range(start, stop, lanes(out)):
+        total = fma(load_first(dout, V - j, i, j), load_first(out, V - j, i, j), total)
+    return total
+
+
 @kernel
 def _softmax_backward_row(i, dout, out, dx):
     """Differentiate the softmax of row i."""
-    V = out.shape[1]
-    total = splat(out, 0.0)
-    for j in range(0, V, lanes(out)):
-        total = fma(load_first(dout, V - j, i, j), load_first(out, V - j, i, j), total)
+    V, step = out.shape[1], SUM_BLOCK * lanes(out)
+    total = _products(i, 0, min(V, step), dout, out)
+    if V > step:
+        left_out = splat(out, 0.0)
+        for start in range(step, V, step):
+            part = _products(i, start, min(V, start + step), dout, out)
+            total, left_out = add_block(total, left_out, part)
+        total = whole_sum(total, left_out)
     product = sum_lanes(total)
     for j in range(0, V, lanes(out)):
         d = load_first(dout, V - j, i, j) - product

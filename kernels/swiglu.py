@@ -10,14 +10,15 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._simd import flat, lanes, load_first, store_first
-from .activation import CHUNK, silu_and_slope
+from .activation import CHUNK, DEEP, silu_and_slope
 
 
 def _silu_and_slope_reference(z):
     """Return silu at z, and its derivative."""
     e = np.exp(-np.abs(z))
     s = np.where(z < 0, e, 1) / (1 + e)
-    return z * s, s + z * s * np.where(z < 0, 1, e) / (1 + e)
+    near = np.clip(z, -DEEP, DEEP)
+    return z * s, s + near * s * np.where(z < 0, 1, e) / (1 + e)
 
 
 def swiglu_forward_reference(gate, x, out):

@@ -16,6 +16,7 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._phases import end_task, new_progress, next_task, wait_for_phase
+from ._rows import sum_in_float64
 from ._simd import array_at, lanes, splat, store_first, thread_count
 from .activation import NO_ACTIVATION, RELU, SLOPED
 from .attention import longest_sequence
@@ -24,7 +25,6 @@ from .cross_entropy import (
     cross_entropy_forward_reference,
     cross_entropy_gradient_rows,
     cross_entropy_rows,
-    sum_of_losses,
 )
 from .embedding import embed_rows, embedding_backward_reference, embedding_forward_reference
 from .gradient import add_copies, sum_tasks
@@ -498,4 +498,4 @@ def transformer_gradients(
             places, values, position_table, gradients, copies, room, logits,
         )  # fmt: skip
     p = places[places.size - PER_BLOCK :]
-    return sum_of_losses(array_at(room, p[LOSSES], rows.size))
+    return sum_in_float64(array_at(room, p[LOSSES], rows.size))

@@ -108,15 +108,31 @@ def test_extreme_values(dtype):
 
 
 @EACH
+@pytest.mark.parametrize("forward", [activation_forward, activation_forward_reference])
+@pytest.mark.parametrize("backward", [activation_backward, activation_backward_reference])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_visible(rng, activation, dtype):
+def test_nan_stays_visible(rng, activation, forward, backward, dtype):
     x = rng.standard_normal(37)
     x[[0, 15, 36]] = np.nan
-    (out,) = run(activation_forward, x, activation, Out(x.shape), dtype=dtype)
+    (out,) = run(forward, x, activation, Out(x.shape), dtype=dtype)
     np.testing.assert_array_equal(np.isnan(out), np.isnan(x))
     dout = rng.standard_normal(37)
-    (dx,) = run(activation_backward, x, np.abs(dout), activation, Out(x.shape), dtype=dtype)
-    np.testing.assert_array_equal(np.isnan(dx), np.isnan(x))
+    for pair in ((x, np.abs(dout)), (np.abs(dout), x)):
+        (dx,) = run(backward, *pair, activation, Out(x.shape), dtype=dtype)
+        np.testing.assert_array_equal(np.isnan(dx), np.isnan(x))
+
+
+@EACH
+@pytest.mark.parametrize("backward", [activation_backward, activation_backward_reference])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slope_is_zero_or_one_from_far_out_to_infinity(activation, backward, dtype):
+    """Squares, cubes and four times such numbers are infinite, and 0 times that is NaN."""
+    largest = float(np.finfo(dtype).max)
+    far = np.array([2e3, largest**0.34, largest**0.6, 0.3 * largest, largest, np.inf])
+    ones = np.ones(far.shape)
+    for x, slope in ((far, 1), (-far, 0)):
+        (dx,) = run(backward, ones, x, activation, Out(x.shape), dtype=dtype)
+        np.testing.assert_array_equal(dx, slope)
 
 
 @EACH

@@ -270,9 +270,13 @@ def test_extreme_scores(causal):
 @CAUSAL
 @pytest.mark.parametrize("queries", [1, LANES32 + 3])
 def test_weights_that_count_for_nothing_are_zero(causal, queries):
-    """Numbers near the smallest cost a processor hundreds of cycles each."""
+    """Numbers near the smallest cost a processor hundreds of cycles each.
+
+    Queries and keys are whole numbers, whose products are exact: a score of 300 that is rounded
+    changes a weight by 300 roundings, up or down as the order of its terms will have it.
+    """
     case = Case([queries], [LANES32 + 3], heads=2, head_size=8, causal=causal)
-    case.q, case.k, case.dout = 6 * case.q, 6 * case.k, 1e-5 * case.dout
+    case.q, case.k, case.dout = np.rint(6 * case.q), np.rint(6 * case.k), 1e-5 * case.dout
     check(case)
     saved = run(attention_forward, *case.forward(), dtype=np.float32)
     inputs = (case.dout, case.q, case.k, case.v, *saved, *case.shared)

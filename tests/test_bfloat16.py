@@ -12,8 +12,9 @@ from fastformer.kernels import _bfloat16, _bfloat16_blocks, _blocks
 from fastformer.kernels._bfloat16 import DOT, STEP, round_bfloat16, unpack
 from fastformer.kernels._bfloat16_tile import load_tiles, multiply_packed
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._llvm import NARROW, TILE_ROWS, VECTOR_BITS, WIDE
+from fastformer.kernels._llvm import NARROW, TILE_ROWS, WIDE
 from fastformer.kernels._simd import lanes, load, store
+from fastformer.kernels._target import VECTOR_BITS
 from fastformer.kernels._tile import TILE_HEIGHTS
 
 panel_width = called(_blocks.panel_width)

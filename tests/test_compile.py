@@ -15,7 +15,7 @@ import pytest
 from program import HANG, ROOT
 from twins import CHECKED, IS_VARIANT, VARIANT, assert_passes, called, start_run
 
-from fastformer.kernels import _compile
+from fastformer.kernels import _compile, _target
 from fastformer.kernels._rows import row_tasks
 
 KERNELS = ROOT / "kernels"
@@ -53,7 +53,7 @@ def plant(directory, files):
     """Make a package of the real _compile.py and of other files."""
     package = directory / "planted"
     package.mkdir()
-    for name in ("_cache.py", "_compile.py", "_environment.py"):
+    for name in ("_cache.py", "_compile.py", "_environment.py", "_target.py"):
         shutil.copy(KERNELS / name, package)
     for name, text in files.items():
         (package / name).write_text(text)
@@ -93,7 +93,7 @@ def test_without_the_digest_the_old_helper_runs(tmp_path):
     """The fault that the test above looks for, planted."""
     package = plant(tmp_path, {"_helper.py": HELPER, "probe.py": PROBE})
     source = (package / "_compile.py").read_text()
-    constant = source.replace("{_source_digest()}", "constant")
+    constant = source.replace("{_digest()}", "constant")
     assert constant != source
     (package / "_compile.py").write_text(constant)
     run_probe(package, tmp_path / "cache")
@@ -112,29 +112,65 @@ def copied_kernels(tmp_path, monkeypatch):
 
 @pytest.mark.smoke
 def test_digest_changes_with_every_source(copied_kernels):
-    digests = {_compile._source_digest()}
+    digests = {_compile._digest()}
     sources = sorted(copied_kernels.glob("*.py"))
     assert len(sources) >= 15
     for changes, source in enumerate(sources, 1):
         source.write_text(source.read_text() + "\n")
-        digests.add(_compile._source_digest())
+        digests.add(_compile._digest())
         assert len(digests) == 1 + changes, source.name
     (copied_kernels / "new.py").touch()
-    digests.add(_compile._source_digest())
+    digests.add(_compile._digest())
     (copied_kernels / "new.py").rename(copied_kernels / "renamed.py")
-    digests.add(_compile._source_digest())
+    digests.add(_compile._digest())
     assert len(digests) == len(sources) + 3
 
 
-def test_digest_changes_with_build_width_and_numba(monkeypatch):
-    digests = {_compile._source_digest()}
-    monkeypatch.setenv("FASTFORMER_VECTOR_BITS", "64")
-    digests.add(_compile._source_digest())
-    monkeypatch.setattr(_compile, "BUILD", "other")
-    digests.add(_compile._source_digest())
-    monkeypatch.setattr(_compile.numba, "__version__", "0")
-    digests.add(_compile._source_digest())
-    assert len(digests) == 4
+def test_digest_changes_with_all_that_decides_code(monkeypatch):
+    digests = {_compile._digest()}
+    changes = [
+        (_compile, "BUILD"),
+        *((module, "__version__") for module in (_compile.numba, _compile.llvmlite, np)),
+        *((_target, name) for name in ("TRIPLE", "CPU_NAME", "CPU_FEATURES", "VECTOR_BITS")),
+        *((_compile.numba.config, name) for name in _compile.CODE_SETTINGS),
+    ]
+    for count, (module, name) in enumerate(changes, 1):
+        monkeypatch.setattr(module, name, "another")
+        digests.add(_compile._digest())
+        assert len(digests) == 1 + count, name
+
+
+PRINT_TARGET = """
+import sys
+from llvmlite import binding
+if sys.argv[1:]:  # a host without AVX
+    binding.get_host_cpu_name = lambda: "nehalem"
+    features = binding.get_host_cpu_features()
+    binding.get_host_cpu_features = lambda: type(features)({"sse2": True, "avx": False})
+from fastformer.kernels import _compile, _llvm, _target
+print(_target.VECTOR_BITS, _llvm.VECTOR_REGISTERS, _llvm.HAS_SCALEF, _compile.CACHE_DIRECTORY.name)
+"""
+
+
+@pytest.mark.skipif(not _target.is_x86(), reason="names x86 processors")
+def test_width_is_that_of_what_numba_compiles_for(tmp_path):
+    """Machines that share a cache, and with it a processor's name, must share a width as well."""
+
+    def target(name, *host, features=""):
+        settings = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+        code, output, errors = run_python(
+            "-c", PRINT_TARGET, *host, FASTFORMER_CACHE_DIR=str(tmp_path), **settings
+        )
+        assert code == 0, errors
+        bits, registers, has_scalef, place = output.split()
+        return int(bits), int(registers), has_scalef == "True", place
+
+    generic = target("generic")
+    assert generic[:3] == (128, 16, False)
+    assert target("generic", "other host") == generic
+    assert target("generic", features="+avx2,+fma")[:3] == (256, 16, False)
+    named = target("skylake-avx512")
+    assert named[:3] == (512, 32, True) and named[3] != generic[3]
 
 
 @pytest.fixture

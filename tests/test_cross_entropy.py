@@ -80,17 +80,36 @@ def test_smoothing_is_that_of_targets_which_are_shares(rng, smoothing):
     np.testing.assert_allclose(dlogits, (softmax - shares) * counts, rtol=1e-5, atol=1e-6)
 
 
-def test_smoothing_takes_long_rows_as_accurately_as_short_ones(rng):
-    """The mean over all classes is a sum of sums: a single chain would lose digits."""
-    logits, targets = draw(rng, 8, 100_001)
-    (losses, *_), (truth, *_) = (
-        forward(function, logits.astype(np.float32), targets, dtype, smoothing=0.9)
-        for function, dtype in (
-            (cross_entropy_forward, np.float32),
-            (cross_entropy_forward_reference, np.float64),
-        )
+@pytest.mark.parametrize("columns", [50_257, 151_936])
+@SMOOTHINGS
+def test_large_vocabularies_equal_twin(rng, smoothing, columns):
+    """A chain of equal terms is rounded in one direction: it would be off by 300 roundings."""
+    logits, targets = draw(rng, 3, columns)
+    logits[0], logits[0, 0], targets[0] = 0, 5, 1
+    check(logits, targets, smoothing=smoothing)
+
+
+def test_long_sums_of_losses_equal_twin():
+    logits = np.tile([0.3, 0.1], (300_000, 1))
+    rows = Out((len(logits),))
+    ones = np.ones(len(logits), np.int64)
+    assert_equals_twin(
+        cross_entropy_forward,
+        cross_entropy_forward_reference,
+        *(logits, ones, 0.0, rows, rows, rows),
     )
-    np.testing.assert_allclose(losses, truth, rtol=4e-6)  # a chain: 1.3e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_class_that_is_ruled_out_makes_a_smoothed_loss_infinite(rng, dtype):
+    """And not NaN, though sums of infinities are corrected for roundings."""
+    logits, _ = draw(rng, 2, 400)
+    logits[1, [0, 399]] = -np.inf
+    targets = np.array([3, 3])
+    for function in (cross_entropy_forward, cross_entropy_forward_reference):
+        rows = Out((2,))
+        losses, *_ = run(function, logits, targets, 0.1, rows, rows, rows, dtype=dtype)
+        assert np.isfinite(losses[0]) and losses[1] == np.inf
 
 
 @SMOOTHINGS

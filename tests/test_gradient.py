@@ -43,6 +43,13 @@ def test_equals_twin_for_any_size(size, seed):
     check(np.random.default_rng(seed).standard_normal(size))
 
 
+def test_norm_of_many_equals_twin(rng):
+    """A chain of equal squares is rounded in one direction; what the twin sums by pairs is not."""
+    size = 512 * CHUNK + 3
+    for gradients in (np.full(size, 0.7), rng.standard_normal(size)):
+        assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
+
+
 def test_no_gradient_has_norm_zero():
     assert gradient_norm(np.empty(0, np.float32)) == 0
 

@@ -115,12 +115,32 @@ def test_one_column_and_constant_rows_give_the_bias(rng):
         np.testing.assert_allclose(rstd, 1 / np.sqrt(EPSILON), rtol=1e-6)
 
 
-def test_large_values_and_small_spread(rng):
-    """The mean is taken off before squares are summed, so a large mean does no harm."""
-    for x in (1e4 * rng.standard_normal((4, 67)), 1e3 + rng.standard_normal((4, 67))):
-        ones = np.ones(67)
-        arguments = forward_arguments(x, ones, ones)
-        assert_equals_twin(layernorm_forward, layernorm_forward_reference, *arguments)
+@pytest.mark.parametrize("columns", [67, 768, 65_536])
+@pytest.mark.parametrize(("mean", "spread"), [(0, 1e4), (1e3, 1), (1e4, 0.1), (-3e6, 1)])
+def test_large_values_and_small_spread(rng, columns, mean, spread):
+    """What the rounding of the mean leaves out is seen beside a small spread, and is made good.
+
+    The twin does not: so the kernel is held to float64, and more strictly.
+    """
+    x = (mean + spread * rng.standard_normal((4, columns))).astype(np.float32).astype(np.float64)
+    ones = np.ones(columns)
+    arguments = forward_arguments(x, ones, ones)
+    out, *_ = assert_equals_twin(layernorm_forward, layernorm_forward_reference, *arguments)
+    truth, *_ = run(layernorm_forward_reference, *arguments, dtype=np.float64)
+    np.testing.assert_allclose(out, truth, rtol=1e-6, atol=1e-6)
+    assert_equals_twin(
+        layernorm_backward,
+        layernorm_backward_reference,
+        *backward_arguments(1 + rng.standard_normal(x.shape), x, ones, NONE),
+    )
+
+
+def test_rows_of_one_large_value_are_no_noise():
+    """Where the mean is rounded, all that is left of a row may be that rounding."""
+    for columns in (3, 67, 1000):
+        x = np.full((3, columns), [[1e8], [0.1], [-12345.678]])
+        out, *_ = run(layernorm_forward, *forward_arguments(x, np.ones(columns), np.ones(columns)))
+        np.testing.assert_array_equal(out, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -322,6 +322,17 @@ def test_nan_and_infinity_stay_visible_and_in_place(dtype, value):
     np.testing.assert_array_equal(np.flatnonzero(~finite.all(axis=(0, 1))), [1])
 
 
+@pytest.mark.parametrize("function", [matmul_nt, matmul_nt_reference])
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS.keys())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_that_an_activation_saved_stays_visible_in_place(function, activation, dtype):
+    case = Case(TILE_ROWS + 3, WIDTH + 5, 21, activation=activation)
+    case.saved[4, [0, WIDTH + 4]] = np.nan
+    (dx,) = run(function, *case.input_gradient(), dtype=dtype)
+    expected = np.isnan(case.saved) & (activation != NO_ACTIVATION)
+    np.testing.assert_array_equal(np.isnan(dx), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_rows_write_nothing(dtype):
     for groups in (1, 3):

@@ -45,6 +45,15 @@ def test_equals_twin(rng, lengths, columns):
     check(rng, lengths, columns)
 
 
+@pytest.mark.parametrize("columns", [1, 5])
+def test_means_of_long_sequences_equal_twin(columns):
+    """A chain of equal terms is rounded in one direction; NumPy makes none of a single column."""
+    x, offsets = np.full((100_000, columns), 0.7), np.array([0, 3, 100_000])
+    out = Out((2, columns))
+    (means,) = assert_equals_twin(mean_forward, mean_forward_reference, x, offsets, out)
+    np.testing.assert_allclose(means, 0.7, rtol=2e-7)
+
+
 @settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 20), max_size=30),

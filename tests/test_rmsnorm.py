@@ -80,6 +80,16 @@ def test_several_tasks_equal_twin(rng):
     check(rng, 200, 130)
 
 
+def test_long_rows_equal_twin(rng):
+    """A chain of equal terms is rounded in one direction: it would be off by 100 roundings."""
+    x = np.full((2, 65_536), 0.7)
+    x[1] = rng.standard_normal(x.shape[1])
+    weight = np.ones(x.shape[1])
+    assert_equals_twin(rmsnorm_forward, rmsnorm_forward_reference, *forward_arguments(x, weight))
+    arguments = backward_arguments(np.full(x.shape, 1.3), x, weight, NONE)
+    assert_equals_twin(rmsnorm_backward, rmsnorm_backward_reference, *arguments)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(3, 5), (2, 1)])
 def test_gradient(rng, rows, columns):
     def forward(x, weight):

@@ -12,7 +12,7 @@ from llvmlite import binding
 from twins import DTYPES, TRUTH, assembly, guarded
 
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._llvm import HAS_SCALEF, NEGLIGIBLE, VECTOR_BITS, element_lanes
+from fastformer.kernels._llvm import HAS_SCALEF, NEGLIGIBLE, element_lanes
 from fastformer.kernels._simd import (
     array_at,
     drop_first,
@@ -39,6 +39,7 @@ from fastformer.kernels._simd import (
     stream_first,
     sum_lanes,
 )
+from fastformer.kernels._target import VECTOR_BITS
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 

@@ -55,6 +55,16 @@ def test_equals_twin(rng, rows, columns):
     check_backward(rng.standard_normal(x.shape), probabilities(x))
 
 
+def test_long_rows_equal_twin(rng):
+    """A chain of equal terms is rounded in one direction: it would be off by 300 roundings."""
+    x = np.zeros((2, 151_936))
+    x[0, 0] = 5
+    x[1] = rng.standard_normal(x.shape[1])
+    check_forward(x)
+    # Of equal shares, so that the products are equal, too.
+    check_backward(np.full(x.shape, 1.3), np.full(x.shape, 1 / x.shape[1]))
+
+
 @settings(max_examples=40)
 @given(rows=st.integers(0, 50), columns=st.integers(1, 200), seed=st.integers(0, 2**32))
 def test_equals_twin_for_any_shape(rows, columns, seed):

@@ -71,6 +71,18 @@ def test_extreme_gates(dtype):
     np.testing.assert_array_equal(dx, out)
 
 
+@pytest.mark.parametrize("backward", [swiglu_backward, swiglu_backward_reference])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slope_is_zero_or_one_from_far_out_to_infinity(backward, dtype):
+    largest = float(np.finfo(dtype).max)
+    far = np.array([2e3, largest**0.6, 0.3 * largest, largest])
+    ones, outs = np.ones(far.shape), (Out(far.shape), Out(far.shape))
+    for gate, slope in ((far, 1), (-far, 0)):
+        dgate, dx = run(backward, ones, gate, ones, *outs, dtype=dtype)
+        np.testing.assert_array_equal(dgate, slope)
+        np.testing.assert_array_equal(dx, gate.astype(dtype) * slope)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_nan_stays_visible(rng, dtype, which):

@@ -9,6 +9,7 @@ from block_calls import (
     backward_arguments,
     by_input,
     forward_arguments,
+    marked,
     weights_arguments,
 )
 from gradients import assert_gradients
@@ -30,6 +31,7 @@ from twins import DTYPES, assert_equals_twin, assert_same_bits, called, run
 
 import fastformer as ff
 from fastformer.bench.block_cases import block_backward, block_forward
+from fastformer.bench.cases import Output
 from fastformer.errors import FastformerError, InvalidTypeError
 from fastformer.kernels.matmul import matmul_tn
 from fastformer.kernels.transformer_block import (
@@ -118,6 +120,19 @@ def test_equals_twin(rng, lengths, heads, width, ffn, kind):
 )
 def test_equals_twin_for_any_shape(lengths, heads, width, ffn, kind, seed):
     check(np.random.default_rng(seed), lengths, heads, width, ffn, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_nan_that_an_activation_saved_stays_visible(rng, kind):
+    """Also where ReLU's derivative is 0 or 1."""
+    arguments = block_backward(rng, block_forward(rng, (3, 1, 4), 2, 3, 10, **kind))
+    arguments["saved"][1, 2] = np.nan
+    for function in (transformer_block_backward, transformer_block_backward_reference):
+        found = run(function, *marked(arguments), dtype=np.float64)
+        outputs = [name for name, value in arguments.items() if isinstance(value, Output)]
+        dhidden = found[outputs.index("dhidden")]
+        np.testing.assert_array_equal(np.argwhere(np.isnan(dhidden)), [[1, 2]])
+        assert np.isnan(found[outputs.index("dx")]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

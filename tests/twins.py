@@ -17,7 +17,8 @@ from numba.core.caching import NullCache
 from program import HANG, ROOT
 
 from fastformer.kernels import _compile
-from fastformer.kernels._llvm import VECTOR_BITS, element_lanes
+from fastformer.kernels._llvm import element_lanes
+from fastformer.kernels._target import VECTOR_BITS
 
 DTYPES = (np.float64, np.float32)
 

@@ -45,7 +45,7 @@ def _cpu() -> dict[str, Any]:
     """Describe the CPU: its name, what LLVM calls it, and its vector instructions."""
     from llvmlite import binding
 
-    from fastformer.kernels._llvm import VECTOR_BITS
+    from fastformer.kernels._target import VECTOR_BITS
 
     found = binding.get_host_cpu_features()
     return {

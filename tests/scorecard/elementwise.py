@@ -1,5 +1,6 @@
-"""Row A2: every elementwise function of the kernels, in float32, in units in the last place.
+"""Row A2: every elementwise function of the kernels, in units in the last place.
 
+In float32, against float64; activations in float64, too, against what is wider, where there is any.
 The unit is that of the true result. The derivatives of GELU, SiLU and Mish are sums of two terms
 that cancel, GELU's near x = -0.75, and their unit is that of the larger term. Where the sigmoid, or
 Mish's factor, is below the smallest normal number, the unit is no less than its step times what it
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastformer.kernels._compile import kernel
-from fastformer.kernels._simd import exp, lanes, load_first, log, sqrt, store_first
+from fastformer.kernels._simd import exp, lanes, load_first, log, splat, sqrt, store_first
 from fastformer.kernels.activation import (
     CUBIC,
     TWICE_SLOPE,
@@ -27,7 +28,9 @@ from fastformer.kernels.activation import (
 from tests.scorecard.rows import Finding, Row, Tier
 
 LIMIT = 2.0
-TINY, STEP = float(np.finfo(np.float32).tiny), 2.0**-149
+WIDER: dict[Any, Any] = {np.float32: np.float64, np.float64: np.longdouble}
+NARROW = {np.dtype(wide): narrow for narrow, wide in WIDER.items()}
+HAS_WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 PART = 1 << 20
 
 Array = np.ndarray[Any, Any]
@@ -65,11 +68,9 @@ def _gelu(x: Any, out: Any) -> None:
 
 
 @kernel
-def _gelu_gradient(x: Any, ones: Any, out: Any) -> None:
+def _gelu_gradient(x: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
-        n = x.size - i
-        v = gelu_and_slope(load_first(x, n, i))[1]
-        store_first(out, n, v, i)
+        store_first(out, x.size - i, gelu_and_slope(load_first(x, x.size - i, i))[1], i)
 
 
 @kernel
@@ -79,7 +80,7 @@ def _silu(x: Any, out: Any) -> None:
 
 
 @kernel
-def _silu_gradient(x: Any, ones: Any, out: Any) -> None:
+def _silu_gradient(x: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
         store_first(out, x.size - i, silu_and_slope(load_first(x, x.size - i, i))[1], i)
 
@@ -91,7 +92,7 @@ def _mish(x: Any, out: Any) -> None:
 
 
 @kernel
-def _mish_gradient(x: Any, ones: Any, out: Any) -> None:
+def _mish_gradient(x: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
         store_first(out, x.size - i, mish_and_slope(load_first(x, x.size - i, i))[1], i)
 
@@ -103,15 +104,25 @@ def _relu(x: Any, out: Any) -> None:
 
 
 @kernel
-def _relu_gradient(x: Any, ones: Any, out: Any) -> None:
+def _relu_gradient(x: Any, out: Any) -> None:
     for i in range(0, x.size, lanes(x)):
-        n = x.size - i
-        v = relu_gradient_vector(load_first(ones, n, i), load_first(x, n, i))
-        store_first(out, n, v, i)
+        v = relu_gradient_vector(splat(x, 1.0), load_first(x, x.size - i, i))
+        store_first(out, x.size - i, v, i)
 
 
-def _with_ones(function: Callable[..., None]) -> Callable[[Array, Array], None]:
-    return lambda x, out: function(x, np.ones_like(x), out)
+def _tiny(x: Array) -> Any:
+    """Return the smallest normal number of the dtype that x, which is wider, stands for."""
+    return np.finfo(NARROW[x.dtype]).tiny
+
+
+def _step(x: Array) -> Any:
+    """Return the smallest number of that dtype."""
+    return x.dtype.type(np.finfo(NARROW[x.dtype]).smallest_subnormal)
+
+
+def _spacing(x: Array) -> Array:
+    """Return the unit in the last place of the numbers of that dtype."""
+    return np.spacing(np.abs(x).astype(NARROW[x.dtype])).astype(x.dtype)
 
 
 def _sigmoid(z: Array) -> Array:
@@ -120,7 +131,12 @@ def _sigmoid(z: Array) -> Array:
 
 
 def _argument(x: Array) -> Array:
-    return TWICE_SLOPE * (x + CUBIC * x * x * x)
+    return x.dtype.type(TWICE_SLOPE) * (x + x.dtype.type(CUBIC) * x * x * x)
+
+
+def _steep(x: Array) -> Array:
+    """Return the derivative of the argument."""
+    return x.dtype.type(TWICE_SLOPE) * (1 + 3 * x.dtype.type(CUBIC) * x * x)
 
 
 def _gelu_truth(x: Array) -> Array:
@@ -129,21 +145,21 @@ def _gelu_truth(x: Array) -> Array:
 
 def _gelu_unit(x: Array) -> Array:
     s = _sigmoid(_argument(x))
-    return np.where(s < TINY, np.abs(x) * STEP, 0)
+    return np.where(s < _tiny(x), np.abs(x) * _step(x), 0)
 
 
 def _terms(x: Array) -> tuple[Array, Array]:
     """Return both terms of the derivative; at the infinities their limits."""
     near = np.clip(x, -100, 100)
     s, other = _sigmoid(_argument(near)), _sigmoid(-_argument(near))
-    return s, near * s * other * TWICE_SLOPE * (1 + 3 * CUBIC * near * near)
+    return s, near * s * other * _steep(near)
 
 
 def _gradient_unit(x: Array) -> Array:
     s, term = _terms(x)
-    unit = np.spacing(np.maximum(np.abs(s), np.abs(term)).astype(np.float32)).astype(np.float64)
-    steep = np.abs(1 + np.clip(x, -100, 100) * TWICE_SLOPE * (1 + 3 * CUBIC * x * x))
-    return np.fmax(unit, np.where(s < TINY, np.minimum(steep, 1e9) * STEP, 0))
+    unit = _spacing(np.maximum(np.abs(s), np.abs(term)))
+    steep = np.abs(1 + np.clip(x, -100, 100) * _steep(x))
+    return np.fmax(unit, np.where(s < _tiny(x), np.minimum(steep, 1e9) * _step(x), 0))
 
 
 def _silu_terms(x: Array) -> tuple[Array, Array]:
@@ -168,7 +184,7 @@ def _mish_terms(x: Array) -> tuple[Array, Array]:
 
 def _unit_of(small: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """Return the unit of x times a factor that may be below the smallest normal number."""
-    return lambda x: np.where(small(x) < TINY, np.abs(x) * STEP, 0)
+    return lambda x: np.where(small(x) < _tiny(x), np.abs(x) * _step(x), 0)
 
 
 def _unit_of_sum(terms: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
@@ -176,16 +192,20 @@ def _unit_of_sum(terms: Callable[[Array], tuple[Array, Array]]) -> Callable[[Arr
 
     def unit(x: Array) -> Array:
         first, second = terms(x)
-        larger = np.maximum(np.abs(first), np.abs(second)).astype(np.float32)
-        steep = np.abs(1 + np.clip(x, -1000, 1000)) * STEP
-        return np.fmax(np.spacing(larger).astype(np.float64), np.where(first < TINY, steep, 0))
+        steep = np.abs(1 + np.clip(x, -1000, 1000)) * _step(x)
+        unit = _spacing(np.maximum(np.abs(first), np.abs(second)))
+        return np.fmax(unit, np.where(first < _tiny(x), steep, 0))
 
     return unit
 
 
+def _relu_slope(x: Array) -> Array:
+    return np.where(np.isnan(x), x, x > 0)
+
+
 @dataclass(frozen=True)
 class Function:
-    """A function of one number: as the kernels have it, and as float64 has it."""
+    """A function of one number: as the kernels have it, and as a wider dtype has it."""
 
     name: str
     run: Callable[[Array, Array], None]
@@ -197,41 +217,33 @@ class Function:
 FUNCTIONS = (
     Function("exp", _exp, np.exp),
     # Of sums of exponentials, the largest of which is 1.
-    Function("log", _log, np.log, domain=lambda x: (x >= TINY) | np.isnan(x)),
+    Function("log", _log, np.log, domain=lambda x: (x >= np.finfo(x.dtype).tiny) | np.isnan(x)),
     Function("sqrt", _sqrt, np.sqrt),
     # Of a variance plus epsilon.
     Function("1/sqrt", _inverse_root, lambda x: 1 / np.sqrt(x), domain=lambda x: ~(x <= 0)),
     Function("relu", _relu, lambda x: np.where(x < 0, 0, x)),
-    Function("relu'", _with_ones(_relu_gradient), lambda x: np.where(x > 0, 1.0, 0.0)),
+    Function("relu'", _relu_gradient, _relu_slope),
     Function("gelu", _gelu, _gelu_truth, _gelu_unit),
-    Function("gelu'", _with_ones(_gelu_gradient), lambda x: sum(_terms(x)), _gradient_unit),
+    Function("gelu'", _gelu_gradient, lambda x: sum(_terms(x)), _gradient_unit),
     Function("silu", _silu, lambda x: x * _sigmoid(x), _unit_of(_sigmoid)),
-    Function(
-        "silu'",
-        _with_ones(_silu_gradient),
-        lambda x: sum(_silu_terms(x)),
-        _unit_of_sum(_silu_terms),
-    ),
+    Function("silu'", _silu_gradient, lambda x: sum(_silu_terms(x)), _unit_of_sum(_silu_terms)),
     Function("mish", _mish, lambda x: x * _factor(x), _unit_of(_factor)),
-    Function(
-        "mish'",
-        _with_ones(_mish_gradient),
-        lambda x: sum(_mish_terms(x)),
-        _unit_of_sum(_mish_terms),
-    ),
+    Function("mish'", _mish_gradient, lambda x: sum(_mish_terms(x)), _unit_of_sum(_mish_terms)),
 )
+SMOOTH = tuple(f for f in FUNCTIONS if f.name.startswith(("gelu", "silu", "mish")))
 
 
 def errors(function: Function, x: Array) -> Array:
-    """Return the error for each float32 in units; infinite where NaN or infinity is misplaced."""
+    """Return the error for each number in units; infinite where NaN or infinity is misplaced."""
     out = np.empty_like(x)
     function.run(x, out)
     with np.errstate(all="ignore"):
-        truth = function.truth(x.astype(np.float64))
-        rounded = truth.astype(np.float32)
-        unit = np.spacing(np.abs(rounded)).astype(np.float64)
-        unit = np.fmax(unit, function.unit(x.astype(np.float64)))
-        found = np.abs(out.astype(np.float64) - truth) / unit
+        wide = x.astype(WIDER[x.dtype.type])
+        truth = function.truth(wide)
+        rounded = truth.astype(x.dtype)
+        unit = np.spacing(np.abs(rounded)).astype(wide.dtype)
+        unit = np.fmax(unit, function.unit(wide))
+        found = np.abs(out.astype(wide.dtype) - truth) / unit
     same = (out == rounded) | (np.isnan(out) & np.isnan(rounded))
     return np.where(np.isfinite(rounded) & np.isfinite(out), found, np.where(same, 0, np.inf))
 
@@ -243,6 +255,17 @@ def sampled(each: int) -> Iterator[Array]:
         low = rng.integers(0, 1 << 23, each).astype(np.uint32)
         low[:64], low[64:128] = np.arange(64), np.arange((1 << 23) - 64, 1 << 23)
         yield (low | np.uint32(high << 23)).view(np.float32)
+
+
+def sampled64(each: int) -> Iterator[Array]:
+    """Yield as many float64, of eight times as many exponents."""
+    rng = np.random.default_rng(3)
+    few = max(3, each // 8)
+    for high in range(0, 4096, 64):
+        low = rng.integers(0, 1 << 52, (64, few)).astype(np.uint64)
+        low[:, 0], low[:, 1] = 0, (1 << 52) - 1
+        places = np.arange(high, high + 64, dtype=np.uint64)[:, None] << np.uint64(52)
+        yield (low | places).ravel().view(np.float64)
 
 
 def every_float() -> Iterator[Array]:
@@ -279,11 +302,11 @@ def _planted() -> list[bool]:
 
     def flushes(x: Array, out: Array) -> None:
         _exp(x, out)
-        out[out < TINY] = 0
+        out[out < np.finfo(x.dtype).tiny] = 0
 
     def plain_gelu(x: Array, out: Array) -> None:
         with np.errstate(all="ignore"):
-            inner = np.float32(TWICE_SLOPE) * (x + np.float32(CUBIC) * x * x * x)
+            inner = x.dtype.type(TWICE_SLOPE) * (x + x.dtype.type(CUBIC) * x * x * x)
             out[...] = x / (1 + np.exp(-inner))
 
     wrong = [Function("", run, np.exp) for run in (series, loses_nan, flushes)]
@@ -294,20 +317,27 @@ def _planted() -> list[bool]:
 
     wrong.append(Function("", plain_gelu, _gelu_truth, _gelu_unit))
     wrong.append(Function("", plain_mish, lambda x: x * _factor(x), _unit_of(_factor)))
-    return [held < cases for held, cases, _, _ in (sweep(f, sampled(256)) for f in wrong)]
+    sweeps = [sweep(function, sampled(256)) for function in wrong]
+    if HAS_WIDER:
+        sweeps += [sweep(function, sampled64(256)) for function in wrong[-2:]]
+    return [held < cases for held, cases, _, _ in sweeps]
 
 
 def measure(tier: Tier, each: int = 8192) -> Finding:
-    """Sweep every function over a sample of each exponent, or over all floats."""
+    """Sweep every function over a sample of each exponent, or over all floats of 32 bits."""
     held, cases, numbers, failures = 0, 0, [], []
-    for function in FUNCTIONS:
-        parts = every_float() if tier == "nightly" else sampled(each)
+    sweeps = [
+        (function.name, function, every_float() if tier == "nightly" else sampled(each))
+        for function in FUNCTIONS
+    ]
+    if HAS_WIDER:
+        sweeps += [(f"{function.name} (64)", function, sampled64(each)) for function in SMOOTH]
+    for name, function, parts in sweeps:
         good, all_cases, worst, where = sweep(function, parts)
         held, cases = held + good, cases + all_cases
-        numbers.append(f"{function.name} {worst:.2f}")
+        numbers.append(f"{name} {worst:.2f}")
         if good < all_cases:
-            wrong = all_cases - good
-            failures.append(f"{function.name}: {wrong} above {LIMIT}, worst {worst} at {where}")
+            failures.append(f"{name}: {all_cases - good} above {LIMIT}, worst {worst} at {where!r}")
     planted = _planted()
     number = f"worst in ULP: {', '.join(numbers)}"
     return Finding(held, cases, sum(planted), len(planted), number, tuple(failures))
