@@ -179,6 +179,7 @@ CASES: dict[str, tuple[Spoil, list[str], int]] = {
     "a step of 20 digits": (named(f"checkpoints/step-{'9' * 20}.safetensors"), RESUME, 0),
     "progress that is text": (progress(epoch="x"), RESUME, 2),
     "a batch beyond the epoch": (progress(batch=10**6), RESUME, 2),
+    "an epoch of which nothing was seen": (progress(epoch=1, batch=10, step=20), RESUME, 2),
     "a step of another epoch": (progress(step=7), RESUME, 2),
     "a tracker that is a list": (metadata(tracker=[]), RESUME, 2),
     "forwards that are text": (metadata(dropout_forwards="x"), RESUME, 2),

@@ -19,7 +19,8 @@ def checked_progress(
     """Return the progress that a checkpoint holds, if a run of these sizes can stand there.
 
     Args:
-        progress_class: a dataclass with epoch, step, batch, and other numbers >= 0 and flags.
+        progress_class: a dataclass with epoch, step, batch, seen, norm_steps, and other numbers
+            >= 0 and flags.
         given: a JSON value.    num_batches: of an epoch.    steps_per_epoch: optimizer steps.
         accumulation_steps: batches of a step.
 
@@ -38,9 +39,12 @@ def checked_progress(
         else:
             checks.number(field.name, value, at_least=0)
     steps = found.epoch * steps_per_epoch + -(-found.batch // accumulation_steps)
-    if found.batch >= num_batches or found.step != steps:
+    # After an epoch's last batch it is validated; what was seen of it is then divided by.
+    nothing_seen = found.batch > 0 and not (found.seen and found.norm_steps)
+    if found.batch > num_batches or found.step != steps or nothing_seen:
         checks.fail(
-            f"step {found.step} cannot be batch {found.batch} of epoch {found.epoch + 1}: an epoch "
-            f"has {num_batches} batches and {steps_per_epoch} steps"
+            f"step {found.step} cannot be after batch {found.batch} of epoch {found.epoch + 1}, of "
+            f"which {found.seen} examples were seen: an epoch has {num_batches} batches and "
+            f"{steps_per_epoch} steps"
         )
     return found  # type: ignore[no-any-return]
