@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from commands import object_of
 from program import HANG, start_program
-from runs import everything, weights_digest
+from runs import everything, one_thread, weights_digest
+
+from fastformer.cli import main
+
+__all__ = ["one_thread"]  # a fixture that every test here uses
 
 TINY = "--examples 400 --embed-dim 16 --num-heads 2 --num-layers 1 --ffn-dim 32".split()
 LONG = [*TINY, "--epochs", "60", "--optimizer", "adamw", "--dropout", "0.1"]
@@ -26,15 +30,15 @@ def run(*arguments: str, cwd: Path, text: str | None = None, **options: Any) -> 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train without a stop."""
+    """Train without a stop, in this process: the bits are those of any other."""
     directory = tmp_path_factory.mktemp("unbroken")
-    run("train", "--out", "run", *LONG, "--json", cwd=directory)
+    assert main(["train", "--out", str(directory / "run"), *LONG, "--threads", "1"]) == 0
     return directory / "run"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_run_and_says_how_to_go_on(
-    number: signal.Signals, unbroken: Path, tmp_path: Path
+    number: signal.Signals, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", "--out", "my run", *LONG, "--json"]
     process = start_program(*arguments, cwd=tmp_path, stdin=subprocess.DEVNULL)
@@ -49,7 +53,8 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(
     assert re.search(r"^Stopped after step [\d,]+; everything is saved\. To go on:$", err, re.M)
     assert err.endswith("  fastformer train --resume 'my run'\n")
     assert not (tmp_path / "my run/result.json").exists()
-    out, err = run("train", "--resume", "my run", "--json", cwd=tmp_path)
+    assert main(["train", "--resume", str(tmp_path / "my run"), "--json"]) == 0
+    out, err = capsys.readouterr()
     assert re.search(r"^going on from step [\d,]+ of 600$", err, re.M)
     assert json.loads(out)["steps"] == 600
     newest = "checkpoints/step-00000600.safetensors"
@@ -85,13 +90,15 @@ def test_the_number_of_threads_changes_no_bit(
     assert len(set(digests.values())) == 1, digests
 
 
-def test_a_finished_run_is_asked_evaluated_and_resumed(unbroken: Path) -> None:
+def test_a_finished_run_is_asked_evaluated_and_resumed(
+    unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answers, _ = run("predict", "run", cwd=unbroken.parent, text="max(5,3,9)\n")
     assert re.match(r"Max \( 5 , 3 , 9 \) = \d   \d+\.\d\d %   \(", answers)
-    out, _ = run("evaluate", "run", "--json", cwd=unbroken.parent)
+    found = object_of(capsys, "evaluate", unbroken)
     trained = json.loads((unbroken / "result.json").read_text())
     for name in ("test_accuracy", "test_loss", "per_operation"):
-        assert json.loads(out)[name] == trained[name]
+        assert found[name] == trained[name]
     out, err = run("train", "--resume", "run", "--json", cwd=unbroken.parent)
     assert json.loads(out) == trained
     assert err.startswith("run run has ended after epoch 60: nothing is left to train")
