@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import FILES, SECONDS, Browser, find_browser
+from browser import FILES, Browser, find_browser
+from program import HANG
 from runs import SIZES, Recorder, one_thread, small_settings
 
 from fastformer.analysis.report import collect_report
@@ -199,7 +200,7 @@ def test_the_page_is_never_wider_than_the_window(width: int, browser: Browser) -
 
 def wait_for(browser: Browser, script: str) -> None:
     """Wait until a script is true: observers of sizes are called after a drawing."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + HANG
     while not browser.run(script):
         assert time.monotonic() < end, script
         time.sleep(0.02)

@@ -6,7 +6,7 @@ saved are weights, moments and a few numbers, and every random number is named b
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,6 @@ import numpy as np
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import CheckpointError, FastformerError
-from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
@@ -29,6 +28,7 @@ from fastformer.training.metrics import MetricsTracker, json_number
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
+from fastformer.training.progress import Progress
 from fastformer.training.restoring import checked_progress
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
@@ -55,39 +55,6 @@ class TrainingInterrupted(Exception):
 
 class TrainingDivergedError(FastformerError, ArithmeticError):
     """A loss or the gradient is not finite; it is raised before anything of that step is kept."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: all that a checkpoint holds besides weights and moments.
-
-    Attributes:
-        epoch: epochs that are finished.    step: optimizer steps made.
-        batch: batches of the current epoch that are done.
-        loss_sum, targets, correct, asked, seen, norm_sum, norm_steps: sums over the current epoch:
-            of losses, and of the targets that they are of; of right answers, and of those that are
-            asked for; of examples; of the norms of gradients, and of those.
-        since_best: epochs since the best validation accuracy.
-        stopped_early: whether training is over before its last epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    targets: int = 0
-    correct: int = 0
-    asked: int = 0
-    seen: int = 0
-    norm_sum: float = 0.0
-    norm_steps: int = 0
-    since_best: int = 0
-    stopped_early: bool = False
-
-    def begin_epoch(self) -> None:
-        """Forget the sums of the epoch before."""
-        self.batch = self.targets = self.correct = self.asked = self.seen = self.norm_steps = 0
-        self.loss_sum = self.norm_sum = 0.0
 
 
 def make_optimizer(model: Transformer | TransformerDecoder, config: TrainingConfig) -> Optimizer:
@@ -148,25 +115,12 @@ class Trainer:
         """
         if self._is_prepared:
             return
-        epochs = range(self.progress.epoch, 0 if self.ended else self.config.epochs)
-        batches = batches_of_each_size(
-            self.train_examples, self.seed, epochs, self.config.batch_size
-        )
+        config = self.config
+        epochs = range(self.progress.epoch, 0 if self.ended else config.epochs)
+        batches = batches_of_each_size(self.train_examples, self.seed, epochs, config.batch_size)
         asked = (self.validation_examples.inputs, *others)
-        compile_for(self.model, self.loss_fn, batches, asked, self._compile_step)
+        compile_for(self.model, self.loss_fn, batches, asked, lambda m: make_optimizer(m, config))
         self._is_prepared = True
-
-    def _compile_step(self) -> None:
-        """Call, for a model of next to nothing, what makes a step of its gradients."""
-        model = Transformer(
-            TransformerConfig(vocab_size=2, embed_dim=2, num_heads=1, num_layers=1, ffn_dim=1),
-            backend=self.model.ops.name,
-            dtype=self.model.dtype.name,
-        )
-        parameters = model.parameters()
-        parameters.gradients.fill(1)
-        clip_gradients(parameters, 1)
-        make_optimizer(model, self.config).step()
 
     def train(self) -> None:
         """Train to the end.

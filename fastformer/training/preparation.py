@@ -12,10 +12,13 @@ import numpy as np
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.batches import batch_order
 from fastformer.generation import beam_search, generate
+from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.classifier_plan import training_kernels
+from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
+from fastformer.training.optimizers import Optimizer
 from fastformer.training.source import Examples, Source
 from fastformer.training.steps import EVALUATED, accumulate_gradients
 from fastformer.warmup import ensure_compiled, telling_of_compilation
@@ -75,7 +78,7 @@ def compile_for(
     loss_fn: CrossEntropyLoss,
     trained: Iterable[Batch],
     asked: Iterable[PackedBatch],
-    step: Callable[[], None],
+    make_optimizer: Callable[[Transformer], Optimizer],
 ) -> None:
     """Compile what training on some batches calls, and asking about some sequences.
 
@@ -84,7 +87,7 @@ def compile_for(
     Args:
         model, loss_fn: that are trained.    trained: batches with their targets.
         asked: sequences, of which so many are computed at a time as `predict_classes` does.
-        step: calls what makes a step of gradients.
+        make_optimizer: makes an optimizer of the kind that training has, for another model.
     """
     if model.ops.name != "numba":
         return
@@ -105,7 +108,7 @@ def compile_for(
         with telling_of_compilation():
             _call_all(model, loss_fn, trained, forward)
             if trained:
-                step()
+                _call_step(model, make_optimizer)
     finally:
         counter.training, counter.forwards = training, forwards
         model.zero_grad()
@@ -135,3 +138,17 @@ def _call_all(
     if isinstance(model, TransformerDecoder) and model.config.max_seq_len > 1:
         generate(model, [[0], [0]], max_new_tokens=2)
         beam_search(model, [0], beams=2, max_new_tokens=2)
+
+
+def _call_step(
+    model: Transformer | TransformerDecoder, make_optimizer: Callable[[Transformer], Optimizer]
+) -> None:
+    """Call what makes a step of gradients, for a model of next to nothing."""
+    least = Transformer(
+        TransformerConfig(vocab_size=2, embed_dim=2, num_heads=1, num_layers=1, ffn_dim=1),
+        backend=model.ops.name,
+        dtype=model.dtype.name,
+    )
+    least.parameters().gradients.fill(1)
+    clip_gradients(least.parameters(), 1)
+    make_optimizer(least).step()
