@@ -28,8 +28,7 @@ from fastformer.training.metrics import MetricsTracker, json_number
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
-from fastformer.training.progress import Progress
-from fastformer.training.restoring import checked_progress
+from fastformer.training.progress import Progress, checked_progress
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.source import Examples, Source
@@ -325,7 +324,6 @@ class Trainer:
             # Without what the sums are of, of an older version, they are those of examples.
             seen = progress.get("seen", 0)
             self.progress = checked_progress(
-                Progress,
                 {"targets": seen, "asked": seen} | progress,
                 num_batches=-(-self.train_examples.size // self.config.batch_size),
                 steps_per_epoch=self.steps_per_epoch,
