@@ -14,7 +14,7 @@ MOST_TASKS = 32
 # is added to a large sum again and again is rounded in one direction.
 SUM_BLOCK = 16
 # As many of those that the compiler adds up in chains of its own.
-SCALAR_BLOCK = 2048
+SCALAR_BLOCK = 512
 # Registers of a row whose sums are a chain or two: blocks of shorter ones would take longer.
 LONG_ROW = 64
 # Of exponentials: a processor is so far ahead of them that the end of a block costs it 200 cycles.

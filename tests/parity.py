@@ -112,7 +112,7 @@ class DecaysAll(ff.AdamW):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.parameters.decaying = self.parameters.values.size
+        self.parameters.__dict__["decaying"] = self.parameters.values.size
 
 
 def config_of(kind: str, **options: Any) -> Any:

@@ -120,10 +120,12 @@ def forget_moments(copy: Path) -> None:
 
 
 def forget_batch(copy: Path) -> None:
-    """Plant a fault: a checkpoint that begins its epoch again."""
+    """Plant a fault: a checkpoint that takes its batch for the one before."""
     run = RunDirectory.open(copy)
     latest = run.latest()
-    metadata = latest.metadata | {"progress": latest.metadata["progress"] | {"batch": 0}}
+    progress = latest.metadata["progress"]
+    before = {"batch": progress["batch"] - 1, "step": progress["step"] - 1}
+    metadata = latest.metadata | {"progress": progress | before}
     run.save_step(metadata["progress"]["step"], latest.tensors, metadata)
 
 

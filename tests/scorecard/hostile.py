@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import tomli_w
-from runs import Recorder, small_settings
+from runs import SIZES, Recorder, small_settings
 
 from fastformer.analysis.loading import load_run
 from fastformer.analysis.run_evaluation import read_expressions
@@ -106,14 +106,14 @@ def contents(marker: Path) -> dict[str, bytes]:
 
 def _readers(run: Path) -> dict[str, list[Load]]:
     """Return what loads each file of a run."""
-    records = EmbeddingRecords(run)
+    records, shape = EmbeddingRecords(run), (20, SIZES["embed_dim"])
     return {
         "checkpoints/best.safetensors": [lambda: load_run(run)],
         "checkpoints/step-00000010.safetensors": [lambda: RunDirectory.open(run).latest()],
         "config.toml": [lambda: settings_of(RunDirectory.open(run)), lambda: load_run(run)],
         "metrics.jsonl": [lambda: RunDirectory.open(run).read_metrics(skip_damaged=True)],
         "result.json": [lambda: RunDirectory.open(run).read_result()],
-        "embeddings/epoch-0001.safetensors": [records.read_all],
+        "embeddings/epoch-0001.safetensors": [lambda: records.read_all(shape)],
         "questions.txt": [lambda: read_expressions(run / "questions.txt", load_run(run))],
     }
 

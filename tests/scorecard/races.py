@@ -20,7 +20,7 @@ from tests.scorecard.memory_child import arguments_of
 SMALL_TASKS = {
     "_blocks": {"TASK_SIZE": 1 << 9}, "_rows": {"TASK_ELEMENTS": 16},
     "attention": {"TASK_SIZE": 8}, "activation": {"CHUNK": 32}, "adam": {"CHUNK": 32},
-    "dropout": {"CHUNK": 32}, "gradient": {"CHUNK": 32}, "sgd": {"CHUNK": 32},
+    "dropout": {"CHUNK": 32}, "gradient": {"CHUNK": 32, "SCALAR_BLOCK": 32}, "sgd": {"CHUNK": 32},
     "transformer_block": {"SHARD_TOKENS": 4, "thread_count": lambda: 4},
     "wide_block": {"thread_count": lambda: 4},
 }  # fmt: skip
