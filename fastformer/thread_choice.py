@@ -26,8 +26,10 @@ FEWEST_LOOKS = 8
 # Another number must be better by this factor to be used.
 BETTER = 1.03
 # Threads that wait for each other do not sleep. Where they had less than this share of their
-# cores' time, other programs had the rest.
+# cores' time, other programs had the rest; and where speed has changed by a factor as well, other
+# programs came or went.
 UNDISTURBED = 0.85
+CHANGED = 1.25
 
 
 def numbers_of_threads(most: int) -> list[int]:
@@ -63,7 +65,8 @@ class ThreadChoice:
         self._known: dict[int, float] = {}
         self._looks: list[float] = []
         self._looks_since_try = 0
-        self._disturbed = False
+        # Whether other programs disturbed, and how fast it was, when that was last noticed.
+        self._disturbed, self._reference = False, 0.0
         self._cost, self._share = 0.0, CHANGED_SHARE
         self._next_try = float("-inf")
         self._upward = False
@@ -102,15 +105,18 @@ class ThreadChoice:
             self._use(fastest)
             return
         disturbed = self._core_seconds < UNDISTURBED * self.threads * self._seconds
-        if disturbed != self._disturbed:
-            self._disturbed, self._share = disturbed, CHANGED_SHARE
+        self._reference = self._reference or pace
+        same_pace = self._reference / CHANGED < pace < self._reference * CHANGED
+        nothing_known = len(self._known) == 1
+        if disturbed != self._disturbed and (nothing_known or not same_pace):
+            self._disturbed, self._share, self._reference = disturbed, CHANGED_SHARE, pace
             self._next_try = min(self._next_try, self._clock() + self._cost / CHANGED_SHARE)
-        elif len(self._known) == 1 and self._next_try == float("-inf"):
+        elif nothing_known and self._next_try == float("-inf"):
             # Nothing speaks for fewer threads: half of them may take twice as long.
             self._next_try = self._clock() + self._seconds / STEADY_SHARE
-        if self._looks_since_try >= FEWEST_LOOKS or disturbed and len(self._known) == 1:
-            if self._clock() >= self._next_try:
-                self.threads = self._neighbour()
+        is_time = self._looks_since_try >= FEWEST_LOOKS or (self._disturbed and nothing_known)
+        if is_time and self._clock() >= self._next_try:
+            self.threads = self._neighbour()
 
     def _end_try(self, pace: float) -> None:
         """Use the number that was tried where it is better; else say when the next try may be."""
@@ -127,7 +133,7 @@ class ThreadChoice:
         """Use a number from now on."""
         self.threads = self._chosen = number
         self._looks, self._looks_since_try = [], 0
-        self._share = CHANGED_SHARE
+        self._share, self._reference = CHANGED_SHARE, 0.0
         self._next_try = self._clock() + self._cost / CHANGED_SHARE
 
     def _neighbour(self) -> int:
