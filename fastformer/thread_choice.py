@@ -29,7 +29,7 @@ BETTER = 1.03
 # cores' time, other programs had the rest; and where speed has changed by a factor as well, other
 # programs came or went.
 UNDISTURBED = 0.85
-CHANGED = 1.25
+CHANGED = 1.5
 
 
 def numbers_of_threads(most: int) -> list[int]:
