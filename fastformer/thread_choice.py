@@ -105,9 +105,10 @@ class ThreadChoice:
             self._use(fastest)
             return
         disturbed = self._core_seconds < UNDISTURBED * self.threads * self._seconds
-        self._reference = self._reference or pace
-        same_pace = self._reference / CHANGED < pace < self._reference * CHANGED
         nothing_known = len(self._known) == 1
+        if not self._reference:
+            self._disturbed, self._reference = disturbed and not nothing_known, pace
+        same_pace = self._reference / CHANGED < pace < self._reference * CHANGED
         if disturbed != self._disturbed and (nothing_known or not same_pace):
             self._disturbed, self._share, self._reference = disturbed, CHANGED_SHARE, pace
             self._next_try = min(self._next_try, self._clock() + self._cost / CHANGED_SHARE)
