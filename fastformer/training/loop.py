@@ -23,8 +23,9 @@ from fastformer.training.config import TrainingConfig
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.gradients import clip_gradients, gradient_norm
 from fastformer.training.interrupt import StopRequest
+from fastformer.training.json_text import finite
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.metrics import MetricsTracker, json_number
+from fastformer.training.metrics import MetricsTracker
 from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
@@ -241,9 +242,9 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "train_loss": train_loss,
-            "train_accuracy": json_number(train_accuracy),
+            "train_accuracy": finite(train_accuracy),
             "validation_loss": scores.loss,
-            "validation_accuracy": json_number(scores.accuracy),
+            "validation_accuracy": finite(scores.accuracy),
             "learning_rate": self._learning_rate(progress.step - 1),
             "gradient_norm": progress.norm_sum / progress.norm_steps,
             "seconds": seconds,

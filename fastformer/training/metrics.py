@@ -10,7 +10,7 @@ from typing import Any
 from fastformer import checks, writing
 from fastformer.errors import RunError
 from fastformer.training.atomic_file import append_line, os_errors_as, read_file, write_atomically
-from fastformer.training.json_text import json_object, json_text
+from fastformer.training.json_text import finite, json_object, json_text
 
 HISTORY_NAMES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 OVERFITTING_FIRST_EPOCH = 7
@@ -132,7 +132,7 @@ class MetricsTracker:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, as JSON values: None for an accuracy of nothing."""
         history = self.history.items()
-        return {"history": {name: [json_number(v) for v in values] for name, values in history}}
+        return {"history": {name: finite(values) for name, values in history}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned. The best epoch is found anew from the history.
@@ -169,11 +169,6 @@ def _checked(name: str, value: object) -> float:
             return math.nan
         return checks.number(name, value, at_least=0, at_most=1)
     return checks.number(name, value)
-
-
-def json_number(value: float) -> float | None:
-    """Return a number as JSON has it: an accuracy of nothing asked, which is NaN, is null."""
-    return None if math.isnan(value) else value
 
 
 class MetricsLog:
