@@ -49,7 +49,8 @@ def test_help_ends_whatever_the_width_is(
     for columns in WIDTHS:
         monkeypatch.setenv("COLUMNS", columns)
         monkeypatch.setenv("LINES", columns)
-        monkeypatch.setattr(app, "_fallback_console", None)  # a process has one, of one width
+        for each in (app, app["train"]):  # each has one in a process, of one width
+            monkeypatch.setattr(each, "_fallback_console", None)
         assert main(["train", "--help"]) == 0
         widest = max(map(len, capsys.readouterr().out.splitlines()))
         assert widest <= 1000, columns
