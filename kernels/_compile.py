@@ -160,6 +160,7 @@ def kernel(
     once: bool = False,
     part: bool = False,
     allocates: bool = True,
+    by_address: bool = False,
 ) -> Any:
     """Compile a function with the options that all kernels share.
 
@@ -183,12 +184,13 @@ def kernel(
     """
     if function is None:
         return functools.partial(
-            kernel, parallel=parallel, inline=inline, once=once, part=part, allocates=allocates
-        )
+            kernel, parallel=parallel, inline=inline, once=once, part=part, allocates=allocates,
+            by_address=by_address,
+        )  # fmt: skip
     if BUILD == "python" or numba.config.DISABLE_JIT:
         return function
     checked = BUILD == "checked"
-    inner = not parallel and function.__module__.startswith(f"{__package__}.")
+    inner = by_address or (not parallel and function.__module__.startswith(f"{__package__}."))
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(CACHE_DIRECTORY or "")
     try:

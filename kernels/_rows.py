@@ -22,10 +22,12 @@ LONG_ROW = 64
 EXP_BLOCK = 256
 
 
-@kernel
-def row_tasks(rows, columns):
+def count_row_tasks(rows, columns):
     """Return the number of tasks for a matrix."""
     return max(1, min(MOST_TASKS, rows, rows * columns // TASK_ELEMENTS))
+
+
+row_tasks = kernel(count_row_tasks)
 
 
 @kernel

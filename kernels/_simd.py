@@ -413,7 +413,7 @@ def _prefetch(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-def _borrowed(context: Any, builder: Any, kind: Any, data: ir.Value, shape: Any) -> ir.Value:
+def borrowed_array(context: Any, builder: Any, kind: Any, data: ir.Value, shape: Any) -> ir.Value:
     """Return an array of a type and shape at an address, which owns nothing."""
     itemsize = kind.dtype.bitwidth // 8
     strides = [INDEX(itemsize)]
@@ -427,7 +427,7 @@ def _borrowed(context: Any, builder: Any, kind: Any, data: ir.Value, shape: Any)
 @lower_builtin(flat, types.Array)
 def _flat(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     x = make_array(sig.args[0])(context, builder, args[0])
-    return _borrowed(context, builder, sig.return_type, x.data, [x.nitems])
+    return borrowed_array(context, builder, sig.return_type, x.data, [x.nitems])
 
 
 @lower_builtin(array_at, types.Array, types.Integer, types.VarArg(types.Integer))
@@ -437,7 +437,7 @@ def _array_at(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     for length in shape:
         count = builder.mul(count, length)
     data = _address(context, builder, sig.args[0], x, [start], count)
-    return _borrowed(context, builder, sig.return_type, data, shape)
+    return borrowed_array(context, builder, sig.return_type, data, shape)
 
 
 @lower_builtin(stack_array, types.Array, types.IntegerLiteral)
@@ -447,7 +447,7 @@ def _stack_array(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     with builder.goto_entry_block():
         data = builder.alloca(context.get_value_type(dtype), size)
         data.align = LARGEST_REGISTER
-    return _borrowed(context, builder, sig.return_type, data, [INDEX(size)])
+    return borrowed_array(context, builder, sig.return_type, data, [INDEX(size)])
 
 
 @lower_builtin(thread_count)

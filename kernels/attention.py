@@ -50,7 +50,9 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
+from .op import op
 from ._tile import CHAIN_STEPS
+from .op import op
 
 # Scores are kept with a row for each key and a lane for each query, so that a softmax is a loop
 # over rows without sums across lanes. A block of them stays in the first-level cache.
@@ -765,3 +767,95 @@ def attention_weights(q, k, query_offsets, key_offsets, positions, slopes, causa
             q, k, query_offsets[b], query_offsets[b + 1], key_offsets[b],
             key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, weights, b,
         )  # fmt: skip
+
+
+def _attention_reference(
+    q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale, out,
+    row_max, row_sum,
+):  # fmt: skip
+    attention_forward_reference(
+        q, k, v, query_offsets, key_offsets, positions, slopes, bool(causal), scale, out, row_max,
+        row_sum,
+    )  # fmt: skip
+
+
+def _attention_gradient_reference(
+    dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes, longest,
+    heads, causal, scale, dq, dk, dv,
+):  # fmt: skip
+    attention_backward_reference(
+        dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
+        bool(causal), scale, dq, dk, dv,
+    )  # fmt: skip
+
+
+def _attention_tasks(
+    threads, q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale,
+    out, row_max, row_sum, room,
+):  # fmt: skip
+    return attention_tasks((query_offsets.size - 1) * heads, q.size, k.size, longest)
+
+
+def _attention_gradient_tasks(
+    threads, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
+    longest, heads, causal, scale, dq, dk, dv, room,
+):  # fmt: skip
+    return attention_tasks((query_offsets.size - 1) * heads, q.size, k.size, longest)
+
+
+def _forward_room_of(sizes, longest, lanes):
+    D, width = sizes["C"] // sizes["H"], WIDE * lanes
+    return (3 + BLOCK_KEYS + D) * width + longest * (-(-D // width) * width)
+
+
+def _backward_room_of(sizes, longest, lanes):
+    D, width = sizes["C"] // sizes["H"], WIDE * lanes
+    padded = -(-D // width) * width
+    return (3 + 2 * BLOCK_KEYS + 2 * D) * width + (2 * width + longest) * padded
+
+
+@kernel
+def _pairs_of(part, query_offsets, heads, q, k, longest):
+    """Return the first and the last pair of sequence and head of a part."""
+    if part.first >= 0:
+        return part.first, part.last
+    pairs = (query_offsets.size - 1) * heads
+    tasks = attention_tasks(pairs, q.size, k.size, longest)
+    return pairs * part.index // tasks, pairs * (part.index + 1) // tasks
+
+
+@op(
+    "q[Q,C] k[N,C] v[N,C] query_offsets:int[P] key_offsets:int[P] positions?:int[Q] slopes?[H] "
+    "longest:int heads:int causal:int scale:float -> out[Q,C] row_max[Q,H] row_sum[Q,H] room:room",
+    cut="sequences", times="H", tasks=_attention_tasks, twin=_attention_reference,
+    room=_forward_room_of,
+)  # fmt: skip
+def attention(
+    part, q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale,
+    out, row_max, row_sum, room,
+):  # fmt: skip
+    """Attend from every query, in every head; see `attention_forward`."""
+    first, last = _pairs_of(part, query_offsets, heads, q, k, longest)
+    attention_forward_pairs(
+        first, last, longest, q, k, v, query_offsets, key_offsets, positions, slopes, causal != 0,
+        scale, out, row_max, row_sum, room,
+    )  # fmt: skip
+
+
+@op(
+    "dout[Q,C] q[Q,C] k[N,C] v[N,C] out[Q,C] row_max[Q,H] row_sum[Q,H] query_offsets:int[P] "
+    "key_offsets:int[P] positions?:int[Q] slopes?[H] longest:int heads:int causal:int scale:float "
+    "-> dq[Q,C] dk[N,C] dv[N,C] room:room",
+    cut="sequences", times="H", tasks=_attention_gradient_tasks,
+    twin=_attention_gradient_reference, room=_backward_room_of,
+)  # fmt: skip
+def attention_gradient(
+    part, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
+    longest, heads, causal, scale, dq, dk, dv, room,
+):  # fmt: skip
+    """Differentiate `attention` by queries, keys and values."""
+    first, last = _pairs_of(part, query_offsets, heads, q, k, longest)
+    attention_backward_pairs(
+        first, last, longest, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets,
+        positions, slopes, causal != 0, scale, dq, dk, dv, room,
+    )  # fmt: skip

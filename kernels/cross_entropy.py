@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
+from .op import op
 from ._rows import EXP_BLOCK, SUM_BLOCK, add_block, row_tasks, sum_in_float64, whole_sum
 from ._simd import (
     exp,
@@ -189,3 +190,37 @@ def cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dl
             cross_entropy_gradient_rows(
                 first, last, logits, targets, largest, total, smoothing, scale, dlogits
             )
+
+
+def _cross_entropy_reference(
+    logits, targets, smoothing, scale, losses, largest, total, dlogits
+):  # fmt: skip
+    cross_entropy_forward_reference(logits, targets, smoothing, losses, largest, total)
+    cross_entropy_backward_reference(logits, targets, largest, total, smoothing, scale, dlogits)
+
+
+def _sum_of_losses_reference(losses, loss):
+    loss[0] = losses.sum(dtype=np.float64)
+
+
+@op(
+    "logits[R,V] targets:int[R] smoothing:float scale:float "
+    "-> losses[R] largest[R] total[R] dlogits[R,V]",
+    cut="R", cost="V", twin=_cross_entropy_reference,
+)  # fmt: skip
+def cross_entropy(part, logits, targets, smoothing, scale, losses, largest, total, dlogits):
+    """Write the losses and their gradient."""
+    first, last = part.first, part.last
+    cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
+    cross_entropy_gradient_rows(
+        first, last, logits, targets, largest, total, smoothing, scale, dlogits
+    )
+
+
+@op(
+    "losses[R] -> loss:double[1]", tasks=lambda threads, losses, loss: 1,
+    twin=_sum_of_losses_reference,
+)  # fmt: skip
+def sum_of_losses(part, losses, loss):
+    """Add all losses, in float64."""
+    loss[0] = sum_in_float64(losses)

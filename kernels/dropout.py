@@ -10,6 +10,8 @@ numbers: as easy as 1, 2, 3".
 import numpy as np
 
 from ._compile import kernel, prange
+from ._simd import flat
+from .op import op
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -121,3 +123,27 @@ def dropout_backward(dout, rate, seed, call, dx):
             for lane in range(min(4, stop - i)):
                 kept = words[lane] >= threshold
                 flat_dx[i + lane] = flat_dout[i + lane] * factor if kept else dout.dtype.type(0)
+
+
+def _dropout_reference(x, residual, rate, seed, call, place, out):
+    dropout_forward_reference(x, residual, rate, seed, call + place, out)
+
+
+@op(
+    "x[R,C] residual?[R,C] rate:float seed:int call:int place:int -> out[R,C]",
+    cut="R", cost="C", twin=_dropout_reference,
+)  # fmt: skip
+def dropout(part, x, residual, rate, seed, call, place, out):
+    """Zero a share of the elements, scale up the others, and add a residual."""
+    C = x.shape[1]
+    start, stop = part.first * C, part.last * C
+    flat_x, flat_residual, flat_out = flat(x), flat(residual), flat(out)
+    threshold = np.uint64(rate * 2.0**32)
+    factor = x.dtype.type(1 / (1 - rate))
+    for i in range(start // 4 * 4, stop, 4):
+        words = _philox(np.uint64(i // 4), np.uint64(call + place), np.uint64(seed))
+        for lane in range(max(0, start - i), min(4, stop - i)):
+            value = flat_x[i + lane] * factor if words[lane] >= threshold else x.dtype.type(0)
+            if residual.size:
+                value += flat_residual[i + lane]
+            flat_out[i + lane] = value

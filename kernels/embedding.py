@@ -9,6 +9,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
 import numpy as np
 
 from ._compile import kernel, prange
+from .op import op
 from ._rows import row_tasks
 from ._simd import lanes, load_first, store_first
 
@@ -69,5 +70,36 @@ def embedding_backward(ids, dout, dtable):
     for task in prange((C + width - 1) // width):
         j = task * width
         for i in range(N):
+            row = load_first(dtable, C - j, ids[i], j) + load_first(dout, C - j, i, j)
+            store_first(dtable, C - j, row, ids[i], j)
+
+
+def _embedding_gradient_reference(ids, dout, dtable):
+    embedding_backward_reference(ids, dout, dtable)
+
+
+@op(
+    "tokens:int[R] positions:int[R] table[V,C] position_table?[T,C] -> out[R,C]",
+    cut="R", cost="C", twin=embedding_forward_reference,
+)  # fmt: skip
+def embedding(part, tokens, positions, table, position_table, out):
+    """Look up each token, and add its position's row."""
+    embed_rows(part.first, part.last, tokens, positions, table, position_table, out)
+
+
+@op(
+    "ids:int[R] dout[R,C] -> +dtable[V,C]",
+    cut="R", sums=True, tasks=lambda threads, ids, dout, dtable: -(-dout.shape[1] // lanes(dout)),
+    twin=_embedding_gradient_reference,
+)  # fmt: skip
+def embedding_gradient(part, ids, dout, dtable):
+    """Add each row to its id's row of the table: a register's worth of columns, or some rows."""
+    C, first, last = dout.shape[1], part.first, part.last
+    begin, end = 0, C
+    if first < 0:
+        begin, first, last = part.index * lanes(dout), 0, ids.size
+        end = min(C, begin + lanes(dout))
+    for i in range(first, last):
+        for j in range(begin, end, lanes(dout)):
             row = load_first(dtable, C - j, ids[i], j) + load_first(dout, C - j, i, j)
             store_first(dtable, C - j, row, ids[i], j)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
+from .op import op
 from ._rows import SCALAR_BLOCK, sum_in_float64
 from ._simd import fma, lanes, load, load_first, splat, store_first, sum_lanes
 
@@ -175,3 +176,17 @@ def may_step(parameters, gradients, first_state, second_state):
         if math.isnan(sums[task]):
             return False
     return True
+
+
+def _add_copies_reference(copies, shards, gradients):
+    gradients += copies[:shards].sum(axis=0)
+
+
+@op(
+    "copies[S,P] shards:int -> +gradients[P]",
+    tasks=lambda threads, copies, shards, gradients: -(-gradients.size // CHUNK),
+    twin=_add_copies_reference,
+)  # fmt: skip
+def add_gradient_copies(part, copies, shards, gradients):
+    """Add the shards' copies of all gradients, in order."""
+    add_copies(part.index, copies[:shards], gradients)

@@ -14,7 +14,8 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import LONG_ROW, SUM_BLOCK, add_block, row_tasks, whole_sum
+from .op import op
+from ._rows import LONG_ROW, SUM_BLOCK, add_block, count_row_tasks, row_tasks, whole_sum
 from ._simd import flat, fma, lanes, load_first, load_padded, splat, store_first, sum_lanes
 
 # The rounding of a mean is seen, and made good, where its square is so many times the variance.
@@ -266,3 +267,50 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
                 first, last, dout, x, weight, mean, rstd, residual, dx, np.int64(task), sums
             )
     add_layernorm_sums(sums, dweight, dbias)
+
+
+def _layernorm_gradient_reference(dout, x, weight, mean, rstd, residual, dx, sums):
+    sums[...] = 0
+    layernorm_backward_reference(
+        dout, x, weight, mean, rstd, residual, dx, sums[0, 0], sums[0, 1]
+    )
+
+
+def _add_layernorm_gradient_reference(sums, rows, shards, dweight, dbias):
+    parts = shards if shards else count_row_tasks(rows, dweight.size)
+    dweight += sums[:parts, 0].sum(axis=0)
+    dbias += sums[:parts, 1].sum(axis=0)
+
+
+@op(
+    "x[R,C] weight[C] bias[C] epsilon:float -> out[R,C] mean[R] rstd[R]",
+    cut="R", cost="C", twin=layernorm_forward_reference,
+)  # fmt: skip
+def layernorm(part, x, weight, bias, epsilon, out, mean, rstd):
+    """Normalise each row; see `layernorm_forward`."""
+    layernorm_forward_rows(part.first, part.last, x, weight, bias, epsilon, out, mean, rstd)
+
+
+@op(
+    "dout[R,C] x[R,C] weight[C] mean[R] rstd[R] residual?[R,C] -> dx[R,C] sums[P,2,C]",
+    cut="R", cost="C", each=True, twin=_layernorm_gradient_reference,
+)  # fmt: skip
+def layernorm_gradient(part, dout, x, weight, mean, rstd, residual, dx, sums):
+    """Differentiate by x, and leave a part's sums for the gradients of weight and bias."""
+    for i in range(2):
+        for j in range(weight.size):
+            sums[part.index, i, j] = 0
+    layernorm_backward_rows(
+        part.first, part.last, dout, x, weight, mean, rstd, residual, dx, part.index, sums
+    )
+
+
+@op(
+    "sums[P,2,C] rows:int shards:int -> +dweight[C] +dbias[C]",
+    tasks=lambda threads, sums, rows, shards, dweight, dbias: 1,
+    twin=_add_layernorm_gradient_reference,
+)  # fmt: skip
+def add_layernorm_gradient(part, sums, rows, shards, dweight, dbias):
+    """Add up what `layernorm_gradient` left of each part of the rows, or of each shard."""
+    parts = shards if shards > 0 else row_tasks(rows, dweight.size)
+    add_layernorm_sums(sums[:parts], dweight, dbias)

@@ -45,6 +45,7 @@ from ._simd import (
     thread_count,
 )
 from ._tile import multiply
+from .op import op
 from .activation import (
     NO_ACTIVATION,
     RELU,
@@ -604,3 +605,87 @@ def matmul_backward(a, b, dout, saved, addend, activation, da, db, column_sums):
     _product(
         WEIGHT_GRADIENT, INPUT_GRADIENT, a, b, dout, column_sums, addend, activation, saved, da, db
     )  # fmt: skip
+
+
+def _linear_tasks(
+    threads, x, weight, bias, residual, activation, slope, out
+):  # fmt: skip
+    grid = product_grid(FORWARD, x.shape[0], weight.shape, out.shape[0], out, threads)
+    return grid[0] * grid[1]
+
+
+def _linear_input_gradient_tasks(threads, dout, weight, saved, residual, activation, dx):
+    grid = product_grid(INPUT_GRADIENT, dx.shape[0], weight.shape, dout.shape[0], dx, threads)
+    return grid[0] * grid[1]
+
+
+def _weight_gradient_tasks(threads, x, dout, dweight, dbias):
+    grid = product_grid(WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], x, threads)
+    return grid[0] * grid[1]
+
+
+def _linear_weight_gradient_reference(x, dout, dweight, dbias):
+    matmul_tn_reference(x, dout, dbias, dweight)
+
+
+def _linear_input_gradient_reference(dout, weight, saved, residual, activation, dx):
+    matmul_nt_reference(dout, weight, saved, residual, activation, dx)
+
+
+@kernel
+def _product_of_part(
+    part, form, x_rows, weight_shape, y_rows, left, right, bias, addend, activation, saved, out
+):
+    """Compute a part of a product: some rows of each group, or a task of its grid."""
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
+    panels = plan.groups * ((plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out)))
+    first, last, first_panel = part.first, part.last, np.int64(0)
+    if first < 0:
+        grid = product_grid(form, x_rows, weight_shape, y_rows, out, part.threads)
+        first, last, first_panel, panels = task_part(
+            part.index, grid[0], grid[1], plan.rows, panels
+        )
+    _product_part(
+        plan, first, last, first_panel, panels, left, right, bias, addend, activation, saved, out
+    )
+
+
+@op(
+    "x[R,K] weight[G,K,M] bias?[GM] residual?[GR,M] activation:int -> slope?[GR,M] out[GR,M]",
+    cut="R", tasks=_linear_tasks, twin=matmul_reference,
+)  # fmt: skip
+def linear(part, x, weight, bias, residual, activation, slope, out):
+    """Compute activation(x W + bias + residual), in each of G groups; see `matmul`."""
+    _product_of_part(
+        part, FORWARD, x.shape[0], weight.shape, out.shape[0], flat(x), flat(weight), bias,
+        flat(residual), activation, flat(slope), flat(out),
+    )  # fmt: skip
+
+
+@op(
+    "dout[GR,M] weight[G,K,M] saved?[R,K] residual?[R,K] activation:int -> dx[R,K]",
+    cut="R", tasks=_linear_input_gradient_tasks, twin=_linear_input_gradient_reference,
+)  # fmt: skip
+def linear_input_gradient(part, dout, weight, saved, residual, activation, dx):
+    """Compute (dout W^T + residual) * activation'(saved), summed over groups; see `matmul_nt`."""
+    _product_of_part(
+        part, INPUT_GRADIENT, dx.shape[0], weight.shape, dout.shape[0], flat(dout), flat(weight),
+        weight[0, 0, :0], flat(residual), activation, flat(saved), flat(dx),
+    )  # fmt: skip
+
+
+@op(
+    "x[R,K] dout[GR,M] -> +dweight[G,K,M] +dbias?[GM]",
+    cut="R", sums=True, tasks=_weight_gradient_tasks, twin=_linear_weight_gradient_reference,
+)  # fmt: skip
+def linear_weight_gradient(part, x, dout, dweight, dbias):
+    """Add x^T dout and the sums of dout's rows; see `matmul_tn`."""
+    if part.first >= 0:
+        weight_gradient_rows(WEIGHT_GRADIENT, part.first, part.last, x, dout, dbias, dweight)
+    else:
+        grid = product_grid(
+            WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], x, part.threads
+        )
+        weight_gradient_task(
+            WEIGHT_GRADIENT, part.index, grid[0], grid[1], 0, x.shape[0], x, dout, dbias, dweight
+        )

@@ -8,6 +8,7 @@ mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 import numpy as np
 
 from ._compile import kernel, prange
+from .op import op
 from ._rows import SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import lanes, load_first, splat, store_first
 
@@ -89,6 +90,22 @@ def scatter_rows(dout, rows, dx):
             add_rows(B * task // tasks, B * (task + 1) // tasks, dout, rows, dx)
 
 
+@kernel
+def _mean_rows(first, last, x, offsets, out):
+    """Write the means of sequences first to last."""
+    C = x.shape[1]
+    for b in range(first, last):
+        length = offsets[b + 1] - offsets[b]
+        for j in range(0, C, lanes(x)):
+            total, left_out = splat(x, 0.0), splat(x, 0.0)
+            for first in range(offsets[b], offsets[b + 1], SUM_BLOCK):
+                part = splat(x, 0.0)
+                for i in range(first, min(offsets[b + 1], first + SUM_BLOCK)):
+                    part = part + load_first(x, C - j, i, j)
+                total, left_out = add_block(total, left_out, part)
+            store_first(out, C - j, whole_sum(total, left_out) / length, b, j)
+
+
 @kernel(parallel=True)
 def mean_forward(x, offsets, out):
     """Write the mean of each sequence's rows.
@@ -101,16 +118,19 @@ def mean_forward(x, offsets, out):
     B, C = out.shape
     tasks = row_tasks(B, C * max(1, x.shape[0] // max(1, B)))
     for task in prange(tasks):
-        for b in range(B * task // tasks, B * (task + 1) // tasks):
-            length = offsets[b + 1] - offsets[b]
-            for j in range(0, C, lanes(x)):
-                total, left_out = splat(x, 0.0), splat(x, 0.0)
-                for first in range(offsets[b], offsets[b + 1], SUM_BLOCK):
-                    part = splat(x, 0.0)
-                    for i in range(first, min(offsets[b + 1], first + SUM_BLOCK)):
-                        part = part + load_first(x, C - j, i, j)
-                    total, left_out = add_block(total, left_out, part)
-                store_first(out, C - j, whole_sum(total, left_out) / length, b, j)
+        _mean_rows(B * task // tasks, B * (task + 1) // tasks, x, offsets, out)
+
+
+@kernel
+def _share_rows(first, last, dout, offsets, dx):
+    """Give each row of sequences first to last its share."""
+    C = dx.shape[1]
+    for b in range(first, last):
+        length = offsets[b + 1] - offsets[b]
+        for j in range(0, C, lanes(dx)):
+            share = load_first(dout, C - j, b, j) / length
+            for i in range(offsets[b], offsets[b + 1]):
+                store_first(dx, C - j, share, i, j)
 
 
 @kernel(parallel=True)
@@ -125,9 +145,28 @@ def mean_backward(dout, offsets, dx):
     B, C = dout.shape
     tasks = row_tasks(B, C * max(1, dx.shape[0] // max(1, B)))
     for task in prange(tasks):
-        for b in range(B * task // tasks, B * (task + 1) // tasks):
-            length = offsets[b + 1] - offsets[b]
-            for j in range(0, C, lanes(dx)):
-                share = load_first(dout, C - j, b, j) / length
-                for i in range(offsets[b], offsets[b + 1]):
-                    store_first(dx, C - j, share, i, j)
+        _share_rows(B * task // tasks, B * (task + 1) // tasks, dout, offsets, dx)
+
+
+@op("x[N,C] rows:int[B] -> out[B,C]", cut="B", cost="C", twin=gather_rows_reference)
+def gather(part, x, rows, out):
+    """Copy the chosen row of each sequence."""
+    copy_rows(part.first, part.last, x, rows, out)
+
+
+@op("dout[B,C] rows:int[B] -> +dx[N,C]", cut="B", cost="C", twin=scatter_rows_reference)
+def scatter(part, dout, rows, dx):
+    """Add to the chosen row of each sequence."""
+    add_rows(part.first, part.last, dout, rows, dx)
+
+
+@op("x[N,C] offsets:int[P] -> out[B,C]", cut="B", cost="C", twin=mean_forward_reference)
+def mean_of_rows(part, x, offsets, out):
+    """Write the mean of each sequence's rows."""
+    _mean_rows(part.first, part.last, x, offsets, out)
+
+
+@op("dout[B,C] offsets:int[P] -> dx[N,C]", cut="B", cost="C", twin=mean_backward_reference)
+def mean_of_rows_gradient(part, dout, offsets, dx):
+    """Give each row its share of the mean's gradient."""
+    _share_rows(part.first, part.last, dout, offsets, dx)

@@ -14,8 +14,9 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from ._rows import SUM_BLOCK, add_block, row_tasks, whole_sum
-from ._simd import fma, lanes, load_first, splat, store_first, sum_lanes
+from .op import op
+from ._rows import SUM_BLOCK, add_block, count_row_tasks, row_tasks, whole_sum
+from ._simd import array_at, fma, lanes, load_first, splat, store_first, sum_lanes
 
 
 def rmsnorm_forward_reference(x, weight, epsilon, out, rrms):
@@ -175,3 +176,58 @@ def rmsnorm_backward(dout, x, weight, rrms, residual, dx, dweight):
             totals[0, j] += totals[task, j]
     for j in range(C):
         dweight[j] += totals[0, j]
+
+
+def _rmsnorm_gradient_reference(dout, x, weight, rrms, residual, dx, totals):
+    dweight = np.zeros_like(weight)
+    rmsnorm_backward_reference(dout, x, weight, rrms, residual, dx, dweight)
+    totals[...] = 0
+    totals[0] = dweight
+
+
+def _add_rmsnorm_gradient_reference(totals, rows, shards, dweight):
+    parts = shards if shards else count_row_tasks(rows, dweight.size)
+    dweight += totals[:parts].sum(axis=0).astype(dweight.dtype)
+
+
+@op(
+    "x[R,C] weight[C] epsilon:float -> out[R,C] rrms[R]",
+    cut="R", cost="C", twin=rmsnorm_forward_reference,
+)  # fmt: skip
+def rmsnorm(part, x, weight, epsilon, out, rrms):
+    """Normalise each row; see `rmsnorm_forward`."""
+    _rmsnorm_forward_rows(part.first, part.last, x, weight, epsilon, out, rrms)
+
+
+@op(
+    "dout[R,C] x[R,C] weight[C] rrms[R] residual?[R,C] -> dx[R,C] totals:double[P,C] room:room",
+    cut="R", cost="C", each=True, twin=_rmsnorm_gradient_reference,
+    room=lambda sizes, longest, lanes: sizes["C"],
+)  # fmt: skip
+def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, room):
+    """Differentiate by x, and leave a part's sums for the gradient of the weight."""
+    C, sums = weight.size, array_at(room, 0, 1, weight.size)
+    for j in range(C):
+        totals[part.index, j] = 0
+        sums[0, j] = 0
+    for start in range(part.first, part.last, SUM_BLOCK):
+        for i in range(start, min(part.last, start + SUM_BLOCK)):
+            _rmsnorm_backward_row(i, dout, x, weight, rrms, residual, dx, 0, sums)
+        for j in range(C):
+            totals[part.index, j] += sums[0, j]
+            sums[0, j] = 0
+
+
+@op(
+    "totals:double[P,C] rows:int shards:int -> +dweight[C]",
+    tasks=lambda threads, totals, rows, shards, dweight: 1,
+    twin=_add_rmsnorm_gradient_reference,
+)  # fmt: skip
+def add_rmsnorm_gradient(part, totals, rows, shards, dweight):
+    """Add up what `rmsnorm_gradient` left of each part of the rows, or of each shard."""
+    parts = shards if shards > 0 else row_tasks(rows, dweight.size)
+    for j in range(dweight.size):
+        total = totals[0, j]
+        for other in range(1, parts):
+            total += totals[other, j]
+        dweight[j] += total

@@ -12,6 +12,7 @@ Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2 and equation 34.
 """
 
 from ._compile import kernel, prange
+from .op import op
 from ._rows import row_tasks
 from ._simd import fma, lanes, load_first, store_first
 
@@ -100,3 +101,17 @@ def rotary_backward(dq, dk, query_positions, key_positions, cosines, sines):
     Threads: rows; bit-identical for any thread count.
     """
     _turn(dq, dk, query_positions, key_positions, cosines, sines, -1.0)
+
+
+def _rotary_reference(positions, cosines, sines, direction, x):
+    rotary_turn = rotary_forward_reference if direction > 0 else rotary_backward_reference
+    rotary_turn(x, x[:0], positions, positions[:0], cosines, sines)
+
+
+@op(
+    "positions:int[R] cosines[T,D] sines[T,D] direction:float -> +x[R,C]",
+    cut="R", cost="C", twin=_rotary_reference,
+)  # fmt: skip
+def rotary(part, positions, cosines, sines, direction, x):
+    """Rotate rows by their positions, or back where the direction is -1."""
+    _turn_rows(x, part.first, part.last, positions, cosines, sines, direction)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._simd import flat, lanes, load_first, store_first
+from .op import op
 from .activation import CHUNK, DEEP, silu_and_slope
 
 
@@ -69,3 +70,30 @@ def swiglu_backward(dout, gate, x, dgate, dx):
             dgated = d * load_first(flat_x, stop - i, i) * slope
             store_first(flat_dx, stop - i, d * silu, i)
             store_first(flat_dgate, stop - i, dgated, i)
+
+
+@op("gate[R,F] x[R,F] -> out[R,F]", cut="R", cost="F", twin=swiglu_forward_reference)
+def swiglu(part, gate, x, out):
+    """Write silu(gate) * x."""
+    F = x.shape[1]
+    flat_gate, flat_x, flat_out, stop = flat(gate), flat(x), flat(out), part.last * F
+    for i in range(part.first * F, stop, lanes(x)):
+        silu, _ = silu_and_slope(load_first(flat_gate, stop - i, i))
+        store_first(flat_out, stop - i, silu * load_first(flat_x, stop - i, i), i)
+
+
+@op(
+    "dout[R,F] gate[R,F] x[R,F] -> dgate[R,F] dx[R,F]",
+    cut="R", cost="F", twin=swiglu_backward_reference,
+)  # fmt: skip
+def swiglu_gradient(part, dout, gate, x, dgate, dx):
+    """Write the gradients by the gate and by x."""
+    F = x.shape[1]
+    flat_dout, flat_gate, flat_x = flat(dout), flat(gate), flat(x)
+    flat_dgate, flat_dx, stop = flat(dgate), flat(dx), part.last * F
+    for i in range(part.first * F, stop, lanes(x)):
+        d = load_first(flat_dout, stop - i, i)
+        silu, slope = silu_and_slope(load_first(flat_gate, stop - i, i))
+        dgated = d * load_first(flat_x, stop - i, i) * slope
+        store_first(flat_dx, stop - i, d * silu, i)
+        store_first(flat_dgate, stop - i, dgated, i)

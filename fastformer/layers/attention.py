@@ -10,11 +10,17 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.buffers import Apart
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels.activation import NO_ACTIVATION
+from fastformer.kernels.attention import attention, attention_gradient
+from fastformer.kernels.matmul import linear, linear_input_gradient, linear_weight_gradient
+from fastformer.kernels.pooling import gather, scatter
+from fastformer.kernels.rotary import rotary
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
+from fastformer.layers.feed_forward import drop_and_add
 from fastformer.layers.linear import Linear, xavier_uniform
 from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
+from fastformer.program import LONGEST_AXIS, Axis, Program, Tensor
 
 # Where nothing depends on them, no positions are looked up.
 NO_POSITIONS = np.zeros(0, np.int64)
@@ -328,4 +334,96 @@ class MultiHeadAttention(Layer):
             self.qkv_weight.gradient[part],
             self.qkv_bias.gradient[part].reshape(-1),
         )
+        return dx
+
+    def forward_ops(
+        self,
+        p: Program,
+        x: Tensor,
+        residual: Tensor | None = None,
+        rows: str | None = None,
+    ) -> Tensor:
+        """Append the ops of forward.
+
+        Args:
+            rows: "first" or "last", for one row of each sequence alone; None for all.
+        """
+        given, x_rows = p.given, x
+        query_offsets, query_positions = given["offsets"], given["positions"]
+        if rows is None:
+            projected = self._project_ops(p, x, slice(0, 3))
+            q, k, v = projected.split(3)
+        else:
+            query_offsets = given["one_row_offsets"]
+            query_positions = given[f"{rows}_positions"]
+            x_rows = p.add(gather, x=x, rows=given[f"{rows}_rows"])
+            q = self._project_ops(p, x_rows, slice(0, 1))
+            k, v = self._project_ops(p, x, slice(1, 3)).split(2)
+        self._rotate(p, q, k, query_positions, 1.0)
+        slopes = p.outside("slopes", self.slopes)
+        places: dict[str, Any] = {
+            "q": q, "k": k, "v": v, "query_offsets": query_offsets,
+            "key_offsets": given["offsets"], "slopes": slopes,
+            "positions": None if slopes is None else query_positions, "longest": LONGEST_AXIS,
+            "heads": self.num_heads, "causal": int(self.causal), "scale": self.scale,
+            "row_max": p.new("row_max", q.axes[0], self.num_heads),
+            "row_sum": p.new("row_sum", q.axes[0], self.num_heads),
+        }  # fmt: skip
+        out = p.add(attention, **places)
+        p.save(x=x, x_rows=x_rows, rows=rows, places=places, out=out, positions=query_positions)
+        return drop_and_add(p, self.output, self.dropout, out, residual)
+
+    def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of backward."""
+        s = p.saved
+        dout = p.backward(self.output, p.backward(self.dropout, dout))
+        embed_dim, rows = self.embed_dim, s.x.axes[0]
+        if s.rows is None:
+            dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), embed_dim)
+            dq, dk, dv = dprojected.split(3)
+        else:
+            dq = p.new("dq", s.x_rows.axes[0], embed_dim)
+            dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), embed_dim)
+            dk, dv = dprojected.split(2)
+        p.add(attention_gradient, dout=dout, out=s.out, **s.places, dq=dq, dk=dk, dv=dv)
+        self._rotate(p, dq, dk, s.positions, -1.0)
+        if s.rows is None:
+            return self._project_back(p, s.x, dprojected, slice(0, 3), residual)
+        dx = self._project_back(p, s.x, dprojected, slice(1, 3), None)
+        dx_rows = self._project_back(p, s.x_rows, dq, slice(0, 1), residual)
+        p.add(scatter, dout=dx_rows, rows=p.given[f"{s.rows}_rows"], dx=dx)
+        return dx
+
+    def _rotate(
+        self, p: Program, q: Tensor, k: Tensor, query_positions: Tensor, direction: float
+    ) -> None:
+        if self.positions is None or not self.positions.cosines.size:
+            return
+        tables = {
+            "cosines": p.outside("cosines", self.positions.cosines),
+            "sines": p.outside("sines", self.positions.sines),
+        }
+        p.add(rotary, positions=query_positions, **tables, direction=direction, x=q)
+        p.add(rotary, positions=p.given["positions"], **tables, direction=direction, x=k)
+
+    def _project_ops(self, p: Program, x: Tensor, part: slice) -> Tensor:
+        found: Tensor = p.add(
+            linear, x=x, weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
+            bias=p.outside("qkv.bias", self.qkv_bias.value[part].reshape(-1)),
+            activation=NO_ACTIVATION,
+        )  # fmt: skip
+        return found
+
+    def _project_back(
+        self, p: Program, x: Tensor, dout: Tensor, part: slice, residual: Tensor | None
+    ) -> Tensor:
+        dx: Tensor = p.add(
+            linear_input_gradient, dout=dout, residual=residual, activation=NO_ACTIVATION,
+            weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
+        )  # fmt: skip
+        p.add(
+            linear_weight_gradient, x=x, dout=dout,
+            dweight=p.outside("qkv.weight gradient", self.qkv_weight.gradient[part]),
+            dbias=p.outside("qkv.bias gradient", self.qkv_bias.gradient[part].reshape(-1)),
+        )  # fmt: skip
         return dx

@@ -8,9 +8,11 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.fixed import Fixed
+from fastformer.kernels.dropout import dropout
 from fastformer.layers.base import Layer
 from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
+from fastformer.program import Program, Tensor
 
 # With any number of layers, all are numbered within 64 bits.
 MOST_FORWARDS = 1 << 48
@@ -129,3 +131,22 @@ class Dropout(Layer):
 
     def _key(self) -> tuple[np.uint64, np.uint64]:
         return np.uint64(self.counter.seed), np.uint64(self.call)
+
+    def forward_ops(self, p: Program, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of forward: x itself where nothing is dropped or added."""
+        drops = p.training and self.rate > 0
+        p.save(drops=drops)
+        if not drops and residual is None:
+            return x
+        return self._append(p, x, residual, self.rate if drops else 0.0)
+
+    def backward_ops(self, p: Program, dout: Tensor) -> Tensor:
+        """Append the ops of backward."""
+        return self._append(p, dout, None, self.rate) if p.saved.drops else dout
+
+    def _append(self, p: Program, x: Tensor, residual: Tensor | None, rate: float) -> Tensor:
+        found: Tensor = p.add(
+            dropout, x=x, residual=residual, rate=rate, seed=self.counter.seed,
+            call=p.number("dropout call"), place=self.place,
+        )  # fmt: skip
+        return found

@@ -3,10 +3,12 @@
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.kernels.embedding import embedding, embedding_gradient
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.parameters import Array, Parameter
+from fastformer.program import Program, Tensor
 
 
 class Embedding(Layer):
@@ -104,3 +106,23 @@ class Embedding(Layer):
         if positions is not None:
             positions.add_gradient(dout, batch, calls)
         call(calls, self.ops.embedding_backward, batch._tokens, dout, self.weight.gradient)
+
+    def forward_ops(self, p: Program, positions: PositionalEncoding | None = None) -> Tensor:
+        """Append the ops of forward."""
+        table = None
+        if positions is not None:
+            table = p.outside("positions", positions.table)
+        p.save(positions=positions)
+        return p.add(
+            embedding, tokens=p.given["tokens"], positions=p.given["positions"],
+            table=p.value(self.weight), position_table=table,
+        )  # fmt: skip
+
+    def backward_ops(self, p: Program, dout: Tensor) -> None:
+        """Append the ops of backward."""
+        positions = p.saved.positions
+        if positions is not None and positions.learned:
+            gradient = p.gradient(positions.weight, "positions")
+            p.add(embedding_gradient, ids=p.given["positions"], dout=dout, dtable=gradient)
+        gradient = p.gradient(self.weight)
+        p.add(embedding_gradient, ids=p.given["tokens"], dout=dout, dtable=gradient)

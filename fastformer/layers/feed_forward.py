@@ -5,11 +5,13 @@ from typing import Any
 from fastformer import checks
 from fastformer.buffers import Apart
 from fastformer.kernels.activation import NO_ACTIVATION
+from fastformer.kernels.swiglu import swiglu, swiglu_gradient
 from fastformer.layers.activation import ACTIVATION_CODES
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.linear import Linear
 from fastformer.parameters import Array
+from fastformer.program import Program, Tensor
 
 GATED = "swiglu"
 
@@ -113,3 +115,34 @@ class FeedForward(Layer):
         dthrough = self.scratch.get("feed_forward.dthrough", *dout.shape, apart=apart)
         self.gate.backward(dgated, residual=residual, dx=dthrough)
         return self.expand.backward(dhidden, residual=dthrough, dx=dx)
+
+    def forward_ops(self, p: Program, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of forward."""
+        hidden = p.forward(self.expand, x, activation=self.activation)
+        if self.gate is not None:
+            gate, expanded = p.forward(self.gate, x), hidden
+            hidden = p.add(swiglu, gate=gate, x=expanded)
+            p.save(gate=gate, expanded=expanded)
+        return drop_and_add(p, self.contract, self.dropout, hidden, residual)
+
+    def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of backward."""
+        dout = p.backward(self.dropout, dout)
+        if self.gate is None:
+            saved = p.saved_of(self.expand).saved
+            dhidden = p.backward(self.contract, dout, activation=self.activation, saved=saved)
+            return p.backward(self.expand, dhidden, residual=residual)
+        dhidden, s = p.backward(self.contract, dout), p.saved
+        dgate, dexpanded = p.add(swiglu_gradient, dout=dhidden, gate=s.gate, x=s.expanded)
+        through = p.backward(self.gate, dgate, residual=residual)
+        return p.backward(self.expand, dexpanded, residual=through)
+
+
+def drop_and_add(
+    p: Program, linear: Linear, dropout: Dropout, x: Tensor, residual: Tensor | None
+) -> Tensor:
+    """Append a linear layer, dropout, and a residual sum, in as few ops as there can be."""
+    if p.training and dropout.rate > 0:
+        return p.forward(dropout, p.forward(linear, x), residual)
+    p.forward(dropout, x)
+    return p.forward(linear, x, residual=residual)

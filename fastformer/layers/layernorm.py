@@ -2,9 +2,15 @@
 
 import numpy as np
 
+from fastformer.kernels.layernorm import (
+    add_layernorm_gradient,
+    layernorm,
+    layernorm_gradient,
+)
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array, Parameter
+from fastformer.program import MOST_PARTS, Program, Tensor
 
 
 class LayerNorm(RowNorm):
@@ -81,4 +87,26 @@ class LayerNorm(RowNorm):
             self.weight.gradient,
             self.bias.gradient,
         )
+        return dx
+
+    def forward_ops(self, p: Program, x: Tensor) -> Tensor:
+        """Append the ops of forward."""
+        out, mean, rstd = p.add(
+            layernorm, x=x, weight=p.value(self.weight), bias=p.value(self.bias, "bias"),
+            epsilon=self.epsilon,
+        )  # fmt: skip
+        p.save(x=x, mean=mean, rstd=rstd)
+        return out
+
+    def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of backward."""
+        s, sums = p.saved, p.new("sums", MOST_PARTS, 2, self.embed_dim)
+        dx = p.add(
+            layernorm_gradient, dout=dout, x=s.x, weight=p.value(self.weight), mean=s.mean,
+            rstd=s.rstd, residual=residual, sums=sums,
+        )  # fmt: skip
+        p.add(
+            add_layernorm_gradient, sums=sums, rows=dout.axes[0], shards=0,
+            dweight=p.gradient(self.weight), dbias=p.gradient(self.bias, "bias"),
+        )  # fmt: skip
         return dx

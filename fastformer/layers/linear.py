@@ -4,10 +4,16 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.matmul import (
+    linear,
+    linear_input_gradient,
+    linear_weight_gradient,
+)
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
+from fastformer.program import Program, Tensor
 
 ACTIVATIONS = {"NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH}
 
@@ -182,6 +188,46 @@ class Linear(Layer):
         )
         return dx
 
+    def forward_ops(
+        self,
+        p: Program,
+        x: Tensor,
+        residual: Tensor | None = None,
+        activation: int = NO_ACTIVATION,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Append the ops of forward."""
+        slope = None
+        if activation in SLOPED:
+            slope = p.new("slope", x.axes[0], self.out_features)
+        if out is None:
+            out = p.new("out", x.axes[0], self.out_features)
+        p.add(
+            linear, x=x, weight=p.value(self.weight), bias=p.value(self.bias, "bias"),
+            residual=residual, activation=activation, slope=slope, out=out,
+        )  # fmt: skip
+        p.save(x=x, saved=out if slope is None else slope)
+        return out
+
+    def backward_ops(
+        self,
+        p: Program,
+        dout: Tensor,
+        residual: Tensor | None = None,
+        activation: int = NO_ACTIVATION,
+        saved: Tensor | None = None,
+    ) -> Tensor:
+        """Append the ops of backward; activation and saved are those of the layer before."""
+        dx = p.add(
+            linear_input_gradient, dout=dout, weight=p.value(self.weight), saved=saved,
+            residual=residual, activation=activation,
+        )  # fmt: skip
+        p.add(
+            linear_weight_gradient, x=p.saved.x, dout=dout, dweight=p.gradient(self.weight),
+            dbias=p.gradient(self.bias, "bias"),
+        )  # fmt: skip
+        return dx
+
 
 class TiedLinear(Layer):
     """y = x E^T with the rows of an embedding table E as weights.
@@ -239,4 +285,21 @@ class TiedLinear(Layer):
             calls, self.ops.matmul, dout, self.weight.value[None], self.no_vector, self.nothing,
             NO_ACTIVATION, self.nothing, dx,
         )  # fmt: skip
+        return dx
+
+    def forward_ops(self, p: Program, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Append the ops of forward."""
+        table = p.outside("table", self.weight.value[None])
+        if out is None:
+            out = p.new("logits", x.axes[0], len(self.weight.value))
+        p.add(linear_input_gradient, dout=x, weight=table, activation=NO_ACTIVATION, dx=out)
+        p.save(x=x)
+        return out
+
+    def backward_ops(self, p: Program, dout: Tensor) -> Tensor:
+        """Append the ops of backward."""
+        table = p.outside("table", self.weight.value[None])
+        dx = p.add(linear, x=dout, weight=table, activation=NO_ACTIVATION)
+        gradient = p.outside("table gradient", self.weight.gradient[None])
+        p.add(linear_weight_gradient, x=dout, dout=p.saved.x, dweight=gradient)
         return dx

@@ -1,8 +1,10 @@
 """Root mean square normalisation with a learned weight."""
 
+from fastformer.kernels.rmsnorm import add_rmsnorm_gradient, rmsnorm, rmsnorm_gradient
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array
+from fastformer.program import MOST_PARTS, Program, Tensor
 
 
 class RMSNorm(RowNorm):
@@ -43,5 +45,24 @@ class RMSNorm(RowNorm):
         call(
             calls, self.ops.rmsnorm_backward, dout, self.x, weight.value, self.rrms, added, dx,
             weight.gradient,
+        )  # fmt: skip
+        return dx
+
+    def forward_ops(self, p: Program, x: Tensor) -> Tensor:
+        """Append the ops of forward."""
+        out, rrms = p.add(rmsnorm, x=x, weight=p.value(self.weight), epsilon=self.epsilon)
+        p.save(x=x, rrms=rrms)
+        return out
+
+    def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Append the ops of backward."""
+        s, totals = p.saved, p.new("totals", MOST_PARTS, self.embed_dim, kind="double")
+        dx = p.add(
+            rmsnorm_gradient, dout=dout, x=s.x, weight=p.value(self.weight), rrms=s.rrms,
+            residual=residual, totals=totals,
+        )  # fmt: skip
+        p.add(
+            add_rmsnorm_gradient, totals=totals, rows=dout.axes[0], shards=0,
+            dweight=p.gradient(self.weight),
         )  # fmt: skip
         return dx

@@ -3,6 +3,7 @@
 from fastformer.batch import Ids, PackedBatch
 from fastformer.buffers import Apart
 from fastformer.errors import InvalidTypeError
+from fastformer.kernels.pooling import gather, scatter
 from fastformer.layers.attention import MultiHeadAttention, own_rows
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.block_plan import BlockPlan, BlockPlans
@@ -13,6 +14,7 @@ from fastformer.layers.norm import new_norm
 from fastformer.layers.relative_positions import RelativePositions, relative_positions
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
+from fastformer.program import Program, Tensor
 
 # Threads take whole sequences through the block where they share enough of them, which have no more
 # elements than this on average, and where each thread reads no more parameters than this. Else they
@@ -207,3 +209,31 @@ class TransformerBlock(Layer):
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])
         self.ops.gather_rows(x, rows, chosen)
         return chosen
+
+    def forward_ops(self, p: Program, x: Tensor, rows: str | None = None) -> Tensor:
+        """Append the ops of forward: of all rows, or of the "first" or "last" of each sequence."""
+        stream = x
+        if rows is not None:
+            stream = p.add(gather, x=x, rows=p.given[f"{rows}_rows"])
+        p.save(rows=rows)
+        if self.pre_norm:
+            normed = p.forward(self.norm1, x)
+            b = p.forward(self.attention, normed, residual=stream, rows=rows)
+            return p.forward(self.feed_forward, p.forward(self.norm2, b), residual=b)
+        b = p.forward(self.norm1, p.forward(self.attention, x, residual=stream, rows=rows))
+        return p.forward(self.norm2, p.forward(self.feed_forward, b, residual=b))
+
+    def backward_ops(self, p: Program, dout: Tensor) -> Tensor:
+        """Append the ops of backward: forward line by line, in reverse."""
+        if not self.pre_norm:
+            dsum = p.backward(self.norm2, dout)
+            db = p.backward(self.feed_forward, dsum, residual=dsum)
+            dsum = p.backward(self.norm1, db)
+            return p.backward(self.attention, dsum, residual=dsum)
+        db = p.backward(self.norm2, p.backward(self.feed_forward, dout), residual=dout)
+        rows, dnormed = p.saved.rows, p.backward(self.attention, db)
+        if rows is None:
+            return p.backward(self.norm1, dnormed, residual=db)
+        dx = p.backward(self.norm1, dnormed)
+        p.add(scatter, dout=db, rows=p.given[f"{rows}_rows"], dx=dx)
+        return dx

@@ -19,6 +19,7 @@ from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
+from fastformer.program import Program, Tensor
 from fastformer.thread_choice import AdaptiveThreads
 from fastformer.warmup import ensure_compiled, kernels_of
 
@@ -197,3 +198,19 @@ class Model(Layer):
         """Read out x: an array of the caller's own, which the next forward must not change."""
         out = np.empty((len(x), self.config.vocab_size), self.dtype)
         return self.output.forward(x, out=out, calls=calls)
+
+    def _embed_ops(self, p: Program) -> Tensor:
+        """Append the embedding and its dropout."""
+        return p.forward(self.dropout, p.forward(self.embedding, self.positions))
+
+    def _blocks_back(self, p: Program, dx: Tensor) -> Tensor:
+        """Append the blocks' backward, each a section."""
+        for block in reversed(self.blocks):
+            p.new_section()
+            dx = p.backward(block, dx)
+        p.new_section()
+        return dx
+
+    def _embed_back(self, p: Program, dx: Tensor) -> None:
+        """Append the embedding's backward."""
+        p.backward(self.embedding, p.backward(self.dropout, dx))

@@ -7,6 +7,7 @@ from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
 from fastformer.parameters import Array
+from fastformer.program import Program, Tensor
 
 
 class TransformerDecoder(Model):
@@ -67,3 +68,20 @@ class TransformerDecoder(Model):
         if self.final_norm is not None:
             dx = self.final_norm.backward(dx, calls=calls)
         self._embed_backward(backward_through(self.blocks, dx, calls), calls)
+
+    def forward_ops(self, p: Program, logits: Tensor) -> None:
+        """Append the ops of forward, which write the logits, (N, V)."""
+        x = self._embed_ops(p)
+        for block in self.blocks:
+            x = p.forward(block, x)
+        if self.final_norm is not None:
+            x = p.forward(self.final_norm, x)
+        p.forward(self.output, x, out=logits)
+
+    def backward_ops(self, p: Program, dlogits: Tensor) -> None:
+        """Append the ops of backward."""
+        dx = p.backward(self.output, dlogits)
+        p.new_section()
+        if self.final_norm is not None:
+            dx = p.backward(self.final_norm, dx)
+        self._embed_back(p, self._blocks_back(p, dx))

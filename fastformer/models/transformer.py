@@ -1,12 +1,14 @@
 """The encoder classifier: bidirectional blocks, and a class for each sequence."""
 
 from fastformer.batch import Ids, PackedBatch
+from fastformer.kernels.pooling import mean_of_rows, mean_of_rows_gradient
 from fastformer.layers.block_stack import backward_through, forward_through
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.linear import Linear
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
 from fastformer.parameters import Array
+from fastformer.program import ROWS, Program, Tensor
 
 
 class Transformer(Model):
@@ -83,3 +85,28 @@ class Transformer(Model):
         if self.config.pooling == "mean":
             return None
         return batch._first_rows if self.config.pooling == "first" else batch._last_rows
+
+    def forward_ops(self, p: Program, logits: Tensor) -> None:
+        """Append the ops of forward, which write the logits, (B, V)."""
+        x = self._embed_ops(p)
+        pooling = self.config.pooling
+        for block in self.blocks[:-1]:
+            x = p.forward(block, x)
+        x = p.forward(self.blocks[-1], x, rows=None if pooling == "mean" else pooling)
+        if self.final_norm is not None:
+            x = p.forward(self.final_norm, x)
+        if pooling == "mean":
+            tokens, x = x, p.new("mean", logits.axes[0], self.config.embed_dim)
+            p.add(mean_of_rows, x=tokens, offsets=p.given["offsets"], out=x)
+        p.forward(self.output, x, out=logits)
+
+    def backward_ops(self, p: Program, dlogits: Tensor) -> None:
+        """Append the ops of backward."""
+        dx = p.backward(self.output, dlogits)
+        p.new_section()
+        if self.config.pooling == "mean":
+            dmean, dx = dx, p.new("mean.dx", ROWS, self.config.embed_dim)
+            p.add(mean_of_rows_gradient, dout=dmean, offsets=p.given["offsets"], dx=dx)
+        if self.final_norm is not None:
+            dx = p.backward(self.final_norm, dx)
+        self._embed_back(p, self._blocks_back(p, dx))

@@ -1,0 +1,369 @@
+"""A model as a program: a table of ops with named operands, which one parallel region runs.
+
+A layer says itself once, by appending ops in `forward_ops`, and its mirror image in `backward_ops`.
+All else follows from the table: which ops threads share and where they meet (schedule.py), where
+arrays lie in the workspace and how long, the pure NumPy form, the profile and the print.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastformer.errors import InvalidValueError
+from fastformer.kernels.op import Op, Operand
+from fastformer.kernels._rows import MOST_TASKS
+from fastformer.kernels.program import (
+    BOUNDS,
+    FIRST_FREE_SIZE,
+    LONGEST,
+    MOST_SHARDS,
+    NO_SIZE,
+    SEQUENCES,
+    TOKENS,
+)
+from fastformer.parameters import Array, Parameter
+
+if TYPE_CHECKING:
+    from fastformer.layers.base import Layer
+
+DTYPES = {"int": np.dtype(np.int64), "double": np.dtype(np.float64)}
+
+
+class Axis(NamedTuple):
+    """The length of an axis: a number, or so many times a size of the batch.
+
+    Attributes:
+        factor: the number.    size: which size, of kernels/program.py; NO_SIZE for a plain number.
+    """
+
+    factor: int
+    size: int = NO_SIZE
+
+    def __str__(self) -> str:
+        """Name it as docstrings do: N tokens, B sequences."""
+        if self.size == NO_SIZE:
+            return str(self.factor)
+        name = {TOKENS: "N", SEQUENCES: "B", BOUNDS: "B+1"}.get(self.size, f"size {self.size}")
+        return name if self.factor == 1 else f"{self.factor}{name}"
+
+    def at(self, sizes: Any) -> int:
+        """Return the length for some sizes."""
+        return self.factor if self.size == NO_SIZE else self.factor * int(sizes[self.size])
+
+
+ROWS, SEQUENCE_ROWS, OFFSETS = Axis(1, TOKENS), Axis(1, SEQUENCES), Axis(1, BOUNDS)
+LONGEST_AXIS = Axis(1, LONGEST)
+# Parts of which sums over rows are made, at most: tasks of one op, or shards of sequences.
+MOST_PARTS = max(MOST_TASKS, MOST_SHARDS)
+
+
+class Tensor:
+    """An operand: an array that ops read and write. It is a plan for one, not the array.
+
+    Attributes:
+        name: of the layer and of what it is.    axes: its shape.    dtype: of its elements.
+        memory: the array that it is, where it lies outside of the workspace; else None.
+        whole, part: of which tensor it is one of the parts along the first axis, and which.
+        kept: whether others may use its place before the program's end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        axes: tuple[Axis, ...],
+        dtype: np.dtype[Any],
+        memory: Array | None = None,
+        whole: "Tensor | None" = None,
+        part: int = 0,
+    ) -> None:
+        """Name it; a program makes tensors."""
+        self.name, self.axes, self.dtype, self.memory = name, axes, dtype, memory
+        self.whole, self.part, self.kept = whole or self, part, False
+        self.place = 0  # in the workspace, in bytes
+        self.words: list[int] = []  # of the table, that hold its address
+
+    def __str__(self) -> str:
+        """Name and shape."""
+        return f"{self.name}[{','.join(map(str, self.axes))}]"
+
+    def shape(self, sizes: Any) -> tuple[int, ...]:
+        """Return the shape for a batch's sizes."""
+        return tuple(axis.at(sizes) for axis in self.axes)
+
+    def nbytes(self, sizes: Any) -> int:
+        """Return its bytes for a batch's sizes."""
+        return int(np.prod(self.shape(sizes), dtype=np.int64)) * self.dtype.itemsize
+
+    def split(self, parts: int) -> "tuple[Tensor, ...]":
+        """Return the parts of equal length that it has along the first axis."""
+        first = self.axes[0]
+        axes = (Axis(first.factor // parts, first.size), *self.axes[1:])
+        return tuple(
+            Tensor(f"{self.name}.{part}", axes, self.dtype, whole=self.whole, part=part)
+            for part in range(parts)
+        )
+
+    def start(self) -> Axis:
+        """Return where it begins in the tensor of which it is a part, in bytes."""
+        if self.whole is self:
+            return Axis(0)
+        first, factor = self.axes[0], self.dtype.itemsize
+        for axis in self.axes[1:]:
+            factor *= axis.factor
+        return Axis(self.part * first.factor * factor, first.size)
+
+
+Field = Tensor | int | float | Axis | None
+
+
+class Step:
+    """A row of the table: an op, and what it is given.
+
+    Attributes:
+        op, title: and the name of the layer whose it is.
+        operands: tensors, or None where they are absent, and numbers, by name.
+        sizes: length of each letter of the op.    section: where it may not be joined across.
+        segment: which it is in.    sharded: whether that is cut by sequences.
+        copies: whether each shard has a copy of what it adds to.
+    """
+
+    def __init__(self, op: Op, title: str, operands: dict[str, Field], section: int) -> None:
+        """Bind the letters of the op to the operands' axes."""
+        self.op, self.title, self.operands, self.section = op, title, operands, section
+        self.segment, self.sharded, self.copies = -1, False, False
+        self.sizes = self._bound()
+
+    def tensors(self, operands: Iterable[Operand]) -> Iterator[Tensor]:
+        """Yield those tensors that are present."""
+        for operand in operands:
+            found = self.operands.get(operand.name)
+            if isinstance(found, Tensor):
+                yield found
+
+    @property
+    def reads(self) -> list[Tensor]:
+        """What it reads, also what it adds to."""
+        return [*self.tensors(self.op.reads), *self.tensors(o for o in self.op.writes if o.added)]
+
+    @property
+    def writes(self) -> list[Tensor]:
+        """What it writes."""
+        return list(self.tensors(self.op.writes))
+
+    def _bound(self) -> dict[str, Axis]:
+        """Return the axis that each letter stands for; raise where two differ."""
+        found: dict[str, tuple[Axis, Tensor]] = {}
+        pairs = []
+        for operand in self.op.operands:
+            given = self.operands.get(operand.name)
+            if not isinstance(given, Tensor):
+                continue
+            if len(given.axes) != len(operand.axes or ()):
+                self._fail(f"{given} is given for {operand.name}[{','.join(operand.axes or ())}]")
+            pairs += [(l, a, given) for l, a in zip(operand.axes or (), given.axes, strict=True)]
+        # Single letters first: with them, one that is unknown of a product is known.
+        for letters, axis, given in sorted(pairs, key=lambda pair: len(pair[0])):
+            rest, unknown = axis, ""
+            for letter in letters if not letters.isdigit() else ():
+                if letter in found:
+                    rest = self._divided(rest, found[letter][0], letters, given)
+                elif unknown:
+                    self._fail(f"neither {unknown} nor {letter} of {letters} is known")
+                else:
+                    unknown = letter
+            if unknown:
+                found[unknown] = rest, given
+            elif rest != Axis(int(letters) if letters.isdigit() else 1):
+                others = [f"{l} is {found[l][0]} in {found[l][1]}" for l in letters if l in found]
+                self._fail(f"{letters} is {axis} in {given}, but {', '.join(others)}")
+        return {letter: axis for letter, (axis, _) in found.items()}
+
+    def _divided(self, axis: Axis, by: Axis, letters: str, given: Tensor) -> Axis:
+        size = axis.size if by.size == NO_SIZE else NO_SIZE
+        if axis.factor % by.factor or by.size not in (NO_SIZE, axis.size):
+            self._fail(f"{letters} is {axis} in {given}, which is not so many times {by}")
+        return Axis(axis.factor // by.factor, size)
+
+    def _fail(self, what: str) -> None:
+        raise InvalidValueError(f"{self.title or 'program'}: {self.op.name}: {what}")
+
+    def produced_by_shards(self, steps: "list[Step]") -> bool:
+        """Tell whether what it reads first was left by an op that is cut by shards."""
+        first = next(self.tensors(self.op.reads))
+        return any(step.sharded for step in steps if first in step.writes)
+
+    def length(self, letters: str) -> Axis:
+        """Return the length of an axis that is named by letters."""
+        factor, size = 1, NO_SIZE
+        for letter in letters:
+            axis = Axis(int(letter)) if letter.isdigit() else self.sizes[letter]
+            factor, size = factor * axis.factor, axis.size or size
+        return Axis(factor, size)
+
+
+class Program:
+    """Ops in their order, appended by layers; see the head of this file.
+
+    Attributes:
+        dtype: "float32" or "float64".    steps: the ops.
+        given: what the batch brings: tokens, positions, offsets, first_rows, last_rows,
+            one_row_offsets, targets.
+        stages: the number of steps at the end of each stage: what can be run by itself.
+    """
+
+    def __init__(self, dtype: str, root: "Layer | None" = None, training: bool = False) -> None:
+        """Begin an empty program.
+
+        Args:
+            dtype: of its arrays.    root: the layer whose children's names ops are told by.
+            training: whether dropouts drop.
+        """
+        self.dtype, self.training = np.dtype(dtype), training
+        self.steps: list[Step] = []
+        self.stages: list[int] = []
+        self.section = 0
+        self.numbers: dict[str, int] = {}  # sizes that are numbers of their own, by name
+        self.given = {
+            name: Tensor(name, (axis,), DTYPES["int"])
+            for name, axis in (
+                ("tokens", ROWS), ("positions", ROWS), ("offsets", OFFSETS),
+                ("first_rows", SEQUENCE_ROWS), ("last_rows", SEQUENCE_ROWS),
+                ("one_row_offsets", OFFSETS), ("first_positions", SEQUENCE_ROWS),
+                ("last_positions", SEQUENCE_ROWS),
+            )
+        }  # fmt: skip
+        self._outside: dict[int, Tensor] = {}
+        self._names = dict(_names_of(root)) if root is not None else {}
+        self._layers: list[Layer] = []
+        self._saved: dict[Layer, SimpleNamespace] = {}
+
+    # What layers call.
+
+    def forward(self, layer: "Layer", *arguments: Any, **options: Any) -> Any:
+        """Append the ops of a layer's forward, and return its result."""
+        with self._within(layer):
+            return layer.forward_ops(self, *arguments, **options)
+
+    def backward(self, layer: "Layer", *arguments: Any, **options: Any) -> Any:
+        """Append the ops of a layer's backward, and return the gradient of its input."""
+        with self._within(layer):
+            return layer.backward_ops(self, *arguments, **options)
+
+    def save(self, **tensors: Tensor | None) -> None:
+        """Keep what the backward of the layer that is forwarded needs."""
+        self._saved.setdefault(self._layers[-1], SimpleNamespace()).__dict__.update(tensors)
+
+    @property
+    def saved(self) -> Any:
+        """What the forward of the layer has saved."""
+        return self._saved[self._layers[-1]]
+
+    def saved_of(self, layer: "Layer") -> Any:
+        """Return what the forward of a layer has saved; None where it was not forwarded."""
+        return self._saved.get(layer)
+
+    def new(self, name: str, *axes: int | Axis, kind: str = "real") -> Tensor:
+        """Return a tensor in the workspace."""
+        lengths = tuple(axis if isinstance(axis, Axis) else Axis(axis) for axis in axes)
+        return Tensor(self._named(name), lengths, DTYPES.get(kind, self.dtype))
+
+    def bound(self, name: str, *axes: Axis, kind: str = "real") -> Tensor:
+        """Return a tensor for which each run brings an array; see `Workspace.run`."""
+        dtype = DTYPES.get(kind, self.dtype)
+        return Tensor(self._named(name), axes, dtype, np.empty(0, dtype))
+
+    def outside(self, name: str, array: Array) -> Tensor | None:
+        """Return the tensor of an array that lies elsewhere, or None where it is empty."""
+        if not array.size:
+            return None
+        key = array.__array_interface__["data"][0]
+        if key not in self._outside:
+            axes = tuple(map(Axis, array.shape))
+            self._outside[key] = Tensor(self._named(name), axes, array.dtype, array)
+        found = self._outside[key]
+        if found.memory is not None and found.memory.shape != array.shape:
+            return Tensor(found.name, tuple(map(Axis, array.shape)), array.dtype, array, found)
+        return found
+
+    def value(self, parameter: Parameter, name: str = "weight") -> Tensor | None:
+        """Return a parameter's value, or None for one that stands for none."""
+        return self.outside(name, parameter.value)
+
+    def gradient(self, parameter: Parameter, name: str = "weight") -> Tensor | None:
+        """Return a parameter's gradient, or None for one that stands for none."""
+        return self.outside(f"{name} gradient", parameter.gradient)
+
+    def number(self, name: str) -> Axis:
+        """Return a number that is set anew for each run, by name; see `Workspace.run`."""
+        return Axis(1, self.numbers.setdefault(name, FIRST_FREE_SIZE + len(self.numbers)))
+
+    def add(self, op: Op, **fields: Field) -> Any:
+        """Append an op.
+
+        Args:
+            op: which.
+            fields: its operands by name. What it reads must be there, unless it is optional; what
+                it writes is made where it is not given, and not optional.
+
+        Returns:
+            The tensors that were made, in order: one, or a tuple.
+
+        Raises:
+            TypeError: an operand that is missing, or that the op does not have.
+            ValueError: shapes that do not fit: the message names both.
+        """
+        unknown = [name for name in fields if name not in op.by_name]
+        missing = [
+            o.name for o in op.operands
+            if o.name not in fields and not o.optional and not o.written and o.kind != "room"
+        ]  # fmt: skip
+        if unknown or missing:
+            names = " ".join(op.by_name)
+            raise TypeError(f"{op.name} has {names}; unknown: {unknown}, missing: {missing}")
+        step = Step(op, self._title(), dict(fields), self.section)
+        made = []
+        for operand in op.writes:
+            if operand.is_array and operand.name not in fields and not operand.optional:
+                axes = [step.length(letters) for letters in operand.axes or ()]
+                made.append(self.new(operand.name, *axes, kind=operand.kind))
+                step.operands[operand.name] = made[-1]
+        self.steps.append(step)
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def new_section(self) -> None:
+        """Begin a section: ops that are cut by sequences are joined within one."""
+        self.section += 1
+
+    def end_stage(self) -> None:
+        """End a stage, which can be run by itself; a section ends with it."""
+        self.stages.append(len(self.steps))
+        self.new_section()
+
+    @contextlib.contextmanager
+    def _within(self, layer: "Layer") -> Iterator[None]:
+        self._layers.append(layer)
+        try:
+            yield
+        finally:
+            self._layers.pop()
+
+    def _title(self) -> str:
+        """Return the name of the layer whose ops are appended; of the root it is empty."""
+        if not self._layers:
+            return ""
+        layer = self._layers[-1]
+        return self._names.get(layer, type(layer).__name__)
+
+    def _named(self, name: str) -> str:
+        title = self._title()
+        return f"{title}.{name}" if title else name
+
+
+def _names_of(root: "Layer", prefix: str = "") -> "Iterator[tuple[Layer, str]]":
+    """Yield (layer, name) of a layer and of all that it is made of."""
+    yield root, prefix.rstrip(".")
+    for name, child in root.children():
+        yield from _names_of(child, f"{prefix}{name}.")

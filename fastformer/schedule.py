@@ -1,0 +1,117 @@
+"""Where threads meet: which ops of a program are one segment, and what each segment waits for.
+
+The one place that chooses, by sizes. Ways:
+
+    "ops"      each op is a segment, cut as it is cut by itself: for wide models, and few sequences.
+    "blocks"   threads take whole sequences through all ops of a section that can be cut by rows;
+               sums over rows, such as weights' gradients, come a section later, when nobody waits.
+    "whole"    threads take whole sequences through everything, and each shard of the sequences adds
+               to its own copy of the gradients, which are added up last: for small classifiers.
+"""
+
+from collections.abc import Iterable
+
+from fastformer.program import Program, Step, Tensor
+
+WAYS = ("ops", "blocks", "whole")
+
+
+def is_local(step: Step) -> bool:
+    """Tell whether an op needs nothing of other sequences than those whose rows it is given."""
+    return step.op.cut is not None and not step.op.sums
+
+
+class _Group:
+    """Ops of sequences that are joined, and sums that wait until these are done."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.read: set[Tensor] = set()
+        self.written: set[Tensor] = set()
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
+        self.read |= {tensor.whole for tensor in step.reads}
+        self.written |= {tensor.whole for tensor in step.writes}
+
+    def must_precede(self, step: Step) -> bool:
+        """Tell whether an op depends on one of these."""
+        reads = {tensor.whole for tensor in step.reads}
+        writes = {tensor.whole for tensor in step.writes}
+        return bool(reads & self.written or writes & (self.read | self.written))
+
+
+def cut_into_segments(program: Program, way: str) -> list[list[Step]]:
+    """Return the segments of a program in the order in which they are run, and set its steps'."""
+    segments: list[list[Step]] = []
+    start = 0
+    for end in [*program.stages, len(program.steps)]:
+        segments += _segments_of(program.steps[start:end], way)
+        start = end
+    for number, segment in enumerate(segments):
+        for step in segment:
+            step.segment, step.sharded = number, len(segment) > 1 or way == "whole"
+            step.sharded &= is_local(step) or step.copies
+    return segments
+
+
+def _segments_of(steps: list[Step], way: str) -> list[list[Step]]:
+    if way == "ops":
+        return [[step] for step in steps]
+    segments: list[list[Step]] = []
+    local, later, last = _Group(), _Group(), _Group()
+    section = steps[0].section if steps else 0
+    for step in steps:
+        if way == "blocks" and step.section != section:
+            # What waited for the section before, and now this section's sums wait.
+            segments += [local.steps] * bool(local.steps) + [[sums] for sums in last.steps]
+            local, later, last, section = _Group(), _Group(), later, step.section
+        if is_local(step) or step.copies:
+            if last.must_precede(step) or later.must_precede(step):
+                segments += [local.steps] * bool(local.steps)
+                segments += [[sums] for sums in last.steps + later.steps]
+                local, later, last = _Group(), _Group(), _Group()
+            local.add(step)
+        else:
+            later.add(step)
+    segments += [local.steps] * bool(local.steps)
+    return segments + [[sums] for sums in last.steps + later.steps]
+
+
+def waits_of(segments: list[list[Step]], shared: dict[Tensor, set[Tensor]]) -> list[list[int]]:
+    """Return for each segment those that it waits for: all others are done when these are.
+
+    Args:
+        segments: in order.    shared: for each tensor, those before it that have had its memory.
+    """
+    readers: dict[Tensor, list[int]] = {}
+    writers: dict[Tensor, list[int]] = {}
+    done: list[int] = []  # bits of all segments that are done when a segment is
+    found = []
+    for number, segment in enumerate(segments):
+        needed: set[int] = set()
+        reads = {tensor.whole for step in segment for tensor in step.reads}
+        writes = {tensor.whole for step in segment for tensor in step.writes}
+        for tensor in reads:
+            needed.update(writers.get(tensor, ()))
+        for tensor in writes:
+            needed.update(writers.get(tensor, ()), readers.get(tensor, ()))
+        for tensor in reads | writes:
+            for other in shared.get(tensor, ()):
+                needed.update(writers.get(other, ()), readers.get(other, ()))
+        needed.discard(number)
+        waits, known = [], 0
+        for other_number in sorted(needed, reverse=True):
+            if not known >> other_number & 1:
+                waits.append(other_number)
+                known |= done[other_number] | 1 << other_number
+        found.append(waits)
+        done.append(known)
+        _note(readers, reads, number)
+        _note(writers, writes, number)
+    return found
+
+
+def _note(users: dict[Tensor, list[int]], tensors: Iterable[Tensor], number: int) -> None:
+    for tensor in tensors:
+        users.setdefault(tensor, []).append(number)

@@ -1,0 +1,337 @@
+"""Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, and a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fastformer.batch import Ids, PackedBatch
+from fastformer.kernels.op import Op, Operand, Part
+from fastformer.kernels._compile import BUILD, ORDER
+from fastformer.kernels._llvm import element_lanes
+from fastformer.kernels._rows import count_row_tasks
+from fastformer.kernels.program import (
+    BOUNDS,
+    FIRST_FREE_SIZE,
+    FIRST_SEGMENT,
+    GRAIN,
+    LAST_SEGMENT,
+    LONGEST,
+    MOST_SHARDS,
+    NO_SIZE,
+    SEQUENCES,
+    SHARDS,
+    TOKENS,
+    first_sequence,
+    run_program,
+    run_program_reference,
+    shard_count,
+)
+from fastformer.parameters import Array, aligned_zeros
+from fastformer.program import Axis, Field, Program, Step, Tensor
+from fastformer.schedule import cut_into_segments, waits_of
+
+LINE = 64  # bytes of a cache line
+# Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
+SLACK = 6
+_NOTHING = np.zeros((0, 0), np.int64)
+# What a batch brings, by name.
+_GIVEN: dict[str, Callable[[PackedBatch], Ids]] = {
+    "tokens": lambda batch: batch._tokens,
+    "positions": lambda batch: batch._positions,
+    "offsets": lambda batch: batch._offsets,
+    "first_rows": lambda batch: batch._first_rows,
+    "last_rows": lambda batch: batch._last_rows,
+    "one_row_offsets": lambda batch: batch._one_row_offsets,
+    "first_positions": lambda batch: np.zeros(batch.num_sequences, np.int64),
+    "last_positions": lambda batch: batch._positions[batch._last_rows],
+}
+
+
+class Workspace:
+    """A program's memory and tables, for batches up to a capacity, which grows when it must.
+
+    Attributes:
+        program, way: what is run, and how it is cut into segments.
+        segments: the steps of each.    waits: the numbers of the segments that each waits for.
+        memory: the array in which the program's own tensors lie.
+        unshared: bytes that they would take, had each a place of its own.
+    """
+
+    def __init__(self, program: Program, way: str, *, backend: str, max_seq_len: int) -> None:
+        """Cut a program into segments.
+
+        Args:
+            program: complete.    way: one of schedule.WAYS.    backend: "numba" or "reference".
+            max_seq_len: the longest sequence of any batch.
+        """
+        self.program, self.way, self.backend, self.longest = program, way, backend, max_seq_len
+        self.segments = cut_into_segments(program, way)
+        self.steps = [step for segment in self.segments for step in segment]
+        self.bounds = [0, *(self._segments_before(end) for end in program.stages)]
+        if self.bounds[-1] < len(self.segments):
+            self.bounds.append(len(self.segments))
+        self.sizes = np.zeros(FIRST_FREE_SIZE + len(program.numbers), np.int64)
+        self.sizes[GRAIN] = 1
+        self.capacity = self.sizes.copy()
+        self.memory = np.zeros(0, program.dtype)
+        self.waits: list[list[int]] = []
+        self.unshared = 0
+
+    def _segments_before(self, end: int) -> int:
+        ended = set(self.program.steps[:end])
+        return sum(all(step in ended for step in segment) for segment in self.segments)
+
+    # Memory.
+
+    def grow(self, tokens: int, sequences: int) -> None:
+        """Make room for batches of so many tokens and sequences, and for those before."""
+        capacity = self.capacity
+        tokens, sequences = max(tokens, int(capacity[TOKENS])), max(sequences, int(capacity[SEQUENCES]))
+        _set_sizes(capacity, tokens, sequences, min(tokens, self.longest))
+        capacity[SHARDS] = MOST_SHARDS
+        for tensor in self.program.given.values():
+            tensor.memory = np.zeros(tensor.shape(capacity), tensor.dtype)
+        shared = self._place()
+        self.waits = waits_of(self.segments, shared)
+        self._lay()
+
+    def _place(self) -> dict[Tensor, set[Tensor]]:
+        """Give tensors places, so that those whose lifetimes do not meet share memory.
+
+        Returns:
+            For each tensor, those before it that had some of its memory.
+        """
+        lives: dict[Tensor, tuple[int, int]] = {}
+        for step in self.steps:
+            for tensor in (*step.reads, *step.writes):
+                if tensor.whole.memory is None:
+                    first, _ = lives.get(tensor.whole, (step.segment, 0))
+                    last = len(self.segments) if tensor.whole.kept else step.segment
+                    lives[tensor.whole] = first, max(last, lives.get(tensor.whole, (0, 0))[1])
+        live: list[tuple[int, int, int]] = []  # start, end, last segment
+        before: list[tuple[int, int, Tensor]] = []
+        shared: dict[Tensor, set[Tensor]] = {}
+        end = self.unshared = 0
+        for tensor in sorted(lives, key=lambda t: (lives[t][0], -t.nbytes(self.capacity))):
+            first, last = lives[tensor]
+            live = sorted(place for place in live if place[2] + SLACK >= first)
+            # Whole cache lines, and one more, so that places are staggered.
+            size, at = (-(-tensor.nbytes(self.capacity) // LINE) + 1) * LINE, 0
+            for start, stop, _ in live:
+                if at + size <= start:
+                    break
+                at = max(at, stop)
+            tensor.place = at
+            shared[tensor] = {t for start, stop, t in before if start < at + size and at < stop}
+            live.append((at, at + size, last))
+            before.append((at, at + size, tensor))
+            end, self.unshared = max(end, at + size), self.unshared + size
+        if self.memory.nbytes < end:
+            self.memory = aligned_zeros(-(-end // self.memory.itemsize), self.memory.dtype)
+        return shared
+
+    # Tables.
+
+    def _lay(self) -> None:
+        """Lay the driver's tables."""
+        words: list[tuple[int, int, int]] = []
+        rows = []
+        for step in self.steps:
+            for tensor in (*step.reads, *step.writes):
+                tensor.words = []
+        for step in self.steps:
+            rows.append(self._row(step, len(words)))
+            for operand in step.op.operands:
+                words += self._words(step, operand, len(words))
+        self.words = np.array(words or [(0, 0, 0)], np.int64)
+        self.record = np.zeros(len(self.words), np.int64)
+        self.table = np.array(rows, np.int64)
+        segments, place, first = [], 0, 0
+        for segment, waits in zip(self.segments, self.waits, strict=True):
+            sharded = int(segment[0].sharded)
+            segments.append((first, first + len(segment), 0, sharded, place, place + len(waits)))
+            first, place = first + len(segment), place + len(waits)
+        self.segment_table = np.array(segments, np.int64)
+        self.wait_table = np.array([w for waits in self.waits for w in waits] or [0], np.int64)
+        room = max([0, *(self._room(step) for step in self.steps)])
+        line = LINE // self.memory.itemsize
+        threads = numba.config.NUMBA_NUM_THREADS
+        self.rooms = np.empty((threads, -(-room // line) * line + line), self.memory.dtype)
+
+    def _row(self, step: Step, record: int) -> tuple[int, ...]:
+        op, address = step.op, 0
+        if self.backend == "numba" and BUILD != "python":
+            address = op.address(self.program.dtype.name)
+        rows, times = NO_SIZE, 1
+        if op.cut == "sequences":
+            rows, times = SEQUENCES, 1 if op.times is None else step.length(op.times).factor
+        elif op.cut is not None:
+            times, rows = step.length(op.cut)
+        cost = 0 if op.tasks is not None else max(1, step.length(op.cost).factor if op.cost else 1)
+        return address, record, rows, times, cost, int(op.each or step.copies)
+
+    def _words(self, step: Step, operand: Operand, place: int) -> list[tuple[int, int, int]]:
+        given = step.operands.get(operand.name)
+        if operand.kind == "room":
+            return [(self._room(step), 0, NO_SIZE)]
+        if operand.is_array:
+            if given is None:
+                return [(0, 0, NO_SIZE)] * operand.words
+            assert isinstance(given, Tensor)
+            given.words.append(place)
+            start = given.start()
+            address = _address(given.whole, self.memory) + (start.factor if start.size == NO_SIZE else 0)
+            found = [(address, 0, NO_SIZE)] if start.size == NO_SIZE else [(address, *start)]
+            return found + [_word(axis) for axis in given.axes] + [(0, 0, NO_SIZE)] * operand.added
+        if operand.name == "shards" and step.produced_by_shards(self.steps):
+            given = Axis(1, SHARDS)
+        if isinstance(given, Axis):
+            return [_word(given)]
+        bits = np.float64(given).view(np.int64) if operand.kind == "float" else given
+        return [(int(bits), 0, NO_SIZE)]
+
+    def _room(self, step: Step) -> int:
+        if step.op.room is None:
+            return 0
+        sizes = {letter: axis.at(self.capacity) for letter, axis in step.sizes.items()}
+        return int(step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize)))
+
+    # Runs.
+
+    def run(
+        self,
+        batch: PackedBatch,
+        *,
+        stages: tuple[int, int] | None = None,
+        numbers: Mapping[str, float | int] | None = None,
+        bound: Mapping[Tensor, Array] | None = None,
+        clocks: npt.NDArray[np.int64] = _NOTHING,
+    ) -> None:
+        """Run all stages, or some, on a batch.
+
+        Args:
+            batch: its tokens, sequences and offsets.
+            stages: first and last + 1; None for all.
+            numbers: by name, those that `Program.number` names.
+            bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
+            clocks: to which cycles are added; see kernels/program.py.
+        """
+        tokens, sequences = batch.num_tokens, batch.num_sequences
+        if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
+            self.grow(tokens, sequences)
+        sizes = self.sizes
+        _set_sizes(sizes, tokens, sequences, batch.longest)
+        first, last = stages or (0, len(self.bounds) - 1)
+        sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
+        for name, value in (numbers or {}).items():
+            sizes[self.program.numbers[name]] = (
+                np.float64(value).view(np.int64) if isinstance(value, float) else value
+            )
+        for name, tensor in self.program.given.items():
+            if tensor.words:
+                source = _GIVEN[name](batch)
+                assert tensor.memory is not None
+                tensor.memory[: source.size] = source
+        for tensor, array in (bound or {}).items():
+            tensor.memory = array
+            for place in tensor.words:
+                self.words[place, 0] = array.__array_interface__["data"][0]
+        if self.backend == "reference":
+            run_program_reference(self._calls(first, last))
+        elif BUILD == "python":
+            self._run_shuffled(first, last)
+        else:
+            run_program(
+                self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
+                batch._offsets, self.rooms, clocks,
+            )  # fmt: skip
+
+    def array(self, tensor: Tensor) -> Array:
+        """Return a tensor's array of the last run, a view."""
+        shape = tensor.shape(self.sizes)
+        start, itemsize = tensor.start().at(self.sizes) if tensor.whole is not tensor else 0, tensor.dtype.itemsize
+        size = int(np.prod(shape, dtype=np.int64))
+        if tensor.whole.memory is not None:
+            flat = tensor.whole.memory.reshape(-1)[start // itemsize :]
+        else:
+            place = tensor.whole.place + start
+            flat = self.memory.view(np.uint8)[place : place + size * itemsize].view(tensor.dtype)
+        return flat[:size].reshape(shape)
+
+    def _values(self, step: Step) -> list[Any]:
+        """Return what a kernel is given, but for its room, as arrays and numbers."""
+        found: list[Any] = []
+        for operand in step.op.operands:
+            given = step.operands.get(operand.name)
+            if operand.kind == "room":
+                found.append(np.empty(self._room(step), self.memory.dtype))
+            elif operand.is_array and given is None:
+                dtype = {"int": np.int64, "double": np.float64}.get(operand.kind, self.memory.dtype)
+                found.append(np.zeros((0,) * len(operand.axes or ()), dtype))
+            elif isinstance(given, Tensor):
+                found.append(self.array(given))
+            elif isinstance(given, Axis):
+                value = given.at(self.sizes)
+                is_float = operand.kind == "float"
+                found.append(float(np.int64(value).view(np.float64)) if is_float else value)
+            else:
+                found.append(given)
+        return found
+
+    def _calls(self, first: int, last: int) -> list[tuple[Op, list[Any]]]:
+        steps = [s for segment in self.segments[self.bounds[first] : self.bounds[last]] for s in segment]
+        return [(step.op, [v for v, o in zip(self._values(step), step.op.operands) if o.kind != "room"]) for step in steps]
+
+    def _run_shuffled(self, first: int, last: int) -> None:
+        """Run uncompiled kernels, the tasks of each segment in a shuffled order."""
+        sizes, threads = self.sizes, 2
+        offsets = self.program.given["offsets"].memory
+        assert offsets is not None
+        offsets = offsets[: sizes[BOUNDS]]
+        for segment in self.segments[self.bounds[first] : self.bounds[last]]:
+            values = [self._values(step) for step in segment]
+            row = self.table[self.steps.index(segment[0])]
+            if segment[0].sharded:
+                tasks = int(sizes[SHARDS])
+            elif row[4] > 0:
+                tasks = count_row_tasks(int(sizes[row[2]] * row[3]), int(row[4]))
+            else:
+                tasks = segment[0].op.python_tasks(threads, *values[0])
+            order = list(range(tasks))
+            ORDER.shuffle(order)
+            for task in order:
+                for step, given in zip(segment, values, strict=True):
+                    step.op.python_function(self._part(step, task, tasks, threads, offsets), *given)
+
+    def _part(self, step: Step, task: int, tasks: int, threads: int, offsets: Ids) -> Part:
+        _, _, rows, times, cost, _ = self.table[self.steps.index(step)]
+        if step.sharded:
+            first, last = (first_sequence(shard, tasks, offsets) for shard in (task, task + 1))
+            if rows == TOKENS:
+                first, last = offsets[first], offsets[last]
+            return Part(task, int(first * times), int(last * times), threads)
+        if cost > 0:
+            count = int(self.sizes[rows] * times)
+            return Part(task, count * task // tasks, count * (task + 1) // tasks, threads)
+        return Part(task, -1, -1, threads)
+
+
+def _set_sizes(sizes: npt.NDArray[np.int64], tokens: int, sequences: int, longest: int) -> None:
+    sizes[TOKENS], sizes[SEQUENCES], sizes[BOUNDS] = tokens, sequences, sequences + 1
+    sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences)
+
+
+def _word(axis: Axis) -> tuple[int, int, int]:
+    return (axis.factor, 0, NO_SIZE) if axis.size == NO_SIZE else (0, axis.factor, axis.size)
+
+
+def _address(tensor: Tensor, memory: Array) -> int:
+    if tensor.memory is not None:
+        return int(tensor.memory.__array_interface__["data"][0])
+    return int(memory.__array_interface__["data"][0]) + tensor.place
+
+
+__all__ = ["Field", "Workspace"]
