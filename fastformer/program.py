@@ -67,6 +67,7 @@ class Tensor:
         name: of the layer and of what it is.    axes: its shape.    dtype: of its elements.
         memory: the array that it is, where it lies outside of the workspace; else None.
         whole, part: of which tensor it is one of the parts along the first axis, and which.
+        offset: or how many bytes from the beginning of that it begins.
         kept: whether others may use its place before the program's end.
     """
 
@@ -78,10 +79,11 @@ class Tensor:
         memory: Array | None = None,
         whole: "Tensor | None" = None,
         part: int = 0,
+        offset: int = 0,
     ) -> None:
         """Name it; a program makes tensors."""
         self.name, self.axes, self.dtype, self.memory = name, axes, dtype, memory
-        self.whole, self.part, self.kept = whole or self, part, False
+        self.whole, self.part, self.offset, self.kept = whole or self, part, offset, False
         self.place = 0  # in the workspace, in bytes
         self.words: list[int] = []  # of the table, that hold its address
 
@@ -108,8 +110,8 @@ class Tensor:
 
     def start(self) -> Axis:
         """Return where it begins in the tensor of which it is a part, in bytes."""
-        if self.whole is self:
-            return Axis(0)
+        if self.part == 0:
+            return Axis(self.offset)
         first, factor = self.axes[0], self.dtype.itemsize
         for axis in self.axes[1:]:
             factor *= axis.factor

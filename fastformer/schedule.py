@@ -11,14 +11,63 @@ The one place that chooses, by sizes. Ways:
 
 from collections.abc import Iterable
 
-from fastformer.program import Program, Step, Tensor
+import numpy as np
+
+from fastformer.kernels.gradient import add_gradient_copies
+from fastformer.kernels.program import MOST_SHARDS, SHARDS
+from fastformer.parameters import Array, aligned_zeros
+from fastformer.program import Axis, Program, Step, Tensor
 
 WAYS = ("ops", "blocks", "whole")
+# Tokens of a shard, about, and the most shards. A thread takes all of its shards at once through
+# what is no sum, for it packs all weights, which costs as much as 4 rows.
+SHARDING = {"ops": (64, 1), "blocks": (64, MOST_SHARDS), "whole": (128, 8)}
 
 
 def is_local(step: Step) -> bool:
     """Tell whether an op needs nothing of other sequences than those whose rows it is given."""
     return step.op.cut is not None and not step.op.sums
+
+
+def add_to_copies(program: Program, gradients: Array) -> Tensor:
+    """Let each shard add to a copy of all gradients, and append the op that adds them up.
+
+    The first op that adds to a parameter's gradient then overwrites that of the copy.
+
+    Args:
+        gradients: (P,) of all parameters.
+
+    Returns:
+        The copies, (shards, P).
+    """
+    most = SHARDING["whole"][1]
+    memory = aligned_zeros(most * gradients.size, gradients.dtype).reshape(most, -1)
+    copies = Tensor("copies", (Axis(most), Axis(gradients.size)), gradients.dtype, memory)
+    written: set[int] = set()
+    for step in program.steps:
+        added = {o.name: step.operands.get(o.name) for o in step.op.writes if o.added}
+        tensors = {name: t for name, t in added.items() if isinstance(t, Tensor)}
+        if not step.op.sums or not all(_lies_in(t, gradients) for t in tensors.values()):
+            continue
+        step.copies = True
+        for name, tensor in tensors.items():
+            assert tensor.memory is not None
+            offset = tensor.memory.ctypes.data - gradients.ctypes.data
+            step.operands[name] = Tensor(
+                tensor.name, tensor.axes, tensor.dtype, whole=copies, offset=offset
+            )
+            if "overwrites" in step.operands:
+                step.operands["overwrites"] = int(offset not in written)
+            written.add(offset)
+    everything = Tensor("gradients", (Axis(gradients.size),), gradients.dtype, gradients)
+    program.add(
+        add_gradient_copies, copies=copies, shards=Axis(1, SHARDS), gradients=everything
+    )
+    return copies
+
+
+def _lies_in(tensor: Tensor, gradients: Array) -> bool:
+    return tensor.memory is not None and np.may_share_memory(tensor.memory, gradients)
 
 
 class _Group:

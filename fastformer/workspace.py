@@ -1,6 +1,7 @@
 """Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, and a batch."""
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -25,13 +26,11 @@ from fastformer.kernels.program import (
     SHARDS,
     TOKENS,
     first_sequence,
-    run_program,
-    run_program_reference,
     shard_count,
 )
 from fastformer.parameters import Array, aligned_zeros
 from fastformer.program import Axis, Field, Program, Step, Tensor
-from fastformer.schedule import cut_into_segments, waits_of
+from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
 
 LINE = 64  # bytes of a cache line
 # Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
@@ -60,14 +59,26 @@ class Workspace:
         unshared: bytes that they would take, had each a place of its own.
     """
 
-    def __init__(self, program: Program, way: str, *, backend: str, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        way: str,
+        *,
+        ops: SimpleNamespace,
+        max_seq_len: int,
+        gradients: Array | None = None,
+    ) -> None:
         """Cut a program into segments.
 
         Args:
-            program: complete.    way: one of schedule.WAYS.    backend: "numba" or "reference".
+            program: complete.    way: one of schedule.WAYS.    ops: the backend.
             max_seq_len: the longest sequence of any batch.
+            gradients: the flat array of all gradients, of which "whole" has copies.
         """
-        self.program, self.way, self.backend, self.longest = program, way, backend, max_seq_len
+        self.program, self.way, self.ops, self.longest = program, way, ops, max_seq_len
+        self.copies: Tensor | None = None
+        if way == "whole" and gradients is not None:
+            self.copies = add_to_copies(program, gradients)
         self.segments = cut_into_segments(program, way)
         self.steps = [step for segment in self.segments for step in segment]
         self.bounds = [0, *(self._segments_before(end) for end in program.stages)]
@@ -90,7 +101,7 @@ class Workspace:
         """Make room for batches of so many tokens and sequences, and for those before."""
         capacity = self.capacity
         tokens, sequences = max(tokens, int(capacity[TOKENS])), max(sequences, int(capacity[SEQUENCES]))
-        _set_sizes(capacity, tokens, sequences, min(tokens, self.longest))
+        _set_sizes(capacity, self.way, tokens, sequences, min(tokens, self.longest))
         capacity[SHARDS] = MOST_SHARDS
         for tensor in self.program.given.values():
             tensor.memory = np.zeros(tensor.shape(capacity), tensor.dtype)
@@ -163,7 +174,7 @@ class Workspace:
 
     def _row(self, step: Step, record: int) -> tuple[int, ...]:
         op, address = step.op, 0
-        if self.backend == "numba" and BUILD != "python":
+        if self.ops.name == "numba" and BUILD != "python":
             address = op.address(self.program.dtype.name)
         rows, times = NO_SIZE, 1
         if op.cut == "sequences":
@@ -185,7 +196,11 @@ class Workspace:
             start = given.start()
             address = _address(given.whole, self.memory) + (start.factor if start.size == NO_SIZE else 0)
             found = [(address, 0, NO_SIZE)] if start.size == NO_SIZE else [(address, *start)]
-            return found + [_word(axis) for axis in given.axes] + [(0, 0, NO_SIZE)] * operand.added
+            found += [_word(axis) for axis in given.axes]
+            if operand.added:
+                is_copied = step.copies and given.whole is self.copies
+                found.append((given.whole.axes[1].factor * given.dtype.itemsize if is_copied else 0, 0, NO_SIZE))
+            return found
         if operand.name == "shards" and step.produced_by_shards(self.steps):
             given = Axis(1, SHARDS)
         if isinstance(given, Axis):
@@ -223,7 +238,7 @@ class Workspace:
         if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
             self.grow(tokens, sequences)
         sizes = self.sizes
-        _set_sizes(sizes, tokens, sequences, batch.longest)
+        _set_sizes(sizes, self.way, tokens, sequences, batch.longest)
         first, last = stages or (0, len(self.bounds) - 1)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
         for name, value in (numbers or {}).items():
@@ -239,12 +254,12 @@ class Workspace:
             tensor.memory = array
             for place in tensor.words:
                 self.words[place, 0] = array.__array_interface__["data"][0]
-        if self.backend == "reference":
-            run_program_reference(self._calls(first, last))
+        if self.ops.name == "reference":
+            self.ops.run_program(self._calls(first, last))
         elif BUILD == "python":
             self._run_shuffled(first, last)
         else:
-            run_program(
+            self.ops.run_program(
                 self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
                 batch._offsets, self.rooms, clocks,
             )  # fmt: skip
@@ -319,9 +334,9 @@ class Workspace:
         return Part(task, -1, -1, threads)
 
 
-def _set_sizes(sizes: npt.NDArray[np.int64], tokens: int, sequences: int, longest: int) -> None:
+def _set_sizes(sizes: npt.NDArray[np.int64], way: str, tokens: int, sequences: int, longest: int) -> None:
     sizes[TOKENS], sizes[SEQUENCES], sizes[BOUNDS] = tokens, sequences, sequences + 1
-    sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences)
+    sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences, *SHARDING[way])
 
 
 def _word(axis: Axis) -> tuple[int, int, int]:

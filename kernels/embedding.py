@@ -11,7 +11,7 @@ import numpy as np
 from ._compile import kernel, prange
 from .op import op
 from ._rows import row_tasks
-from ._simd import lanes, load_first, store_first
+from ._simd import lanes, load_first, splat, store_first
 
 
 def embedding_forward_reference(tokens, positions, table, position_table, out):
@@ -74,8 +74,14 @@ def embedding_backward(ids, dout, dtable):
             store_first(dtable, C - j, row, ids[i], j)
 
 
-def _embedding_gradient_reference(ids, dout, dtable):
+def _embedding_gradient_reference(ids, dout, overwrites, dtable):
+    if overwrites:
+        dtable[...] = 0
     embedding_backward_reference(ids, dout, dtable)
+
+
+def _embedding_gradient_tasks(threads, ids, dout, overwrites, dtable):
+    return (dout.shape[1] + lanes(dout) - 1) // lanes(dout)
 
 
 @op(
@@ -88,17 +94,19 @@ def embedding(part, tokens, positions, table, position_table, out):
 
 
 @op(
-    "ids:int[R] dout[R,C] -> +dtable[V,C]",
-    cut="R", sums=True, tasks=lambda threads, ids, dout, dtable: -(-dout.shape[1] // lanes(dout)),
-    twin=_embedding_gradient_reference,
+    "ids:int[R] dout[R,C] overwrites:int -> +dtable[V,C]",
+    cut="R", sums=True, tasks=_embedding_gradient_tasks, twin=_embedding_gradient_reference,
 )  # fmt: skip
-def embedding_gradient(part, ids, dout, dtable):
+def embedding_gradient(part, ids, dout, overwrites, dtable):
     """Add each row to its id's row of the table: a register's worth of columns, or some rows."""
     C, first, last = dout.shape[1], part.first, part.last
     begin, end = 0, C
     if first < 0:
         begin, first, last = part.index * lanes(dout), 0, ids.size
         end = min(C, begin + lanes(dout))
+    for j in range(begin, end, lanes(dout)):
+        for row in range(dtable.shape[0] if overwrites > 0 else 0):
+            store_first(dtable, C - j, splat(dtable, 0.0), row, j)
     for i in range(first, last):
         for j in range(begin, end, lanes(dout)):
             row = load_first(dtable, C - j, ids[i], j) + load_first(dout, C - j, i, j)

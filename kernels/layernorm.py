@@ -276,6 +276,10 @@ def _layernorm_gradient_reference(dout, x, weight, mean, rstd, residual, dx, sum
     )
 
 
+def _one_layernorm_task(threads, sums, rows, shards, dweight, dbias):
+    return 1
+
+
 def _add_layernorm_gradient_reference(sums, rows, shards, dweight, dbias):
     parts = shards if shards else count_row_tasks(rows, dweight.size)
     dweight += sums[:parts, 0].sum(axis=0)
@@ -307,10 +311,14 @@ def layernorm_gradient(part, dout, x, weight, mean, rstd, residual, dx, sums):
 
 @op(
     "sums[P,2,C] rows:int shards:int -> +dweight[C] +dbias[C]",
-    tasks=lambda threads, sums, rows, shards, dweight, dbias: 1,
-    twin=_add_layernorm_gradient_reference,
+    cut="sequences", sums=True, tasks=_one_layernorm_task, twin=_add_layernorm_gradient_reference,
 )  # fmt: skip
 def add_layernorm_gradient(part, sums, rows, shards, dweight, dbias):
-    """Add up what `layernorm_gradient` left of each part of the rows, or of each shard."""
-    parts = shards if shards > 0 else row_tasks(rows, dweight.size)
-    add_layernorm_sums(sums[:parts], dweight, dbias)
+    """Add up what `layernorm_gradient` left of each part of the rows, or write that of a shard."""
+    if part.first >= 0:
+        for j in range(dweight.size):
+            dweight[j] = sums[part.index, 0, j]
+            dbias[j] = sums[part.index, 1, j]
+    else:
+        parts = shards if shards > 0 else row_tasks(rows, dweight.size)
+        add_layernorm_sums(sums[:parts], dweight, dbias)

@@ -619,12 +619,15 @@ def _linear_input_gradient_tasks(threads, dout, weight, saved, residual, activat
     return grid[0] * grid[1]
 
 
-def _weight_gradient_tasks(threads, x, dout, dweight, dbias):
+def _weight_gradient_tasks(threads, x, dout, overwrites, dweight, dbias):
     grid = product_grid(WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], x, threads)
     return grid[0] * grid[1]
 
 
-def _linear_weight_gradient_reference(x, dout, dweight, dbias):
+def _linear_weight_gradient_reference(x, dout, overwrites, dweight, dbias):
+    if overwrites:
+        dweight[...] = 0
+        dbias[...] = 0
     matmul_tn_reference(x, dout, dbias, dweight)
 
 
@@ -675,17 +678,18 @@ def linear_input_gradient(part, dout, weight, saved, residual, activation, dx):
 
 
 @op(
-    "x[R,K] dout[GR,M] -> +dweight[G,K,M] +dbias?[GM]",
+    "x[R,K] dout[GR,M] overwrites:int -> +dweight[G,K,M] +dbias?[GM]",
     cut="R", sums=True, tasks=_weight_gradient_tasks, twin=_linear_weight_gradient_reference,
 )  # fmt: skip
-def linear_weight_gradient(part, x, dout, dweight, dbias):
-    """Add x^T dout and the sums of dout's rows; see `matmul_tn`."""
+def linear_weight_gradient(part, x, dout, overwrites, dweight, dbias):
+    """Add x^T dout and the sums of dout's rows, or write them; see `matmul_tn`."""
+    form = FIRST_WEIGHT_GRADIENT if overwrites > 0 else WEIGHT_GRADIENT
     if part.first >= 0:
-        weight_gradient_rows(WEIGHT_GRADIENT, part.first, part.last, x, dout, dbias, dweight)
+        weight_gradient_rows(form, part.first, part.last, x, dout, dbias, dweight)
     else:
         grid = product_grid(
             WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], x, part.threads
         )
         weight_gradient_task(
-            WEIGHT_GRADIENT, part.index, grid[0], grid[1], 0, x.shape[0], x, dout, dbias, dweight
+            form, part.index, grid[0], grid[1], 0, x.shape[0], x, dout, dbias, dweight
         )

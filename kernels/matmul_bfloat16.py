@@ -37,6 +37,7 @@ from .activation import (
     differentiate_block,
     end_activation,
 )
+from .op import op
 from .matmul import (
     ACTIVATED_ROWS,
     FAR_ROWS,
@@ -45,6 +46,10 @@ from .matmul import (
     NO_PRODUCT,
     NOTHING,
     WEIGHT_GRADIENT,
+    Plan,
+    _linear_input_gradient_tasks,
+    _linear_tasks,
+    _weight_gradient_tasks,
     add_column_sums,
     ask_for,
     block_of_right,
@@ -192,15 +197,11 @@ def _multiply_panels(
 
 
 @kernel(once=True)
-def _product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_rows, left, right,
-                  bias, addend, activation, saved, out):  # fmt: skip
-    """Compute the rows and panels of one task."""
-    plan = product_plan(form, x_rows, weight_shape, y_rows)
+def _product_part(plan, first, last, first_panel, last_panel, left, right, bias, addend, activation,
+                  saved, out):  # fmt: skip
+    """Compute rows first to last of some panels of columns, of all groups' panels in a row."""
     width = WIDE * lanes(out)
     panels = (plan.columns + width - 1) // width
-    first, last, first_panel, last_panel = task_part(
-        task, row_tasks, column_tasks, plan.rows, plan.groups * panels
-    )
     steps = steps_of(min(plan.depth, DEPTH_BLOCK), out)
     packed_rows = min(LEFT_ROWS, last - first)
     packed_left = np.empty((packed_rows + lanes(out)) * (steps + lanes(out)), out.dtype)
@@ -216,6 +217,21 @@ def _product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_r
             activation, saved, out, packed_left, packed_panels, rows,
         )  # fmt: skip
         panel = stop
+
+
+@kernel
+def _product_task(task, row_tasks, column_tasks, form, x_rows, weight_shape, y_rows, left, right,
+                  bias, addend, activation, saved, out):  # fmt: skip
+    """Compute the rows and panels of one task."""
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
+    panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
+    first, last, first_panel, last_panel = task_part(
+        task, row_tasks, column_tasks, plan.rows, plan.groups * panels
+    )
+    _product_part(
+        plan, first, last, first_panel, last_panel, left, right, bias, addend, activation, saved,
+        out,
+    )  # fmt: skip
 
 
 @kernel
@@ -308,4 +324,90 @@ def matmul_backward_bfloat16(a, b, dout, saved, addend, activation, da, db, colu
     load_tiles()
     _product(
         WEIGHT_GRADIENT, INPUT_GRADIENT, a, b, dout, column_sums, addend, activation, saved, da, db
+    )  # fmt: skip
+
+
+def _linear_input_gradient_bfloat16_reference(dout, weight, saved, residual, activation, dx):
+    matmul_nt_bfloat16_reference(dout, weight, saved, residual, activation, dx)
+
+
+def _linear_weight_gradient_bfloat16_reference(x, dout, overwrites, dweight, dbias):
+    if overwrites:
+        dweight[...] = 0
+        dbias[...] = 0
+    matmul_tn_bfloat16_reference(x, dout, dbias, dweight)
+
+
+@kernel
+def _product_of_part(
+    part, form, x_rows, weight_shape, y_rows, left, right, bias, addend, activation, saved, out
+):
+    """Compute a part of a product: some rows of each group, or a task of its grid."""
+    plan = product_plan(form, x_rows, weight_shape, y_rows)
+    panels = plan.groups * ((plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out)))
+    first, last, first_panel = part.first, part.last, np.int64(0)
+    if first < 0:
+        grid = product_grid(form, x_rows, weight_shape, y_rows, out, part.threads)
+        first, last, first_panel, panels = task_part(
+            part.index, grid[0], grid[1], plan.rows, panels
+        )
+    _product_part(
+        plan, first, last, first_panel, panels, left, right, bias, addend, activation, saved, out
+    )
+
+
+@op(
+    "x[R,K] weight[G,K,M] bias?[GM] residual?[GR,M] activation:int -> slope?[GR,M] out[GR,M]",
+    cut="R", tasks=_linear_tasks, twin=matmul_bfloat16_reference, load=load_tiles,
+)  # fmt: skip
+def linear_bfloat16(part, x, weight, bias, residual, activation, slope, out):
+    """Compute activation(x W + bias + residual) of rounded x and W; see `linear`."""
+    _product_of_part(
+        part, FORWARD, x.shape[0], weight.shape, out.shape[0], flat(x), flat(weight), bias,
+        flat(residual), activation, flat(slope), flat(out),
+    )  # fmt: skip
+
+
+@op(
+    "dout[GR,M] weight[G,K,M] saved?[R,K] residual?[R,K] activation:int -> dx[R,K]",
+    cut="R", tasks=_linear_input_gradient_tasks, twin=_linear_input_gradient_bfloat16_reference,
+    load=load_tiles,
+)  # fmt: skip
+def linear_input_gradient_bfloat16(part, dout, weight, saved, residual, activation, dx):
+    """Compute (dout W^T + residual) * activation'(saved) of rounded dout and W."""
+    _product_of_part(
+        part, INPUT_GRADIENT, dx.shape[0], weight.shape, dout.shape[0], flat(dout), flat(weight),
+        weight[0, 0, :0], flat(residual), activation, flat(saved), flat(dx),
+    )  # fmt: skip
+
+
+@op(
+    "x[R,K] dout[GR,M] overwrites:int -> +dweight[G,K,M] +dbias?[GM]",
+    cut="R", sums=True, tasks=_weight_gradient_tasks,
+    twin=_linear_weight_gradient_bfloat16_reference, load=load_tiles,
+)  # fmt: skip
+def linear_weight_gradient_bfloat16(part, x, dout, overwrites, dweight, dbias):
+    """Add x^T dout of rounded x and dout, and the sums of dout's rows, or write them."""
+    groups, K, M = dweight.shape
+    rows = dout.shape[0] // groups
+    first, last, flat_dweight, nothing = part.first, part.last, flat(dweight), dbias[:0]
+    panels = groups * ((M + WIDE * lanes(x) - 1) // (WIDE * lanes(x)))
+    first_row, last_row, first_panel = np.int64(0), K, np.int64(0)
+    if first < 0:
+        first, last = np.int64(0), rows
+        grid = product_grid(
+            WEIGHT_GRADIENT, x.shape[0], dweight.shape, dout.shape[0], x, part.threads
+        )
+        first_row, last_row, first_panel, panels = task_part(
+            part.index, grid[0], grid[1], K, panels
+        )
+    if overwrites > 0:
+        for i in range(dweight.size):
+            flat_dweight[i] = 0
+        for i in range(dbias.size):
+            dbias[i] = 0
+    plan = Plan(WEIGHT_GRADIENT, groups, 1, K, M, last - first, 0, 1, K, rows * M, M)
+    _product_part(
+        plan, first_row, last_row, first_panel, panels, flat(x)[first * K :],
+        flat(dout)[first * M :], dbias, nothing, np.int64(NO_ACTIVATION), nothing, flat_dweight,
     )  # fmt: skip

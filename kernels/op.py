@@ -91,9 +91,12 @@ class Op:
         sums: whether its result is a sum over all rows, which cannot be cut without copies.
         each: whether it is called for each shard by itself, for it writes a part of its own.
         room: (sizes by letter, longest sequence, lanes) -> elements of its room; None without one.
+        load: what is called before it is compiled or comes from disk.
     """
 
-    def __init__(self, function, operands, *, twin, cut, times, cost, tasks, sums, each, room):
+    def __init__(
+        self, function, operands, *, twin, cut, times, cost, tasks, sums, each, room, load
+    ):  # fmt: skip
         """See `op`."""
         self.name, self.twin = function.__name__, twin
         before, arrow, after = operands.partition("->")
@@ -104,8 +107,7 @@ class Op:
         self.operands = [*self.reads, *self.writes]
         self.by_name = {operand.name: operand for operand in self.operands}
         self.cut, self.times, self.sums, self.each, self.room = cut, times, sums, each, room
-        self.cost, self.tasks_function = cost, tasks
-        self.python_function = function
+        self.cost, self.load, self.python_function = cost, load, function
         self.python_tasks = tasks
         self.function = kernel(function, allocates=False)
         self.tasks = None if tasks is None else kernel(tasks, allocates=False)
@@ -139,6 +141,8 @@ class Op:
     def address(self, dtype: str) -> int:
         """Return where its machine code is, for a program of a dtype; it is compiled if need be."""
         if dtype not in self._compiled:
+            if self.load is not None:
+                self.load()
             self._called.compile(called_signature(dtype))
             compiled = self._called.overloads[called_signature(dtype).args]
             pointer = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
@@ -148,7 +152,7 @@ class Op:
 
 def op(
     operands, *, twin, cut=None, times=None, cost=None, tasks=None, sums=False, each=False,
-    room=None,
+    room=None, load=None,
 ):  # fmt: skip
     """Make an op of a serial kernel; see the head of this file for `operands`, and `Op`.
 
@@ -157,7 +161,7 @@ def op(
     """
     return functools.partial(
         Op, operands=operands, twin=twin, cut=cut, times=times, cost=cost, tasks=tasks, sums=sums,
-        each=each, room=room,
+        each=each, room=room, load=load,
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ OFFSET, FACTOR, SIZE = range(3)
 # The first sizes: 0 stands for none. BOUNDS is the number of sequences and one.
 NO_SIZE, TOKENS, SEQUENCES, BOUNDS, LONGEST, SHARDS, GRAIN, FIRST_SEGMENT, LAST_SEGMENT = range(9)
 FIRST_FREE_SIZE = 9
-# Tokens of a shard, about, and the most shards: what sums over sharded rows are made of.
-SHARD_TOKENS, MOST_SHARDS = 64, 64
+# The most shards of a batch: parts of which sums over sharded rows are made.
+MOST_SHARDS = 64
 
 
 @intrinsic
@@ -72,10 +72,10 @@ def clock(typingctx):
     return types.int64(), generate
 
 
-def shard_count(tokens, sequences):
+def shard_count(tokens, sequences, tokens_of_a_shard, most):
     """Return the number of shards of a batch: by its size, never by the number of threads."""
     shards = 1
-    while 2 * shards <= min(MOST_SHARDS, sequences, tokens // SHARD_TOKENS):
+    while 2 * shards <= min(most, sequences, tokens // tokens_of_a_shard):
         shards *= 2
     return shards
 

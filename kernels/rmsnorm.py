@@ -185,6 +185,10 @@ def _rmsnorm_gradient_reference(dout, x, weight, rrms, residual, dx, totals):
     totals[0] = dweight
 
 
+def _one_rmsnorm_task(threads, totals, rows, shards, dweight):
+    return 1
+
+
 def _add_rmsnorm_gradient_reference(totals, rows, shards, dweight):
     parts = shards if shards else count_row_tasks(rows, dweight.size)
     dweight += totals[:parts].sum(axis=0).astype(dweight.dtype)
@@ -220,14 +224,18 @@ def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, room):
 
 @op(
     "totals:double[P,C] rows:int shards:int -> +dweight[C]",
-    tasks=lambda threads, totals, rows, shards, dweight: 1,
-    twin=_add_rmsnorm_gradient_reference,
+    cut="sequences", sums=True, tasks=_one_rmsnorm_task, twin=_add_rmsnorm_gradient_reference,
 )  # fmt: skip
 def add_rmsnorm_gradient(part, totals, rows, shards, dweight):
-    """Add up what `rmsnorm_gradient` left of each part of the rows, or of each shard."""
-    parts = shards if shards > 0 else row_tasks(rows, dweight.size)
-    for j in range(dweight.size):
-        total = totals[0, j]
-        for other in range(1, parts):
-            total += totals[other, j]
-        dweight[j] += total
+    """Add up what `rmsnorm_gradient` left of each part of the rows, or write that of a shard."""
+    C = dweight.size
+    if part.first >= 0:
+        for j in range(C):
+            dweight[j] = totals[part.index, j]
+    else:
+        parts = shards if shards > 0 else row_tasks(rows, C)
+        for j in range(C):
+            total = totals[0, j]
+            for other in range(1, parts):
+                total += totals[other, j]
+            dweight[j] += total

@@ -11,13 +11,12 @@ from fastformer.buffers import Apart
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.kernels.attention import attention, attention_gradient
-from fastformer.kernels.matmul import linear, linear_input_gradient, linear_weight_gradient
 from fastformer.kernels.pooling import gather, scatter
 from fastformer.kernels.rotary import rotary
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.feed_forward import drop_and_add
-from fastformer.layers.linear import Linear, xavier_uniform
+from fastformer.layers.linear import PRODUCTS, Linear, xavier_uniform
 from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
 from fastformer.program import LONGEST_AXIS, Axis, Program, Tensor
@@ -408,7 +407,7 @@ class MultiHeadAttention(Layer):
 
     def _project_ops(self, p: Program, x: Tensor, part: slice) -> Tensor:
         found: Tensor = p.add(
-            linear, x=x, weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
+            PRODUCTS[self.precision].forward, x=x, weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
             bias=p.outside("qkv.bias", self.qkv_bias.value[part].reshape(-1)),
             activation=NO_ACTIVATION,
         )  # fmt: skip
@@ -418,11 +417,11 @@ class MultiHeadAttention(Layer):
         self, p: Program, x: Tensor, dout: Tensor, part: slice, residual: Tensor | None
     ) -> Tensor:
         dx: Tensor = p.add(
-            linear_input_gradient, dout=dout, residual=residual, activation=NO_ACTIVATION,
+            PRODUCTS[self.precision].input_gradient, dout=dout, residual=residual, activation=NO_ACTIVATION,
             weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
         )  # fmt: skip
         p.add(
-            linear_weight_gradient, x=x, dout=dout,
+            PRODUCTS[self.precision].weight_gradient, x=x, dout=dout, overwrites=0,
             dweight=p.outside("qkv.weight gradient", self.qkv_weight.gradient[part]),
             dbias=p.outside("qkv.bias gradient", self.qkv_bias.gradient[part].reshape(-1)),
         )  # fmt: skip

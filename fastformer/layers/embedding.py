@@ -123,6 +123,6 @@ class Embedding(Layer):
         positions = p.saved.positions
         if positions is not None and positions.learned:
             gradient = p.gradient(positions.weight, "positions")
-            p.add(embedding_gradient, ids=p.given["positions"], dout=dout, dtable=gradient)
+            p.add(embedding_gradient, ids=p.given["positions"], dout=dout, overwrites=0, dtable=gradient)
         gradient = p.gradient(self.weight)
-        p.add(embedding_gradient, ids=p.given["tokens"], dout=dout, dtable=gradient)
+        p.add(embedding_gradient, ids=p.given["tokens"], dout=dout, overwrites=0, dtable=gradient)

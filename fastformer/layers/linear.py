@@ -1,5 +1,7 @@
 """Linear layers: y = x W + b, with an activation or a residual sum in the same pass."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fastformer import checks
@@ -9,6 +11,12 @@ from fastformer.kernels.matmul import (
     linear_input_gradient,
     linear_weight_gradient,
 )
+from fastformer.kernels.matmul_bfloat16 import (
+    linear_bfloat16,
+    linear_input_gradient_bfloat16,
+    linear_weight_gradient_bfloat16,
+)
+from fastformer.kernels.op import Op
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.calls import Calls, call
 from fastformer.layers.embedding import Embedding
@@ -16,6 +24,23 @@ from fastformer.parameters import Array, Parameter
 from fastformer.program import Program, Tensor
 
 ACTIVATIONS = {"NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH}
+
+
+class Products(NamedTuple):
+    """The ops of a linear layer: its result, and the gradients of its input and of its weight."""
+
+    forward: Op
+    input_gradient: Op
+    weight_gradient: Op
+
+
+# By the precision of what is multiplied.
+PRODUCTS = {
+    "float32": Products(linear, linear_input_gradient, linear_weight_gradient),
+    "bfloat16": Products(
+        linear_bfloat16, linear_input_gradient_bfloat16, linear_weight_gradient_bfloat16
+    ),
+}
 
 
 def xavier_uniform(random: np.random.Generator, fan_in: int, fan_out: int) -> Array:
@@ -203,7 +228,7 @@ class Linear(Layer):
         if out is None:
             out = p.new("out", x.axes[0], self.out_features)
         p.add(
-            linear, x=x, weight=p.value(self.weight), bias=p.value(self.bias, "bias"),
+            PRODUCTS[self.precision].forward, x=x, weight=p.value(self.weight), bias=p.value(self.bias, "bias"),
             residual=residual, activation=activation, slope=slope, out=out,
         )  # fmt: skip
         p.save(x=x, saved=out if slope is None else slope)
@@ -219,12 +244,12 @@ class Linear(Layer):
     ) -> Tensor:
         """Append the ops of backward; activation and saved are those of the layer before."""
         dx = p.add(
-            linear_input_gradient, dout=dout, weight=p.value(self.weight), saved=saved,
+            PRODUCTS[self.precision].input_gradient, dout=dout, weight=p.value(self.weight), saved=saved,
             residual=residual, activation=activation,
         )  # fmt: skip
         p.add(
-            linear_weight_gradient, x=p.saved.x, dout=dout, dweight=p.gradient(self.weight),
-            dbias=p.gradient(self.bias, "bias"),
+            PRODUCTS[self.precision].weight_gradient, x=p.saved.x, dout=dout, overwrites=0,
+            dweight=p.gradient(self.weight), dbias=p.gradient(self.bias, "bias"),
         )  # fmt: skip
         return dx
 
@@ -292,14 +317,16 @@ class TiedLinear(Layer):
         table = p.outside("table", self.weight.value[None])
         if out is None:
             out = p.new("logits", x.axes[0], len(self.weight.value))
-        p.add(linear_input_gradient, dout=x, weight=table, activation=NO_ACTIVATION, dx=out)
+        product = PRODUCTS[self.precision].input_gradient
+        p.add(product, dout=x, weight=table, activation=NO_ACTIVATION, dx=out)
         p.save(x=x)
         return out
 
     def backward_ops(self, p: Program, dout: Tensor) -> Tensor:
         """Append the ops of backward."""
         table = p.outside("table", self.weight.value[None])
-        dx = p.add(linear, x=dout, weight=table, activation=NO_ACTIVATION)
+        products = PRODUCTS[self.precision]
+        dx: Tensor = p.add(products.forward, x=dout, weight=table, activation=NO_ACTIVATION)
         gradient = p.outside("table gradient", self.weight.gradient[None])
-        p.add(linear_weight_gradient, x=dout, dout=p.saved.x, dweight=gradient)
+        p.add(products.weight_gradient, x=dout, dout=p.saved.x, overwrites=0, dweight=gradient)
         return dx
