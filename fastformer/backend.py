@@ -35,13 +35,8 @@ OPS = {
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
     "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),
-    "transformer_block": (
-        "transformer_block_forward", "transformer_block_backward", "transformer_block_weights",
-    ),
-    "transformer_gradients": ("transformer_gradients",),
     "softmax": ("softmax_forward", "softmax_backward"),
     "swiglu": ("swiglu_forward", "swiglu_backward"),
-    "wide_block": ("wide_block_forward", "wide_block_backward"),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.parameters import Array
 from fastformer.random import generator
+from fastformer.warmup import ensure_compiled, generation_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class KeyValueCache(Fixed):
                 f"generation needs a TransformerDecoder, got {type(model).__name__}"
             )
         num_sequences = checks.integer("num_sequences", num_sequences, 1)
-        model.prepare(block_op=None)
+        if model.ops.name == "numba" and model.dtype == np.float32:
+            ensure_compiled(generation_kernels(model.precision))
         self.model = model
         self._lengths: Ids = np.zeros(num_sequences, np.int64)
         shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)

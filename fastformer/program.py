@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastformer.errors import InvalidValueError
-from fastformer.kernels.op import Op, Operand
 from fastformer.kernels._rows import MOST_TASKS
+from fastformer.kernels.op import Op, Operand
 from fastformer.kernels.program import (
     BOUNDS,
     FIRST_FREE_SIZE,
@@ -165,7 +165,7 @@ class Step:
                 continue
             if len(given.axes) != len(operand.axes or ()):
                 self._fail(f"{given} is given for {operand.name}[{','.join(operand.axes or ())}]")
-            pairs += [(l, a, given) for l, a in zip(operand.axes or (), given.axes, strict=True)]
+            pairs += [(a, b, given) for a, b in zip(operand.axes or (), given.axes, strict=True)]
         # Single letters first: with them, one that is unknown of a product is known.
         for letters, axis, given in sorted(pairs, key=lambda pair: len(pair[0])):
             rest, unknown = axis, ""
@@ -179,7 +179,7 @@ class Step:
             if unknown:
                 found[unknown] = rest, given
             elif rest != Axis(int(letters) if letters.isdigit() else 1):
-                others = [f"{l} is {found[l][0]} in {found[l][1]}" for l in letters if l in found]
+                others = [f"{x} is {found[x][0]} in {found[x][1]}" for x in letters if x in found]
                 self._fail(f"{letters} is {axis} in {given}, but {', '.join(others)}")
         return {letter: axis for letter, (axis, _) in found.items()}
 
@@ -227,6 +227,8 @@ class Program:
         self.steps: list[Step] = []
         self.stages: list[int] = []
         self.section = 0
+        self.keeps = False  # whether what layers save stays after backward
+        self.named: dict[str, Tensor] = {}  # those for which each run brings an array
         self.numbers: dict[str, int] = {}  # sizes that are numbers of their own, by name
         self.given = {
             name: Tensor(name, (axis,), DTYPES["int"])
@@ -244,18 +246,23 @@ class Program:
 
     # What layers call.
 
-    def forward(self, layer: "Layer", *arguments: Any, **options: Any) -> Any:
-        """Append the ops of a layer's forward, and return its result."""
+    def forward(self, layer: "Layer", *arguments: Any, **options: Any) -> Tensor:
+        """Append the ops of a layer's forward, and return its result, if it has one."""
         with self._within(layer):
-            return layer.forward_ops(self, *arguments, **options)
+            result: Tensor = layer.forward_ops(self, *arguments, **options)
+        return result
 
-    def backward(self, layer: "Layer", *arguments: Any, **options: Any) -> Any:
-        """Append the ops of a layer's backward, and return the gradient of its input."""
+    def backward(self, layer: "Layer", *arguments: Any, **options: Any) -> Tensor:
+        """Append the ops of a layer's backward, and return the gradient of its input, if any."""
         with self._within(layer):
-            return layer.backward_ops(self, *arguments, **options)
+            result: Tensor = layer.backward_ops(self, *arguments, **options)
+        return result
 
-    def save(self, **tensors: Tensor | None) -> None:
+    def save(self, **tensors: Any) -> None:
         """Keep what the backward of the layer that is forwarded needs."""
+        for tensor in tensors.values():
+            if self.keeps and isinstance(tensor, Tensor):
+                tensor.whole.kept = True
         self._saved.setdefault(self._layers[-1], SimpleNamespace()).__dict__.update(tensors)
 
     @property
@@ -275,7 +282,8 @@ class Program:
     def bound(self, name: str, *axes: Axis, kind: str = "real") -> Tensor:
         """Return a tensor for which each run brings an array; see `Workspace.run`."""
         dtype = DTYPES.get(kind, self.dtype)
-        return Tensor(self._named(name), axes, dtype, np.empty(0, dtype))
+        self.named[name] = Tensor(self._named(name), axes, dtype, np.empty(0, dtype))
+        return self.named[name]
 
     def outside(self, name: str, array: Array) -> Tensor | None:
         """Return the tensor of an array that lies elsewhere, or None where it is empty."""
@@ -302,7 +310,7 @@ class Program:
         """Return a number that is set anew for each run, by name; see `Workspace.run`."""
         return Axis(1, self.numbers.setdefault(name, FIRST_FREE_SIZE + len(self.numbers)))
 
-    def add(self, op: Op, **fields: Field) -> Any:
+    def add(self, op: Op, **fields: Field) -> tuple[Tensor, ...]:
         """Append an op.
 
         Args:
@@ -311,7 +319,7 @@ class Program:
                 it writes is made where it is not given, and not optional.
 
         Returns:
-            The tensors that were made, in order: one, or a tuple.
+            The tensors that were made, in order.
 
         Raises:
             TypeError: an operand that is missing, or that the op does not have.
@@ -333,7 +341,7 @@ class Program:
                 made.append(self.new(operand.name, *axes, kind=operand.kind))
                 step.operands[operand.name] = made[-1]
         self.steps.append(step)
-        return made[0] if len(made) == 1 else tuple(made)
+        return tuple(made)
 
     def new_section(self) -> None:
         """Begin a section: ops that are cut by sequences are joined within one."""

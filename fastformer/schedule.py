@@ -24,6 +24,33 @@ WAYS = ("ops", "blocks", "whole")
 SHARDING = {"ops": (64, 1), "blocks": (64, MOST_SHARDS), "whole": (128, 8)}
 
 
+# Threads take whole sequences through blocks where they share at least so many, which have no more
+# elements than this on average, and where a block has no more parameters, which each thread reads.
+FEWEST_SEQUENCES = 4
+MOST_OF_A_SEQUENCE = 1 << 14
+MOST_OF_A_BLOCK = 1 << 20
+# And through everything up to so many elements of a batch's states, and parameters, of which each
+# shard has a copy.
+MOST_ELEMENTS = 1 << 17
+MOST_PARAMETERS = 1 << 19
+
+
+def choose_way(sequences: int, elements: int, block: int, parameters: int | None) -> str:
+    """Return the way of a batch, by sizes alone.
+
+    Args:
+        sequences: of the batch.    elements: of its states, tokens times width.
+        block: parameters of a block.    parameters: of the model, where forward and backward are
+            one program; else None.
+    """
+    if sequences < FEWEST_SEQUENCES:
+        return "ops"
+    if parameters is not None and parameters <= MOST_PARAMETERS and elements <= MOST_ELEMENTS:
+        return "whole"
+    fits = block <= MOST_OF_A_BLOCK and elements <= sequences * MOST_OF_A_SEQUENCE
+    return "blocks" if fits else "ops"
+
+
 def is_local(step: Step) -> bool:
     """Tell whether an op needs nothing of other sequences than those whose rows it is given."""
     return step.op.cut is not None and not step.op.sums
@@ -60,9 +87,7 @@ def add_to_copies(program: Program, gradients: Array) -> Tensor:
                 step.operands["overwrites"] = int(offset not in written)
             written.add(offset)
     everything = Tensor("gradients", (Axis(gradients.size),), gradients.dtype, gradients)
-    program.add(
-        add_gradient_copies, copies=copies, shards=Axis(1, SHARDS), gradients=everything
-    )
+    program.add(add_gradient_copies, copies=copies, shards=Axis(1, SHARDS), gradients=everything)
     return copies
 
 

@@ -25,31 +25,16 @@ from fastformer import threads
 PRODUCT = "matmul._product"
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, p for a product's
 # plan, and scalars f float, i integer, b bool. What others wait for comes first, then what takes
-# longest.
+# longest. Ops, which are found by their names too, say themselves what they are given.
 KERNELS = {
     "attention.attention_backward_pairs": "i i i m m m m m m m k k k r b f m m m r",
     "matmul._product_part": "p i i i i r r r r i r r",
+    "matmul_bfloat16._product_part": "p i i i i r r r r i r r",
     "attention.attention_forward_pairs": "i i i m m m k k k r b f m m m r",
     "layernorm.layernorm_backward_rows": "i i m m r r r m m i t",
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
-    "transformer_gradients._backward_block": "i i i i k k k i i i i f i b k r r r",
-    "transformer_gradients._read_out": "i i i i k k f f m m r r r m",
-    "transformer_gradients.transformer_gradients": "k k k k k k i i f f i b f f k r m r m r m",
-    "transformer_block.transformer_block_backward": (
-        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r"
-    ),
-    "transformer_block.transformer_block_forward": (
-        "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
-    ),
-    "wide_block.wide_block_backward": (
-        "m m k k k b b f i r t t t r t t r r m m m m m m r r m m m m m m m m m m m r r r r "
-        "m m m m r t r t r t r t r t"
-    ),
-    "wide_block.wide_block_forward": (
-        "m k k k b b f f i r r t r t r t r r r t r t r m r r m m m m m m m m m r r m m m"
-    ),
+    "program.run_program": "n n k n k k k m n",
     PRODUCT: "i i m t m r m i m m t",
-    "transformer_block.transformer_block_weights": "m m r t m m r t m m r t m m r t r",
     "layernorm.layernorm_backward": "m m r r r m m r r",
     "attention.attention_backward": "m m m m m m m k k k r b f m m m",
     "attention.attention_forward": "m m m k k k r b f m m m",
@@ -65,73 +50,41 @@ KERNELS = {
     "gradient.gradient_norm": "r",
     "embedding.embedding_backward": "k m m",
 }
-_FORWARD_PARTS = (
-    "attention.attention_forward_pairs",
-    "matmul._product_part",
-    "layernorm.layernorm_forward_rows",
-)
-_BACKWARD_PARTS = (
-    "attention.attention_backward_pairs",
-    "matmul._product_part",
-    "layernorm.layernorm_backward_rows",
-)
+_OF_PRODUCTS = ("matmul._product_part",)
+_OF_BFLOAT16 = ("matmul_bfloat16._product_part",)
 # What each kernel calls that is compiled by itself, and so before it.
 PARTS = {
-    PRODUCT: ("matmul._product_part",),
+    PRODUCT: _OF_PRODUCTS,
     "attention.attention_forward": ("attention.attention_forward_pairs",),
     "attention.attention_backward": ("attention.attention_backward_pairs",),
     "layernorm.layernorm_forward": ("layernorm.layernorm_forward_rows",),
     "layernorm.layernorm_backward": ("layernorm.layernorm_backward_rows",),
-    "transformer_block.transformer_block_forward": _FORWARD_PARTS,
-    "transformer_block.transformer_block_backward": _BACKWARD_PARTS,
-    "transformer_block.transformer_block_weights": ("matmul._product_part",),
-    "wide_block.wide_block_forward": _FORWARD_PARTS,
-    "wide_block.wide_block_backward": _BACKWARD_PARTS,
-    "transformer_gradients._backward_block": _BACKWARD_PARTS,
-    "transformer_gradients._read_out": ("matmul._product_part",),
-    "transformer_gradients.transformer_gradients": (
-        *_FORWARD_PARTS,
-        "transformer_gradients._backward_block",
-        "transformer_gradients._read_out",
-    ),
+    "matmul.linear": _OF_PRODUCTS,
+    "matmul.linear_input_gradient": _OF_PRODUCTS,
+    "matmul.linear_weight_gradient": _OF_PRODUCTS,
+    "matmul_bfloat16.linear_bfloat16": _OF_BFLOAT16,
+    "matmul_bfloat16.linear_input_gradient_bfloat16": _OF_BFLOAT16,
+    "matmul_bfloat16.linear_weight_gradient_bfloat16": _OF_BFLOAT16,
+    "attention.attention": ("attention.attention_forward_pairs",),
+    "attention.attention_gradient": ("attention.attention_backward_pairs",),
+    "layernorm.layernorm": ("layernorm.layernorm_forward_rows",),
+    "layernorm.layernorm_gradient": ("layernorm.layernorm_backward_rows",),
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-_STEP = ("adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient")
+# Of a training step, besides its program.
+STEP_KERNELS = (
+    "adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient",
+)  # fmt: skip
 MOST_PROCESSES = 4
 
 
-def step_in_one() -> tuple[str, ...]:
-    """Return the kernels of a training step whose gradients are one kernel's."""
-    return ("transformer_gradients.transformer_gradients", *_STEP)
-
-
-@functools.cache
-def kernels_of(
-    precision: str, *, block_op: str | None, last_norm: bool, chooses_rows: bool, training: bool
-) -> tuple[str, ...]:
-    """Return the kernels that a model and its loss call.
-
-    Args:
-        precision: of products.    block_op: of a whole block; None where its layers are called.
-        last_norm: whether a norm follows the blocks.
-        chooses_rows: whether the last block computes some rows only.
-        training: whether backward and the optimiser's step are wanted too.
-    """
-    used = {
-        "attention.attention": block_op is None,
-        "cross_entropy.cross_entropy": True,
-        "embedding.embedding": True,
-        "layernorm.layernorm": last_norm or block_op is None,
-        f"{block_op}.{block_op}": block_op is not None,
-    }
-    directions = ("forward", "backward") if training else ("forward",)
-    names = [f"{op}_{way}" for op, is_used in used.items() if is_used for way in directions]
-    if block_op == "transformer_block" and training:
-        names.append("transformer_block.transformer_block_weights")
-    if chooses_rows and not block_op:
-        names += ["pooling.gather_rows", *["pooling.scatter_rows"] * training]
-    return (*names, PRODUCTS[precision], *(_STEP if training else ()))
+def generation_kernels(precision: str) -> tuple[str, ...]:
+    """Return the kernels that generation calls, for products of a precision."""
+    return (
+        "attention.attention_forward", "embedding.embedding_forward",
+        "layernorm.layernorm_forward", PRODUCTS[precision],
+    )  # fmt: skip
 
 
 def signature(name: str) -> tuple[Any, ...]:
@@ -146,6 +99,7 @@ def signature(name: str) -> tuple[Any, ...]:
         "m": types.Array(real, 2, "C"),
         "t": types.Array(real, 3, "C"),
         "k": types.Array(types.int64, 1, "C"),
+        "n": types.Array(types.int64, 2, "C"),
         "p": types.NamedUniTuple(types.int64, len(Plan._fields), Plan),
         "f": types.float64,
         "i": types.int64,
@@ -156,7 +110,7 @@ def signature(name: str) -> tuple[Any, ...]:
 
 
 def dispatcher(name: str) -> Any:
-    """Return a kernel of `kernels_of`."""
+    """Return a kernel, or an op, by its name."""
     stem, _, function = name.partition(".")
     module = importlib.import_module(f"fastformer.kernels.{stem}")
     if name == PRODUCTS["bfloat16"]:
@@ -186,8 +140,8 @@ def _with_parts(names: Iterable[str]) -> list[str]:
     while more:
         wanted |= more
         more = {part for name in more for part in PARTS.get(name, ())}
-    order = {name: place for place, name in enumerate(KERNELS)}
-    return sorted(wanted, key=lambda name: order[PRODUCT if name in PRODUCTS.values() else name])
+    order = {name: place for place, name in enumerate(KERNELS)} | {PRODUCTS["bfloat16"]: 2}
+    return sorted(wanted, key=lambda name: (order.get(name, len(order)), name))
 
 
 @functools.cache
@@ -197,7 +151,7 @@ def ensure_compiled(names: tuple[str, ...]) -> None:
     A process tries it once.
 
     Args:
-        names: of kernels, as `kernels_of` and `step_in_one` give them.
+        names: of kernels, such as `Workspace.kernels`.
 
     Whatever goes wrong in the processes is left to the first call of the kernel, which compiles
     it again and raises what there is to raise.
@@ -354,12 +308,23 @@ def _compiles(process: "subprocess.Popen[str]", name: str) -> bool:
     return process.stdout.readline().strip() == name
 
 
+def compile_one(name: str) -> None:
+    """Compile a kernel or an op for float32."""
+    from fastformer.kernels.op import Op
+
+    found = dispatcher(name)
+    if isinstance(found, Op):
+        found.address("float32")
+    else:
+        found.compile(signature(name))
+
+
 def main() -> None:
     """Compile the kernels whose names come in, a line each."""
     # Numba makes objects by the million, and looking for garbage so often takes a twentieth.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     for line in sys.stdin:
-        dispatcher(line.strip()).compile(signature(line.strip()))
+        compile_one(line.strip())
         sys.stdout.write(line)
         sys.stdout.flush()

@@ -1,18 +1,18 @@
-"""Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, and a batch."""
+"""Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, a batch."""
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from fastformer.batch import Ids, PackedBatch
-from fastformer.kernels.op import Op, Operand, Part
 from fastformer.kernels._compile import BUILD, ORDER
 from fastformer.kernels._llvm import element_lanes
 from fastformer.kernels._rows import count_row_tasks
+from fastformer.kernels.op import Op, Operand, Part
 from fastformer.kernels.program import (
     BOUNDS,
     FIRST_FREE_SIZE,
@@ -32,6 +32,10 @@ from fastformer.parameters import Array, aligned_zeros
 from fastformer.program import Axis, Field, Program, Step, Tensor
 from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
 
+if TYPE_CHECKING:
+    from fastformer.layers.base import Layer
+
+DRIVER = "program.run_program"
 LINE = 64  # bytes of a cache line
 # Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
 SLACK = 6
@@ -57,6 +61,7 @@ class Workspace:
         segments: the steps of each.    waits: the numbers of the segments that each waits for.
         memory: the array in which the program's own tensors lie.
         unshared: bytes that they would take, had each a place of its own.
+        batch: that of the last run.
     """
 
     def __init__(
@@ -88,8 +93,16 @@ class Workspace:
         self.sizes[GRAIN] = 1
         self.capacity = self.sizes.copy()
         self.memory = np.zeros(0, program.dtype)
+        self.batch: PackedBatch | None = None
         self.waits: list[list[int]] = []
         self.unshared = 0
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of what is compiled ahead, for float32: the driver and the ops."""
+        if self.ops.name != "numba" or self.memory.dtype != np.float32:
+            return ()
+        return tuple(sorted({step.op.path for step in self.steps})) + (DRIVER,)
 
     def _segments_before(self, end: int) -> int:
         ended = set(self.program.steps[:end])
@@ -100,7 +113,10 @@ class Workspace:
     def grow(self, tokens: int, sequences: int) -> None:
         """Make room for batches of so many tokens and sequences, and for those before."""
         capacity = self.capacity
-        tokens, sequences = max(tokens, int(capacity[TOKENS])), max(sequences, int(capacity[SEQUENCES]))
+        tokens, sequences = (
+            max(tokens, int(capacity[TOKENS])),
+            max(sequences, int(capacity[SEQUENCES])),
+        )
         _set_sizes(capacity, self.way, tokens, sequences, min(tokens, self.longest))
         capacity[SHARDS] = MOST_SHARDS
         for tensor in self.program.given.values():
@@ -194,17 +210,26 @@ class Workspace:
             assert isinstance(given, Tensor)
             given.words.append(place)
             start = given.start()
-            address = _address(given.whole, self.memory) + (start.factor if start.size == NO_SIZE else 0)
+            address = _address(given.whole, self.memory) + (
+                start.factor if start.size == NO_SIZE else 0
+            )
             found = [(address, 0, NO_SIZE)] if start.size == NO_SIZE else [(address, *start)]
             found += [_word(axis) for axis in given.axes]
             if operand.added:
                 is_copied = step.copies and given.whole is self.copies
-                found.append((given.whole.axes[1].factor * given.dtype.itemsize if is_copied else 0, 0, NO_SIZE))
+                found.append(
+                    (
+                        given.whole.axes[1].factor * given.dtype.itemsize if is_copied else 0,
+                        0,
+                        NO_SIZE,
+                    )
+                )
             return found
         if operand.name == "shards" and step.produced_by_shards(self.steps):
             given = Axis(1, SHARDS)
         if isinstance(given, Axis):
             return [_word(given)]
+        assert isinstance(given, int | float)
         bits = np.float64(given).view(np.int64) if operand.kind == "float" else given
         return [(int(bits), 0, NO_SIZE)]
 
@@ -212,7 +237,9 @@ class Workspace:
         if step.op.room is None:
             return 0
         sizes = {letter: axis.at(self.capacity) for letter, axis in step.sizes.items()}
-        return int(step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize)))
+        return int(
+            step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize))
+        )
 
     # Runs.
 
@@ -234,6 +261,7 @@ class Workspace:
             bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
             clocks: to which cycles are added; see kernels/program.py.
         """
+        self.batch = None  # where the run fails, there is none to go on with
         tokens, sequences = batch.num_tokens, batch.num_sequences
         if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
             self.grow(tokens, sequences)
@@ -263,11 +291,15 @@ class Workspace:
                 self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
                 batch._offsets, self.rooms, clocks,
             )  # fmt: skip
+        self.batch = batch
 
     def array(self, tensor: Tensor) -> Array:
         """Return a tensor's array of the last run, a view."""
         shape = tensor.shape(self.sizes)
-        start, itemsize = tensor.start().at(self.sizes) if tensor.whole is not tensor else 0, tensor.dtype.itemsize
+        start, itemsize = (
+            tensor.start().at(self.sizes) if tensor.whole is not tensor else 0,
+            tensor.dtype.itemsize,
+        )
         size = int(np.prod(shape, dtype=np.int64))
         if tensor.whole.memory is not None:
             flat = tensor.whole.memory.reshape(-1)[start // itemsize :]
@@ -275,6 +307,13 @@ class Workspace:
             place = tensor.whole.place + start
             flat = self.memory.view(np.uint8)[place : place + size * itemsize].view(tensor.dtype)
         return flat[:size].reshape(shape)
+
+    def shown(self, layer: "Layer", name: str) -> Any:
+        """Return what a layer's forward has saved under a name in the last run; None if nothing."""
+        if name == "batch":
+            return self.batch
+        found = getattr(self.program.saved_of(layer), name, None)
+        return self.array(found) if isinstance(found, Tensor) else found
 
     def _values(self, step: Step) -> list[Any]:
         """Return what a kernel is given, but for its room, as arrays and numbers."""
@@ -297,8 +336,20 @@ class Workspace:
         return found
 
     def _calls(self, first: int, last: int) -> list[tuple[Op, list[Any]]]:
-        steps = [s for segment in self.segments[self.bounds[first] : self.bounds[last]] for s in segment]
-        return [(step.op, [v for v, o in zip(self._values(step), step.op.operands) if o.kind != "room"]) for step in steps]
+        steps = [
+            s for segment in self.segments[self.bounds[first] : self.bounds[last]] for s in segment
+        ]
+        return [
+            (
+                step.op,
+                [
+                    v
+                    for v, o in zip(self._values(step), step.op.operands, strict=True)
+                    if o.kind != "room"
+                ],
+            )
+            for step in steps
+        ]
 
     def _run_shuffled(self, first: int, last: int) -> None:
         """Run uncompiled kernels, the tasks of each segment in a shuffled order."""
@@ -334,7 +385,27 @@ class Workspace:
         return Part(task, -1, -1, threads)
 
 
-def _set_sizes(sizes: npt.NDArray[np.int64], way: str, tokens: int, sequences: int, longest: int) -> None:
+class Workspaces:
+    """Those of one model.
+
+    Attributes:
+        made: by name of the program, way, and whether dropouts drop.
+        shown: that of the last forward of the whole model.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.made: dict[tuple[str, str, bool], Workspace] = {}
+        self.shown: Workspace | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Workspaces":
+        """Return none: a copied model makes its own."""
+        return Workspaces()
+
+
+def _set_sizes(
+    sizes: npt.NDArray[np.int64], way: str, tokens: int, sequences: int, longest: int
+) -> None:
     sizes[TOKENS], sizes[SEQUENCES], sizes[BOUNDS] = tokens, sequences, sequences + 1
     sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences, *SHARDING[way])
 

@@ -22,7 +22,7 @@ LONG_ROW = 64
 EXP_BLOCK = 256
 
 
-def count_row_tasks(rows, columns):
+def count_row_tasks(rows: int, columns: int) -> int:
     """Return the number of tasks for a matrix."""
     return max(1, min(MOST_TASKS, rows, rows * columns // TASK_ELEMENTS))
 

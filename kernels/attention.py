@@ -50,7 +50,6 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
-from .op import op
 from ._tile import CHAIN_STEPS
 from .op import op
 

@@ -20,7 +20,6 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import EXP_BLOCK, SUM_BLOCK, add_block, row_tasks, sum_in_float64, whole_sum
 from ._simd import (
     exp,
@@ -33,6 +32,7 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
+from .op import op
 from .softmax import row_maximum
 
 

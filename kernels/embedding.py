@@ -9,9 +9,9 @@ Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import row_tasks
 from ._simd import lanes, load_first, splat, store_first
+from .op import op
 
 
 def embedding_forward_reference(tokens, positions, table, position_table, out):

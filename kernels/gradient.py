@@ -12,9 +12,9 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import SCALAR_BLOCK, sum_in_float64
 from ._simd import fma, lanes, load, load_first, splat, store_first, sum_lanes
+from .op import op
 
 CHUNK = 8192
 

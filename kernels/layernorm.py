@@ -14,9 +14,9 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import LONG_ROW, SUM_BLOCK, add_block, count_row_tasks, row_tasks, whole_sum
 from ._simd import flat, fma, lanes, load_first, load_padded, splat, store_first, sum_lanes
+from .op import op
 
 # The rounding of a mean is seen, and made good, where its square is so many times the variance.
 LARGE_MEAN = 4.0
@@ -271,9 +271,7 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
 
 def _layernorm_gradient_reference(dout, x, weight, mean, rstd, residual, dx, sums):
     sums[...] = 0
-    layernorm_backward_reference(
-        dout, x, weight, mean, rstd, residual, dx, sums[0, 0], sums[0, 1]
-    )
+    layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, sums[0, 0], sums[0, 1])
 
 
 def _one_layernorm_task(threads, sums, rows, shards, dweight, dbias):

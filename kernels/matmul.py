@@ -45,7 +45,6 @@ from ._simd import (
     thread_count,
 )
 from ._tile import multiply
-from .op import op
 from .activation import (
     NO_ACTIVATION,
     RELU,
@@ -56,6 +55,7 @@ from .activation import (
     differentiate_block,
     end_activation,
 )
+from .op import op
 
 NO_PRODUCT, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 0, 1, 2, 3
 # As WEIGHT_GRADIENT, but what `out` and the sums over columns held does not count.

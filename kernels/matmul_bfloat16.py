@@ -37,7 +37,6 @@ from .activation import (
     differentiate_block,
     end_activation,
 )
-from .op import op
 from .matmul import (
     ACTIVATED_ROWS,
     FAR_ROWS,
@@ -61,6 +60,7 @@ from .matmul import (
     product_plan,
     turn_of,
 )
+from .op import op
 
 # Panels and rows that are packed at a time: the first take as many bytes as the second-level cache
 # has room for, and are multiplied by the second, which are then packed seldom enough.

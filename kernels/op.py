@@ -27,6 +27,7 @@ import functools
 import re
 import types as python_types
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -82,7 +83,7 @@ class Op:
     """A serial kernel with its operands, its twin, and how its work is cut.
 
     Attributes:
-        name: of the kernel.    function: the kernel.    twin: its NumPy form, of the operands alone.
+        name: of the kernel.    function: the kernel.    twin: its NumPy form, of operands alone.
         operands: all of them, in order.
         cut: the letter of the rows by which it is cut, "sequences", or None: not by rows.
         times: a letter: an op that is cut by sequences has so many rows for each of them.
@@ -111,8 +112,13 @@ class Op:
         self.python_tasks = tasks
         self.function = kernel(function, allocates=False)
         self.tasks = None if tasks is None else kernel(tasks, allocates=False)
-        self._called = None if BUILD == "python" else self._adapter(function)
-        self._compiled = {}
+        self._called: Any = None if BUILD == "python" else self._adapter(function)
+        self._compiled: dict[str, tuple[int, Any]] = {}
+
+    @property
+    def path(self) -> str:
+        """Where it is found: the last name of its module, and its own."""
+        return f"{self.python_function.__module__.rpartition('.')[2]}.{self.name}"
 
     def __repr__(self) -> str:
         """Name it."""
@@ -174,15 +180,21 @@ def called_signature(dtype):
     return types.int64(types.CPointer(NUMBA_DTYPES[dtype]), *[types.int64] * 5)
 
 
+# What templates find in the globals of an op's own copy of them.
+FUNCTION: Any = None
+TASKS: Any = None
+OPERANDS: Any = None
+
+
 def _run(record, index, first, last, threads, room):
-    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))  # noqa: F821
+    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))
     return 0
 
 
 def _run_or_count(record, index, first, last, threads, room):
     if index < 0:
-        return TASKS(threads, *OPERANDS(record, np.int64(0), room))  # noqa: F821
-    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))  # noqa: F821
+        return TASKS(threads, *OPERANDS(record, np.int64(0), room))
+    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))
     return 0
 
 

@@ -8,9 +8,9 @@ mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import SUM_BLOCK, add_block, row_tasks, whole_sum
 from ._simd import lanes, load_first, splat, store_first
+from .op import op
 
 
 def gather_rows_reference(x, rows, out):

@@ -16,6 +16,8 @@ Tables, int64:
 So a table is made once, and serves all batches up to a capacity.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -72,7 +74,7 @@ def clock(typingctx):
     return types.int64(), generate
 
 
-def shard_count(tokens, sequences, tokens_of_a_shard, most):
+def shard_count(tokens: int, sequences: int, tokens_of_a_shard: int, most: int) -> int:
     """Return the number of shards of a batch: by its size, never by the number of threads."""
     shards = 1
     while 2 * shards <= min(most, sequences, tokens // tokens_of_a_shard):
@@ -80,7 +82,7 @@ def shard_count(tokens, sequences, tokens_of_a_shard, most):
     return shards
 
 
-def first_sequence(shard, shards, offsets):
+def first_sequence(shard: int, shards: int, offsets: Any) -> int:
     """Return the first sequence of a shard: shards have whole sequences and alike many tokens."""
     low, high = 0, offsets.size - 1
     before = offsets[high] * shard

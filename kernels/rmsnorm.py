@@ -14,9 +14,9 @@ import math
 import numpy as np
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import SUM_BLOCK, add_block, count_row_tasks, row_tasks, whole_sum
 from ._simd import array_at, fma, lanes, load_first, splat, store_first, sum_lanes
+from .op import op
 
 
 def rmsnorm_forward_reference(x, weight, epsilon, out, rrms):

@@ -12,9 +12,9 @@ Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2 and equation 34.
 """
 
 from ._compile import kernel, prange
-from .op import op
 from ._rows import row_tasks
 from ._simd import fma, lanes, load_first, store_first
+from .op import op
 
 
 def _turn_reference(x, positions, cosines, sines):

@@ -10,8 +10,8 @@ import numpy as np
 
 from ._compile import kernel, prange
 from ._simd import flat, lanes, load_first, store_first
-from .op import op
 from .activation import CHUNK, DEEP, silu_and_slope
+from .op import op
 
 
 def _silu_and_slope_reference(z):

@@ -235,7 +235,7 @@ def test_backward_refuses(kind, change, error):
     model = make_model(kind, backend="reference")
     dlogits = np.zeros_like(model.forward(make_batch()))
     rows = len(dlogits)
-    with pytest.raises(error, match=rf"dout must be .*\({rows}, 11\) float64"):
+    with pytest.raises(error, match=rf"dlogits must be .*\({rows}, 11\) float64"):
         model.backward(change(dlogits))
     assert not model.parameters().gradients.any()
 

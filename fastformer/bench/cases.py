@@ -1,8 +1,7 @@
 """The table of kernel cases: for each op its shapes, inputs, arithmetic and memory traffic.
 
 A shape is written 768x128 and read by the op's axes: the letters are those of the kernels' own
-docstrings. The families of ops are in `row_cases.py`, `product_cases.py` and
-`block_cases.py`.
+docstrings. The families of ops are in `row_cases.py` and `product_cases.py`.
 """
 
 import difflib
@@ -169,15 +168,11 @@ def realize(given: Mapping[str, Any], dtype: Any) -> Arguments:
 @functools.cache
 def specs() -> tuple[Spec, ...]:
     """Return all specs, in the order of the ops."""
-    from fastformer.bench.block_cases import BLOCKS
-    from fastformer.bench.classifier_cases import CLASSIFIERS
     from fastformer.bench.product_cases import PRODUCTS
     from fastformer.bench.row_cases import ROWS
 
     order = [op for ops in OPS.values() for op in ops]
-    return tuple(
-        sorted((*BLOCKS, *CLASSIFIERS, *PRODUCTS, *ROWS), key=lambda spec: order.index(spec.op))
-    )
+    return tuple(sorted((*PRODUCTS, *ROWS), key=lambda spec: order.index(spec.op)))
 
 
 def table(ops: Iterable[str] | None = None, shapes: Iterable[Shape] = ()) -> list[Case]:

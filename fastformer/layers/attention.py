@@ -355,7 +355,7 @@ class MultiHeadAttention(Layer):
         else:
             query_offsets = given["one_row_offsets"]
             query_positions = given[f"{rows}_positions"]
-            x_rows = p.add(gather, x=x, rows=given[f"{rows}_rows"])
+            (x_rows,) = p.add(gather, x=x, rows=given[f"{rows}_rows"])
             q = self._project_ops(p, x_rows, slice(0, 1))
             k, v = self._project_ops(p, x, slice(1, 3)).split(2)
         self._rotate(p, q, k, query_positions, 1.0)
@@ -368,8 +368,11 @@ class MultiHeadAttention(Layer):
             "row_max": p.new("row_max", q.axes[0], self.num_heads),
             "row_sum": p.new("row_sum", q.axes[0], self.num_heads),
         }  # fmt: skip
-        out = p.add(attention, **places)
-        p.save(x=x, x_rows=x_rows, rows=rows, places=places, out=out, positions=query_positions)
+        (out,) = p.add(attention, **places)
+        p.save(
+            x=x, x_rows=x_rows, places=places, q=q, k=k, v=v, attended=out, _rows=rows,
+            _query_offsets=query_offsets, _query_positions=query_positions,
+        )  # fmt: skip
         return drop_and_add(p, self.output, self.dropout, out, residual)
 
     def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -377,20 +380,20 @@ class MultiHeadAttention(Layer):
         s = p.saved
         dout = p.backward(self.output, p.backward(self.dropout, dout))
         embed_dim, rows = self.embed_dim, s.x.axes[0]
-        if s.rows is None:
+        if s._rows is None:
             dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), embed_dim)
             dq, dk, dv = dprojected.split(3)
         else:
             dq = p.new("dq", s.x_rows.axes[0], embed_dim)
             dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), embed_dim)
             dk, dv = dprojected.split(2)
-        p.add(attention_gradient, dout=dout, out=s.out, **s.places, dq=dq, dk=dk, dv=dv)
-        self._rotate(p, dq, dk, s.positions, -1.0)
-        if s.rows is None:
+        p.add(attention_gradient, dout=dout, out=s.attended, **s.places, dq=dq, dk=dk, dv=dv)
+        self._rotate(p, dq, dk, s._query_positions, -1.0)
+        if s._rows is None:
             return self._project_back(p, s.x, dprojected, slice(0, 3), residual)
         dx = self._project_back(p, s.x, dprojected, slice(1, 3), None)
         dx_rows = self._project_back(p, s.x_rows, dq, slice(0, 1), residual)
-        p.add(scatter, dout=dx_rows, rows=p.given[f"{s.rows}_rows"], dx=dx)
+        p.add(scatter, dout=dx_rows, rows=p.given[f"{s._rows}_rows"], dx=dx)
         return dx
 
     def _rotate(
@@ -406,8 +409,9 @@ class MultiHeadAttention(Layer):
         p.add(rotary, positions=p.given["positions"], **tables, direction=direction, x=k)
 
     def _project_ops(self, p: Program, x: Tensor, part: slice) -> Tensor:
-        found: Tensor = p.add(
-            PRODUCTS[self.precision].forward, x=x, weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
+        (found,) = p.add(
+            PRODUCTS[self.precision].forward, x=x,
+            weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
             bias=p.outside("qkv.bias", self.qkv_bias.value[part].reshape(-1)),
             activation=NO_ACTIVATION,
         )  # fmt: skip
@@ -416,8 +420,9 @@ class MultiHeadAttention(Layer):
     def _project_back(
         self, p: Program, x: Tensor, dout: Tensor, part: slice, residual: Tensor | None
     ) -> Tensor:
-        dx: Tensor = p.add(
-            PRODUCTS[self.precision].input_gradient, dout=dout, residual=residual, activation=NO_ACTIVATION,
+        (dx,) = p.add(
+            PRODUCTS[self.precision].input_gradient, dout=dout, residual=residual,
+            activation=NO_ACTIVATION,
             weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
         )  # fmt: skip
         p.add(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
 from fastformer.parameters import Array, Parameter, Parameters
 from fastformer.random import generator
+
+if TYPE_CHECKING:
+    from fastformer.program import Program
 
 DTYPES = ("float32", "float64")
 LayerT = TypeVar("LayerT", bound="Layer")
@@ -67,6 +70,11 @@ class Layer(Fixed):
 
     def __getattr__(self, name: str) -> Any:
         """Say what to do where something is missing that only a forward pass leaves."""
+        shown = self.__dict__.get("_shown")
+        if shown is not None and not name.startswith("__"):
+            found = shown.shown(self, name)
+            if found is not None:
+                return found
         if name in type(self).left:
             raise NotForwardedError(
                 f"{type(self).__name__} has no {name!r} yet: forward leaves it; call forward first"
@@ -87,7 +95,7 @@ class Layer(Fixed):
         memo[id(self)] = copied
         with self.guard.lock:
             for name, value in vars(self).items():
-                if name not in self.left:
+                if name not in (*self.left, "_shown"):
                     kept = name in ("ops", "_parameters")
                     vars(copied)[name] = value if kept else copy.deepcopy(value, memo)
         if self._parameters is not None:
@@ -104,6 +112,14 @@ class Layer(Fixed):
     def __repr__(self) -> str:
         """Show the layers that this one is made of, their sizes, and how many numbers it trains."""
         return f"{tree(self)}\n{self.num_parameters:,} parameters, {self.dtype}, {self.ops.name}"
+
+    def forward_ops(self, p: "Program", *arguments: Any, **options: Any) -> Any:
+        """Append the ops of forward to a program, and return its result's tensor."""
+        raise NotImplementedError(f"{type(self).__name__} appends no ops of forward to a program")
+
+    def backward_ops(self, p: "Program", *arguments: Any, **options: Any) -> Any:
+        """Append the ops of backward, and return the tensor of the gradient of forward's input."""
+        raise NotImplementedError(f"{type(self).__name__} appends no ops of backward to a program")
 
     def sizes(self) -> dict[str, object]:
         """Return what a person is told of the layer beside its name."""

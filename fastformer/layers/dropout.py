@@ -10,7 +10,6 @@ from fastformer import checks
 from fastformer.fixed import Fixed
 from fastformer.kernels.dropout import dropout
 from fastformer.layers.base import Layer
-from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 from fastformer.program import Program, Tensor
 
@@ -93,9 +92,7 @@ class Dropout(Layer):
         """Whether forward drops anything."""
         return self.rate > 0 and self.counter.training
 
-    def forward(
-        self, x: Array, residual: Array | None = None, *, calls: Calls | None = None
-    ) -> Array:
+    def forward(self, x: Array, residual: Array | None = None) -> Array:
         """Return dropout(x) + residual, of x's shape, in a buffer; x itself if there is neither."""
         checks.same_shape("Dropout", "x", x, np.shape(x), self.dtype)
         if residual is not None:
@@ -112,21 +109,21 @@ class Dropout(Layer):
         kept["call"] = self.counter.forwards * self.counter.places + self.place
         rate = self.rate if dropped else 0.0
         added = x[:0] if residual is None else residual
-        call(calls, self.ops.dropout_forward, x, added, rate, *self._key(), out)
+        self.ops.dropout_forward(x, added, rate, *self._key(), out)
         return out
 
     def skip(self) -> None:
         """Do what a forward does that drops nothing, where its result is known already."""
         self.__dict__["_dropped"] = False
 
-    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
+    def backward(self, dout: Array) -> Array:
         """Return the gradient by x, in a shared buffer, or dout itself if nothing was dropped."""
         self.guard.check_left()
         if not self._dropped:
             return dout
         checks.same_shape("Dropout.backward", "dout", dout, self.shape, self.dtype)
         dx = self.scratch.get("dropout.dx", *dout.shape, apart=(dout,))
-        call(calls, self.ops.dropout_backward, dout, self.rate, *self._key(), dx)
+        self.ops.dropout_backward(dout, self.rate, *self._key(), dx)
         return dx
 
     def _key(self) -> tuple[np.uint64, np.uint64]:
@@ -145,7 +142,7 @@ class Dropout(Layer):
         return self._append(p, dout, None, self.rate) if p.saved.drops else dout
 
     def _append(self, p: Program, x: Tensor, residual: Tensor | None, rate: float) -> Tensor:
-        found: Tensor = p.add(
+        (found,) = p.add(
             dropout, x=x, residual=residual, rate=rate, seed=self.counter.seed,
             call=p.number("dropout call"), place=self.place,
         )  # fmt: skip

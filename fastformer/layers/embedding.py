@@ -5,7 +5,6 @@ from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels.embedding import embedding, embedding_gradient
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.calls import Calls, call
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program, Tensor
@@ -50,14 +49,11 @@ class Embedding(Layer):
         self,
         batch: PackedBatch,
         positions: PositionalEncoding | None = None,
-        *,
-        calls: Calls | None = None,
     ) -> Array:
         """Return (N, C), in a buffer.
 
         Args:
             batch: the packed tokens.    positions: whose rows are added, or None.
-            calls: see layers/calls.py.
 
         Raises:
             TypeError: not a PackedBatch.
@@ -70,7 +66,7 @@ class Embedding(Layer):
         self.__dict__["used"] = (batch, positions)
         out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
         tokens, places = batch._tokens, batch._positions
-        call(calls, self.ops.embedding_forward, tokens, places, self.weight.value, table, out)
+        self.ops.embedding_forward(tokens, places, self.weight.value, table, out)
         return out
 
     def check(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> None:
@@ -95,7 +91,7 @@ class Embedding(Layer):
                     f"{positions.embed_dim} and {positions.dtype}"
                 )
 
-    def backward(self, dout: Array, *, calls: Calls | None = None) -> None:
+    def backward(self, dout: Array) -> None:
         """Add the gradient of the table, and of learned positions; ids have none."""
         by_itself = self.guard.check_left()
         batch, positions = self.used
@@ -104,8 +100,8 @@ class Embedding(Layer):
         if by_itself:
             checks.apart("Embedding.backward", "dout", dout, gradient=gradients)
         if positions is not None:
-            positions.add_gradient(dout, batch, calls)
-        call(calls, self.ops.embedding_backward, batch._tokens, dout, self.weight.gradient)
+            positions.add_gradient(dout, batch)
+        self.ops.embedding_backward(batch._tokens, dout, self.weight.gradient)
 
     def forward_ops(self, p: Program, positions: PositionalEncoding | None = None) -> Tensor:
         """Append the ops of forward."""
@@ -113,16 +109,23 @@ class Embedding(Layer):
         if positions is not None:
             table = p.outside("positions", positions.table)
         p.save(positions=positions)
-        return p.add(
+        (out,) = p.add(
             embedding, tokens=p.given["tokens"], positions=p.given["positions"],
             table=p.value(self.weight), position_table=table,
         )  # fmt: skip
+        return out
 
     def backward_ops(self, p: Program, dout: Tensor) -> None:
         """Append the ops of backward."""
         positions = p.saved.positions
         if positions is not None and positions.learned:
             gradient = p.gradient(positions.weight, "positions")
-            p.add(embedding_gradient, ids=p.given["positions"], dout=dout, overwrites=0, dtable=gradient)
+            p.add(
+                embedding_gradient,
+                ids=p.given["positions"],
+                dout=dout,
+                overwrites=0,
+                dtable=gradient,
+            )
         gradient = p.gradient(self.weight)
         p.add(embedding_gradient, ids=p.given["tokens"], dout=dout, overwrites=0, dtable=gradient)

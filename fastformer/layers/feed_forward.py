@@ -121,7 +121,7 @@ class FeedForward(Layer):
         hidden = p.forward(self.expand, x, activation=self.activation)
         if self.gate is not None:
             gate, expanded = p.forward(self.gate, x), hidden
-            hidden = p.add(swiglu, gate=gate, x=expanded)
+            (hidden,) = p.add(swiglu, gate=gate, x=expanded)
             p.save(gate=gate, expanded=expanded)
         return drop_and_add(p, self.contract, self.dropout, hidden, residual)
 

@@ -7,7 +7,6 @@ from fastformer.kernels.layernorm import (
     layernorm,
     layernorm_gradient,
 )
-from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array, Parameter
 from fastformer.program import MOST_PARTS, Program, Tensor
@@ -37,13 +36,12 @@ class LayerNorm(RowNorm):
         super().__init__(embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
         self.bias = Parameter(np.zeros(embed_dim, self.dtype))
 
-    def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
+    def forward(self, x: Array) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
         x = self.begin(x)
         out = self.prepare(x)
         weight, bias = self.weight.value, self.bias.value
-        call(
-            calls, self.ops.layernorm_forward, x, weight, bias, self.epsilon, out, self.mean,
+        self.ops.layernorm_forward(x, weight, bias, self.epsilon, out, self.mean,
             self.rstd,
         )  # fmt: skip
         return out
@@ -61,22 +59,18 @@ class LayerNorm(RowNorm):
         *,
         residual: Array | None = None,
         dx: Array | None = None,
-        calls: Calls | None = None,
     ) -> Array:
         """Add the gradients of weight and bias, and return that of x.
 
         Args:
             dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
             dx: (N, C), where to write; a shared buffer unless given.
-            calls: see layers/calls.py.
 
         Returns:
             dx.
         """
         added, dx = self.prepare_backward(dout, residual, dx)
-        call(
-            calls,
-            self.ops.layernorm_backward,
+        self.ops.layernorm_backward(
             dout,
             self.x,
             self.weight.value,
@@ -101,7 +95,7 @@ class LayerNorm(RowNorm):
     def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
         """Append the ops of backward."""
         s, sums = p.saved, p.new("sums", MOST_PARTS, 2, self.embed_dim)
-        dx = p.add(
+        (dx,) = p.add(
             layernorm_gradient, dout=dout, x=s.x, weight=p.value(self.weight), mean=s.mean,
             rstd=s.rstd, residual=residual, sums=sums,
         )  # fmt: skip

@@ -18,7 +18,6 @@ from fastformer.kernels.matmul_bfloat16 import (
 )
 from fastformer.kernels.op import Op
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.calls import Calls, call
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program, Tensor
@@ -101,7 +100,6 @@ class Linear(Layer):
         residual: Array | None = None,
         activation: int = NO_ACTIVATION,
         out: Array | None = None,
-        calls: Calls | None = None,
     ) -> Array:
         """Return activation(x W + b + residual).
 
@@ -109,7 +107,6 @@ class Linear(Layer):
             x: (N, in).    residual: (N, out) or None.
             activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
             out: (N, out), where to write, apart from what is read; a buffer unless given.
-            calls: see layers/calls.py.
 
         Returns:
             out.
@@ -129,9 +126,7 @@ class Linear(Layer):
                 own = {"weight": self.weight.value, "bias": self.bias.value}
                 own |= {"saved": self.saved} if activation in SLOPED else {}
                 checks.apart("Linear", "out", out, x=x, residual=residual, **own)
-        call(
-            calls,
-            self.ops.matmul,
+        self.ops.matmul(
             self.x,
             self.weight.value,
             self.bias.value,
@@ -163,7 +158,6 @@ class Linear(Layer):
         activation: int = NO_ACTIVATION,
         saved: Array | None = None,
         dx: Array | None = None,
-        calls: Calls | None = None,
     ) -> Array:
         """Add the gradients of W and b, and return that of x.
 
@@ -173,7 +167,6 @@ class Linear(Layer):
             activation, saved: the activation that made x, and what it saved, (N, in): then the
                 gradient by the activation's input is returned.
             dx: (N, in), where to write, apart from what is read; a shared buffer unless given.
-            calls: see layers/calls.py.
 
         Returns:
             dx.
@@ -198,9 +191,7 @@ class Linear(Layer):
             read = {"dout": dout, "residual": residual, "saved": saved, "x": self.x}
             checks.apart(where, "dx", dx, **read, weight=self.weight.value, **gradients)
             checks.apart(where, "dout", dout, **gradients)
-        call(
-            calls,
-            self.ops.matmul_backward,
+        self.ops.matmul_backward(
             self.x,
             self.weight.value,
             dout,
@@ -228,7 +219,8 @@ class Linear(Layer):
         if out is None:
             out = p.new("out", x.axes[0], self.out_features)
         p.add(
-            PRODUCTS[self.precision].forward, x=x, weight=p.value(self.weight), bias=p.value(self.bias, "bias"),
+            PRODUCTS[self.precision].forward, x=x, weight=p.value(self.weight),
+            bias=p.value(self.bias, "bias"),
             residual=residual, activation=activation, slope=slope, out=out,
         )  # fmt: skip
         p.save(x=x, saved=out if slope is None else slope)
@@ -243,8 +235,9 @@ class Linear(Layer):
         saved: Tensor | None = None,
     ) -> Tensor:
         """Append the ops of backward; activation and saved are those of the layer before."""
-        dx = p.add(
-            PRODUCTS[self.precision].input_gradient, dout=dout, weight=p.value(self.weight), saved=saved,
+        (dx,) = p.add(
+            PRODUCTS[self.precision].input_gradient, dout=dout,
+            weight=p.value(self.weight), saved=saved,
             residual=residual, activation=activation,
         )  # fmt: skip
         p.add(
@@ -273,7 +266,7 @@ class TiedLinear(Layer):
         vocab_size, embed_dim = self.weight.value.shape
         return {"embed_dim": embed_dim, "vocab_size": vocab_size}
 
-    def forward(self, x: Array, *, out: Array | None = None, calls: Calls | None = None) -> Array:
+    def forward(self, x: Array, *, out: Array | None = None) -> Array:
         """Return (N, V) for x of (N, C): in out of that shape, or a buffer."""
         vocab_size, embed_dim = self.weight.value.shape
         checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
@@ -288,13 +281,12 @@ class TiedLinear(Layer):
                 checks.apart("TiedLinear", "out", out, x=x, weight=self.weight.value)
         self.__dict__["x"] = x
         nothing = self.nothing
-        call(
-            calls, self.ops.matmul_nt, self.x, self.weight.value[None], nothing, nothing,
+        self.ops.matmul_nt(self.x, self.weight.value[None], nothing, nothing,
             NO_ACTIVATION, out,
         )  # fmt: skip
         return out
 
-    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
+    def backward(self, dout: Array) -> Array:
         """Add the table's gradient, and return that of x, (N, C), a shared buffer."""
         by_itself = self.guard.check_left()
         (vocab_size, embed_dim), where = self.weight.value.shape, "TiedLinear.backward"
@@ -302,12 +294,11 @@ class TiedLinear(Layer):
         if by_itself:
             checks.apart(where, "dout", dout, gradient=self.weight.gradient)
         gradient = self.weight.gradient[None]
-        call(calls, self.ops.matmul_tn, dout, self.x, self.no_vector, gradient)
+        self.ops.matmul_tn(dout, self.x, self.no_vector, gradient)
         dx = self.scratch.get(
             "linear.dx", self.x.shape[0], embed_dim, apart=(dout,) if by_itself else ()
         )
-        call(
-            calls, self.ops.matmul, dout, self.weight.value[None], self.no_vector, self.nothing,
+        self.ops.matmul(dout, self.weight.value[None], self.no_vector, self.nothing,
             NO_ACTIVATION, self.nothing, dx,
         )  # fmt: skip
         return dx
@@ -326,7 +317,7 @@ class TiedLinear(Layer):
         """Append the ops of backward."""
         table = p.outside("table", self.weight.value[None])
         products = PRODUCTS[self.precision]
-        dx: Tensor = p.add(products.forward, x=dout, weight=table, activation=NO_ACTIVATION)
+        (dx,) = p.add(products.forward, x=dout, weight=table, activation=NO_ACTIVATION)
         gradient = p.outside("table gradient", self.weight.gradient[None])
         p.add(products.weight_gradient, x=dout, dout=p.saved.x, overwrites=0, dweight=gradient)
         return dx

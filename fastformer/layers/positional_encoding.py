@@ -6,7 +6,6 @@ from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array, Parameter
 
 
@@ -99,17 +98,17 @@ class PositionalEncoding(Layer):
         self.ops.embedding_forward(rows, batch._positions, x, self.table, out)
         return out
 
-    def backward(self, dout: Array, *, calls: Calls | None = None) -> Array:
+    def backward(self, dout: Array) -> Array:
         """Add the gradient of a learned table, and return that of x, which is dout."""
         self.guard.check_left()
         rows = self.batch.num_tokens
         checks.matrix("PositionalEncoding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
-        self.add_gradient(dout, self.batch, calls)
+        self.add_gradient(dout, self.batch)
         return dout
 
-    def add_gradient(self, dout: Array, batch: PackedBatch, calls: Calls | None) -> None:
+    def add_gradient(self, dout: Array, batch: PackedBatch) -> None:
         """Add the gradient of a learned table, for a dout and a batch that were checked."""
         if self.learned:
             gradient = self.weight.gradient
             checks.apart("PositionalEncoding.backward", "dout", dout, gradient=gradient)
-            call(calls, self.ops.embedding_backward, batch._positions, dout, gradient)
+            self.ops.embedding_backward(batch._positions, dout, gradient)

@@ -1,7 +1,6 @@
 """Root mean square normalisation with a learned weight."""
 
 from fastformer.kernels.rmsnorm import add_rmsnorm_gradient, rmsnorm, rmsnorm_gradient
-from fastformer.layers.calls import Calls, call
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array
 from fastformer.program import MOST_PARTS, Program, Tensor
@@ -13,13 +12,13 @@ class RMSNorm(RowNorm):
     left = ("x", "rrms")
     rrms: Array
 
-    def forward(self, x: Array, *, calls: Calls | None = None) -> Array:
+    def forward(self, x: Array) -> Array:
         """Return (N, C) for x of (N, C), in a buffer."""
         x = self.begin(x)
         out = self.prepare(x)
         self.__dict__["rrms"] = self.buffers.get("rrms", x.shape[0])
         weight = self.weight.value
-        call(calls, self.ops.rmsnorm_forward, x, weight, self.epsilon, out, self.rrms)
+        self.ops.rmsnorm_forward(x, weight, self.epsilon, out, self.rrms)
         return out
 
     def backward(
@@ -28,22 +27,19 @@ class RMSNorm(RowNorm):
         *,
         residual: Array | None = None,
         dx: Array | None = None,
-        calls: Calls | None = None,
     ) -> Array:
         """Add the gradient of the weight, and return that of x.
 
         Args:
             dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
             dx: (N, C), where to write; a shared buffer unless given.
-            calls: see layers/calls.py.
 
         Returns:
             dx.
         """
         added, dx = self.prepare_backward(dout, residual, dx)
         weight = self.weight
-        call(
-            calls, self.ops.rmsnorm_backward, dout, self.x, weight.value, self.rrms, added, dx,
+        self.ops.rmsnorm_backward(dout, self.x, weight.value, self.rrms, added, dx,
             weight.gradient,
         )  # fmt: skip
         return dx
@@ -57,7 +53,7 @@ class RMSNorm(RowNorm):
     def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
         """Append the ops of backward."""
         s, totals = p.saved, p.new("totals", MOST_PARTS, self.embed_dim, kind="double")
-        dx = p.add(
+        (dx,) = p.add(
             rmsnorm_gradient, dout=dout, x=s.x, weight=p.value(self.weight), rrms=s.rrms,
             residual=residual, totals=totals,
         )  # fmt: skip

@@ -6,8 +6,6 @@ from fastformer.errors import InvalidTypeError
 from fastformer.kernels.pooling import gather, scatter
 from fastformer.layers.attention import MultiHeadAttention, own_rows
 from fastformer.layers.base import Layer, Seed, initial_stream
-from fastformer.layers.block_plan import BlockPlan, BlockPlans
-from fastformer.layers.calls import Calls, make
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.norm import new_norm
@@ -15,13 +13,6 @@ from fastformer.layers.relative_positions import RelativePositions, relative_pos
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 from fastformer.program import Program, Tensor
-
-# Threads take whole sequences through the block where they share enough of them, which have no more
-# elements than this on average, and where each thread reads no more parameters than this. Else they
-# share each of its steps.
-FEWEST_SEQUENCES = 4
-MOST_OF_A_SEQUENCE = 1 << 14
-MOST_PARAMETERS = 1 << 20
 
 
 class TransformerBlock(Layer):
@@ -31,10 +22,7 @@ class TransformerBlock(Layer):
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745.
     """
 
-    left = ("op", "plan", "_rows")
-    # Of the last forward; None where it was layer by layer.
-    op: str | None
-    plan: BlockPlan | None
+    left = ("_rows",)
 
     def __init__(
         self,
@@ -92,17 +80,6 @@ class TransformerBlock(Layer):
             precision=precision,
         )
         self.norm2 = new_norm(config, backend=backend, dtype=dtype)
-        # The kernels of a whole block have layer norms, no gate, and attention without positions.
-        self.usual = (
-            precision == "float32"
-            and config.norm_type == "layernorm"
-            and self.feed_forward.gate is None
-            and self.attention.positions is None
-        )
-        self.embed_dim = config.embed_dim
-        parameters = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
-        self.small = parameters <= MOST_PARAMETERS
-        self._plans = BlockPlans()
         self.share()
 
     def sizes(self) -> dict[str, object]:
@@ -118,19 +95,11 @@ class TransformerBlock(Layer):
         by_itself = self.guard.claim()
         if by_itself:
             self.attention.check(x, batch, rows, "TransformerBlock")
-        planned = self.planned_forward(x, batch, rows)
-        if planned is not None:
-            return make(*planned)
         rows = own_rows(batch, rows)
         self.attention.check(x, batch, rows, "TransformerBlock")
         if by_itself and self.overlaps(x):
             return self.forward(x.copy(), batch, rows)
-        op = self.op_for(batch)
-        self.__dict__.update(_rows=rows, op=op, plan=None)
-        if op is not None:
-            plan = self.__dict__["plan"] = BlockPlan(self, op, x, batch, rows)
-            self._plans.add(plan)
-            return make(*plan.forward(batch, rows))
+        self.__dict__["_rows"] = rows
         stream = x if rows is None else self._chosen_rows(x, rows)
         if self.pre_norm:
             normed = self.norm1.forward(x)
@@ -142,9 +111,6 @@ class TransformerBlock(Layer):
     def backward(self, dout: Array) -> Array:
         """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
         apart: Apart = (dout,) if self.guard.check_left() else ()
-        planned = self.planned_backward(dout)
-        if planned is not None:
-            return make(*planned)
         if not self.pre_norm:
             # out = norm2(b + feed_forward(b))
             dsum = self.norm2.backward(dout)
@@ -163,48 +129,6 @@ class TransformerBlock(Layer):
         self.ops.scatter_rows(db, self._rows, dx)
         return dx
 
-    def planned_forward(
-        self, x: Array, batch: PackedBatch, rows: Ids | None
-    ) -> tuple[Calls, Array] | None:
-        """Return the calls that are left of `forward`, and where its result will be.
-
-        None where there is no plan for arguments like these: then only `forward` will do.
-        """
-        plan = self._plans.find(x, batch, rows)
-        if plan is None or self._drops():
-            return None
-        self.__dict__.update(_rows=rows, op=plan.op, plan=plan)
-        return plan.forward(batch, rows)
-
-    def planned_backward(self, dout: Array) -> tuple[Calls, Array] | None:
-        """Return the calls that are left of `backward`, and where the gradient of x will be.
-
-        None where layers compute it: then only `backward` will do.
-        """
-        return None if self.op is None or self.plan is None else self.plan.backward(dout)
-
-    def op_for(self, batch: PackedBatch | None = None) -> str | None:
-        """Return the op that computes the whole block, or None where layers do: where one drops.
-
-        The bits are the same but for gradients of norms in a "transformer_block", and of weights
-        where halves of the tokens are computed by themselves: these sums have other parts.
-
-        Args:
-            batch: the block's; None for one of the usual size.
-        """
-        if self._drops() or not self.usual:
-            return None
-        if not self.small:
-            return "wide_block"
-        if batch is None:
-            return "transformer_block"
-        sequences, elements = batch.num_sequences, batch.num_tokens * self.embed_dim
-        fits = sequences >= FEWEST_SEQUENCES and elements <= sequences * MOST_OF_A_SEQUENCE
-        return "transformer_block" if fits else "wide_block"
-
-    def _drops(self) -> bool:
-        return self.attention.dropout.active or self.feed_forward.dropout.active
-
     def _chosen_rows(self, x: Array, rows: Ids) -> Array:
         chosen = self.buffers.get("chosen", rows.size, x.shape[1])
         self.ops.gather_rows(x, rows, chosen)
@@ -214,7 +138,7 @@ class TransformerBlock(Layer):
         """Append the ops of forward: of all rows, or of the "first" or "last" of each sequence."""
         stream = x
         if rows is not None:
-            stream = p.add(gather, x=x, rows=p.given[f"{rows}_rows"])
+            (stream,) = p.add(gather, x=x, rows=p.given[f"{rows}_rows"])
         p.save(rows=rows)
         if self.pre_norm:
             normed = p.forward(self.norm1, x)

@@ -1,5 +1,6 @@
 """What the encoder and the decoder share: embedding, blocks, and the training switch."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -8,8 +9,8 @@ from fastformer import checks
 from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, NotForwardedError
+from fastformer.kernels.program import SEQUENCES
 from fastformer.layers.base import Layer, initial_stream
-from fastformer.layers.calls import Calls, make
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.embedding import Embedding
 from fastformer.layers.linear import Linear, TiedLinear
@@ -19,9 +20,11 @@ from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
-from fastformer.program import Program, Tensor
+from fastformer.program import Axis, Program, Tensor
+from fastformer.schedule import choose_way
 from fastformer.thread_choice import AdaptiveThreads
-from fastformer.warmup import ensure_compiled, kernels_of
+from fastformer.warmup import ensure_compiled
+from fastformer.workspace import Workspace, Workspaces
 
 ModelT = TypeVar("ModelT", bound="Model")
 
@@ -57,6 +60,7 @@ class Model(Layer):
         super().__init__(backend, dtype, precision)
         self.config = config
         self.threads = AdaptiveThreads(backend)
+        self._spaces = Workspaces()
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
         self.stream = initial_stream(seed)
         self.relative = relative_positions(config, dtype)
@@ -98,6 +102,25 @@ class Model(Layer):
             dtype=dtype,
         )
 
+    @property
+    def logits_rows(self) -> Axis:
+        """A row of the logits for each sequence, or for each token."""
+        raise NotImplementedError
+
+    def forward_ops(self, p: Program, logits: Tensor) -> None:
+        """Append the ops of forward, which write the logits."""
+        raise NotImplementedError
+
+    def backward_ops(self, p: Program, dlogits: Tensor) -> None:
+        """Append the ops of backward, which add to all gradients."""
+        raise NotImplementedError
+
+    def check(self, batch: PackedBatch) -> None:
+        """Raise what `forward` raises of a batch."""
+        self.embedding.check(batch, self.positions)
+        if self.relative is not None:
+            self.relative.check(batch)
+
     def forward(self, batch: PackedBatch) -> Array:
         """Return logits: (B, V) of a classifier, a row for each sequence; (N, V) of a decoder.
 
@@ -108,11 +131,23 @@ class Model(Layer):
             TypeError, ValueError: not a PackedBatch, or one that the model cannot read.
             OtherThreadError: another thread called one of the layers by itself.
         """
-        calls: Calls = []
         with self.guard:
-            result = self.plan_forward(batch, calls)
+            was_whole = self.guard.whole
+            self.guard.begin()
+            self.check(batch)
+            space = self.forward_workspace(batch)
+            ensure_compiled(space.kernels)
+            self.dropout_counter.count()
+            logits = self.empty_logits(batch)
             with self.threads.at("forward", batch.num_tokens):
-                return make(calls, result)
+                space.run(
+                    batch, stages=(0, 1), numbers=self.numbers(space),
+                    bound={space.program.named["logits"]: logits},
+                )  # fmt: skip
+            if self._spaces.shown is not space or not was_whole:
+                self._show(space)
+            self.guard.whole = True
+        return logits
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient by the logits, of their shape.
@@ -122,31 +157,76 @@ class Model(Layer):
             NotForwardedError: forward was not called, or failed, or what it left is overwritten.
             OtherThreadError: another thread called forward in between.
         """
-        calls: Calls = []
         with self.guard:
             self.guard.check_left()
-            if not self.guard.whole:
+            space, name = self._spaces.shown, f"{type(self).__name__}.backward"
+            if not self.guard.whole or space is None or space.batch is None:
                 raise NotForwardedError(
-                    f"{type(self).__name__}.backward: there is no forward of the whole model to "
+                    f"{name}: there is no forward of the whole model to "
                     "undo, or a layer was called or text generated since; call forward first"
                 )
-            self.plan_backward(dlogits, calls)
+            rows = self.logits_rows.at(space.sizes)
+            checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
             with self.threads.at("backward", len(dlogits)):
-                make(calls, dlogits)
+                space.run(
+                    space.batch, stages=(1, 2), numbers=self.numbers(space),
+                    bound={space.program.named["dlogits"]: dlogits},
+                )  # fmt: skip
 
-    def plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        """Do what `forward` does, whose result is there when the calls are made."""
-        self.guard.begin()
-        logits = self._plan_forward(batch, calls)
-        self.guard.whole = True
-        return logits
+    def forward_workspace(self, batch: PackedBatch) -> Workspace:
+        """Return the workspace of the program of forward and backward, for a batch."""
+        return self.workspace("forward", _forward_program, self.way_of(batch))
 
-    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        raise NotImplementedError
+    def empty_logits(self, batch: PackedBatch) -> Array:
+        """Return an array for a batch's logits."""
+        rows = batch.num_sequences if self.logits_rows.size == SEQUENCES else batch.num_tokens
+        return np.empty((rows, self.config.vocab_size), self.dtype)
 
-    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
-        """Do what `backward` does, as soon as the calls are made."""
-        raise NotImplementedError
+    def numbers(self, space: Workspace) -> dict[str, float | int]:
+        """Return the numbers of this forward pass, by the names of a program's."""
+        if "dropout call" not in space.program.numbers:
+            return {}
+        return {"dropout call": self.dropout_counter.forwards * self.dropout_counter.places}
+
+    def way_of(self, batch: PackedBatch, *, whole: bool = False) -> str:
+        """Return how threads share a batch; see schedule.py.
+
+        Args:
+            whole: whether forward, loss and backward are one program.
+        """
+        config = self.config
+        block = config.embed_dim * (4 * config.embed_dim + 2 * config.ffn_dim)
+        return choose_way(
+            batch.num_sequences, batch.num_tokens * config.embed_dim, block,
+            self.parameters().values.size if whole else None,
+        )  # fmt: skip
+
+    def workspace(
+        self, name: str, build: Callable[["Model", Program], None], way: str
+    ) -> Workspace:
+        """Return the workspace of a program of this model, which is made on first use.
+
+        Args:
+            name: of the program.    build: appends its ops.    way: see schedule.py.
+        """
+        key = name, way, self.dropout_counter.training and self.config.dropout > 0
+        flat, made = self.parameters(), self._spaces.made
+        if key not in made:
+            program = Program(self.dtype.name, self, training=key[2])
+            build(self, program)
+            made[key] = Workspace(
+                program, way, ops=self.ops, max_seq_len=self.config.max_seq_len,
+                gradients=flat.gradients,
+            )  # fmt: skip
+        return made[key]
+
+    def _show(self, space: Workspace) -> None:
+        """Let the layers show what a program's run left, and not what a call of their own did."""
+        self._spaces.shown = space
+        for layer in self.layers():
+            for name in layer.left:
+                layer.__dict__.pop(name, None)
+            layer.__dict__["_shown"] = space
 
     def train(self: ModelT) -> ModelT:
         """Drop from now on, where the config has a dropout."""
@@ -158,46 +238,10 @@ class Model(Layer):
         self.dropout_counter.training = False
         return self
 
-    def kernels(self, *, block_op: str | None, training: bool = False) -> tuple[str, ...]:
-        """Return the names of the kernels that are compiled ahead for forward, or training too.
-
-        None of the reference, and none in float64, whose kernels are compiled at their first call.
-
-        Args:
-            block_op: of whole blocks; None where their layers are called.
-        """
-        if self.ops.name != "numba" or self.dtype != np.float32:
-            return ()
-        return kernels_of(
-            self.precision,
-            block_op=block_op,
-            last_norm=self.final_norm is not None,
-            chooses_rows=getattr(self.config, "pooling", "mean") != "mean",
-            training=training,
-        )
-
-    def prepare(self, *, block_op: str | None, training: bool = False) -> None:
-        """Compile what forward calls, and backward and a step too if they follow, on all cores.
-
-        Only the first model of its kind takes time, and only where nothing is kept on disk yet.
-        Arguments are those of `kernels`.
-        """
-        ensure_compiled(self.kernels(block_op=block_op, training=training))
-
-    def _embed(self, batch: PackedBatch, calls: Calls | None = None) -> Array:
-        if isinstance(batch, PackedBatch):  # the embedding refuses others
-            self.prepare(block_op=self.blocks[0].op_for(batch))
-        self.dropout_counter.count()
-        x = self.embedding.forward(batch, self.positions, calls=calls)
-        return self.dropout.forward(x, calls=calls)
-
-    def _embed_backward(self, dx: Array, calls: Calls) -> None:
-        self.embedding.backward(self.dropout.backward(dx, calls=calls), calls=calls)
-
-    def _logits(self, x: Array, calls: Calls) -> Array:
-        """Read out x: an array of the caller's own, which the next forward must not change."""
-        out = np.empty((len(x), self.config.vocab_size), self.dtype)
-        return self.output.forward(x, out=out, calls=calls)
+    @property
+    def program(self) -> Program:
+        """The program of forward and backward: print it to see each op."""
+        return self.workspace("forward", _forward_program, "ops").program
 
     def _embed_ops(self, p: Program) -> Tensor:
         """Append the embedding and its dropout."""
@@ -214,3 +258,13 @@ class Model(Layer):
     def _embed_back(self, p: Program, dx: Tensor) -> None:
         """Append the embedding's backward."""
         p.backward(self.embedding, p.backward(self.dropout, dx))
+
+
+def _forward_program(model: Model, p: Program) -> None:
+    """Append forward, and backward as a stage of its own."""
+    p.keeps = True
+    sizes = model.logits_rows, Axis(model.config.vocab_size)
+    p.forward(model, p.bound("logits", *sizes))
+    p.end_stage()
+    p.backward(model, p.bound("dlogits", *sizes))
+    p.end_stage()

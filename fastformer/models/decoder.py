@@ -1,13 +1,9 @@
 """The causal decoder: a GPT, logits for every token."""
 
-from fastformer.batch import PackedBatch
-from fastformer.layers.block_stack import backward_through, forward_through
-from fastformer.layers.calls import Calls
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
-from fastformer.parameters import Array
-from fastformer.program import Program, Tensor
+from fastformer.program import ROWS, Axis, Program, Tensor
 
 
 class TransformerDecoder(Model):
@@ -55,19 +51,10 @@ class TransformerDecoder(Model):
             )
         self.parameters()
 
-    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        x = forward_through(self.blocks, self._embed(batch, calls), batch, None, calls)
-        if self.final_norm is not None:
-            x = self.final_norm.forward(x, calls=calls)
-        return self._logits(x, calls)
-
-    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
-        """Do what `backward` does, as soon as the calls are made."""
-        self.prepare(block_op=self.blocks[0].op, training=True)
-        dx = self.output.backward(dlogits, calls=calls)
-        if self.final_norm is not None:
-            dx = self.final_norm.backward(dx, calls=calls)
-        self._embed_backward(backward_through(self.blocks, dx, calls), calls)
+    @property
+    def logits_rows(self) -> Axis:
+        """A row for each token."""
+        return ROWS
 
     def forward_ops(self, p: Program, logits: Tensor) -> None:
         """Append the ops of forward, which write the logits, (N, V)."""

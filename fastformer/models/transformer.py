@@ -1,14 +1,10 @@
 """The encoder classifier: bidirectional blocks, and a class for each sequence."""
 
-from fastformer.batch import Ids, PackedBatch
 from fastformer.kernels.pooling import mean_of_rows, mean_of_rows_gradient
-from fastformer.layers.block_stack import backward_through, forward_through
-from fastformer.layers.calls import Calls, call
 from fastformer.layers.linear import Linear
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
-from fastformer.parameters import Array
-from fastformer.program import ROWS, Program, Tensor
+from fastformer.program import ROWS, SEQUENCE_ROWS, Axis, Program, Tensor
 
 
 class Transformer(Model):
@@ -17,9 +13,7 @@ class Transformer(Model):
     Where one row for each sequence is read out, the last block computes that row alone.
     """
 
-    left = ("batch",)
     config: TransformerConfig
-    batch: PackedBatch
 
     def __init__(
         self,
@@ -58,33 +52,10 @@ class Transformer(Model):
         )
         self.parameters()
 
-    def _plan_forward(self, batch: PackedBatch, calls: Calls) -> Array:
-        self.__dict__["batch"] = batch
-        x = self._embed(batch, calls)
-        x = forward_through(self.blocks, x, batch, self._rows(batch), calls)
-        if self.final_norm is not None:
-            x = self.final_norm.forward(x, calls=calls)
-        if self.config.pooling == "mean":
-            tokens, x = x, self.buffers.get("mean", batch.num_sequences, x.shape[1])
-            call(calls, self.ops.mean_forward, tokens, batch._offsets, x)
-        return self._logits(x, calls)
-
-    def plan_backward(self, dlogits: Array, calls: Calls) -> None:
-        """Do what `backward` does, as soon as the calls are made."""
-        self.prepare(block_op=self.blocks[0].op, training=True)
-        dx = self.output.backward(dlogits, calls=calls)
-        if self.config.pooling == "mean":
-            dmean, dx = dx, self.scratch.get("mean.dx", self.batch.num_tokens, dx.shape[1])
-            call(calls, self.ops.mean_backward, dmean, self.batch._offsets, dx)
-        if self.final_norm is not None:
-            dx = self.final_norm.backward(dx, calls=calls)
-        self._embed_backward(backward_through(self.blocks, dx, calls), calls)
-
-    def _rows(self, batch: PackedBatch) -> Ids | None:
-        """Return the rows that are read out, or None where all are."""
-        if self.config.pooling == "mean":
-            return None
-        return batch._first_rows if self.config.pooling == "first" else batch._last_rows
+    @property
+    def logits_rows(self) -> Axis:
+        """A row for each sequence."""
+        return SEQUENCE_ROWS
 
     def forward_ops(self, p: Program, logits: Tensor) -> None:
         """Append the ops of forward, which write the logits, (B, V)."""

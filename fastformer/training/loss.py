@@ -11,7 +11,6 @@ from fastformer.backend import get_backend
 from fastformer.batch import Ids
 from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
-from fastformer.layers.calls import Calls, call
 from fastformer.parameters import Array
 
 
@@ -89,11 +88,6 @@ class CrossEntropyLoss(Fixed):
         Raises:
             TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
         """
-        self.plan_forward(logits, targets, None)
-        return self.value
-
-    def plan_forward(self, logits: Array, targets: npt.ArrayLike, calls: Calls | None) -> None:
-        """Do what `forward` does, and leave the mean loss in `value` when the calls are made."""
         if not isinstance(logits, np.ndarray) or logits.dtype not in (np.float32, np.float64):
             given = getattr(logits, "dtype", type(logits).__name__)
             raise InvalidTypeError(
@@ -109,16 +103,14 @@ class CrossEntropyLoss(Fixed):
         kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
         kept.logits = logits.view()
         losses, kept.largest, kept.total = np.empty((3, N), logits.dtype)
+        total = self.ops.cross_entropy_forward(
+            kept.logits, kept.targets, self.label_smoothing, losses, kept.largest, kept.total
+        )
+        kept.value = float(total) / max(1, kept.count)
         self._of_thread.kept = kept
-        call(
-            calls, self._compute, kept, kept.logits, kept.targets, self.label_smoothing, losses,
-            kept.largest, kept.total,
-        )  # fmt: skip
+        return kept.value
 
-    def _compute(self, kept: _Kept, *arguments: Any) -> None:
-        kept.value = self.ops.cross_entropy_forward(*arguments) / max(1, kept.count)
-
-    def backward(self, share: float = 1.0, *, calls: Calls | None = None) -> Array:
+    def backward(self, share: float = 1.0) -> Array:
         """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
 
         Args:
@@ -133,17 +125,10 @@ class CrossEntropyLoss(Fixed):
         kept = self._last
         dlogits = np.empty_like(kept.logits)
         scale = checks.number("share", share) / max(1, kept.count)
-        call(
-            calls,
-            self.ops.cross_entropy_backward,
-            kept.logits,
-            kept.targets,
-            kept.largest,
-            kept.total,
-            self.label_smoothing,
-            scale,
+        self.ops.cross_entropy_backward(
+            kept.logits, kept.targets, kept.largest, kept.total, self.label_smoothing, scale,
             dlogits,
-        )
+        )  # fmt: skip
         return dlogits
 
 

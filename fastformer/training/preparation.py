@@ -15,13 +15,12 @@ from fastformer.generation import beam_search, generate
 from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
-from fastformer.training.classifier_plan import training_kernels
 from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.source import Examples, Source
-from fastformer.training.steps import EVALUATED, accumulate_gradients
-from fastformer.warmup import ensure_compiled, telling_of_compilation
+from fastformer.training.steps import EVALUATED, accumulate_gradients, training_kernels
+from fastformer.warmup import ensure_compiled, generation_kernels, telling_of_compilation
 
 Batch: TypeAlias = tuple[PackedBatch, Ids]
 Place = TypeVar("Place")
@@ -101,9 +100,9 @@ def compile_for(
         names = {name for batch, _ in trained for name in training_kernels(model, batch)}
         model.eval()
         for batch in forward:
-            names.update(model.kernels(block_op=model.blocks[0].op_for(batch)))
-        if isinstance(model, TransformerDecoder):
-            names.update(model.kernels(block_op=None))
+            names.update(model.forward_workspace(batch).kernels)
+        if names and isinstance(model, TransformerDecoder):
+            names.update(generation_kernels(model.precision))
         ensure_compiled(tuple(sorted(names)))
         with telling_of_compilation():
             _call_all(model, loss_fn, trained, forward)

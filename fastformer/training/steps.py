@@ -9,14 +9,16 @@ import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
-from fastformer.layers.calls import Calls, make
+from fastformer.kernels.cross_entropy import cross_entropy, sum_of_losses
+from fastformer.models.base import Model
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
-from fastformer.training.classifier_plan import classifier_plan, training_kernels
+from fastformer.program import Axis, Program
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
-from fastformer.warmup import ensure_compiled
+from fastformer.warmup import STEP_KERNELS, ensure_compiled
+from fastformer.workspace import Workspace
 
 # Elements that blocks keep from forward for backward, of one part of a batch: 128 MiB in float32.
 # With more parameters than that, as many as those: each part reads all parameters.
@@ -88,8 +90,8 @@ def accumulate_gradients(
     A large batch goes through forward, loss and backward in parts, one after the other, so that
     what backward needs is in memory for one part alone. Loss and gradient are those of the whole
     batch but for the rounding of their sums; the parts depend on nothing but the model's and the
-    batch's sizes. A dropout drops anew in each part. A small classifier is one call of one kernel
-    instead (`ClassifierPlan`), and what its layers keep is then from their own last forward.
+    batch's sizes. A dropout drops anew in each part. Each part is one run of a program, and what
+    the model's layers show is still of the last forward.
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
@@ -126,44 +128,86 @@ def _accumulate(
     count: int,
 ) -> tuple[float, Array]:
     """Do what `accumulate_gradients` says, of what it has checked."""
-    plan = classifier_plan(model, batch, loss_fn)
-    if plan is not None:
-        return plan.accumulate(batch, ids, loss_fn, count)
-    model.prepare(block_op=model.blocks[0].op_for(batch), training=True)
     parts = _part_count(model, batch)
-    if parts == 1:
-        return _part_gradients(model, batch, ids, loss_fn, count)
-    # All of the batch, before the first part: messages name an index in it.
-    model.embedding.check(batch, model.positions)
-    if model.relative:
-        model.relative.check(batch)
-    total, all_logits = 0.0, []
+    model.check(batch)  # all of it, before the first part: messages name an index in it
+    if type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name:
+        results = [
+            _called(model, part, part_targets, loss_fn, count)
+            for part, part_targets in _parts(batch, ids, parts)
+        ]
+        return sum(loss for loss, _ in results), np.concatenate([rows for _, rows in results])
+    total, first, logits = 0.0, 0, model.empty_logits(batch)
     for part, part_targets in _parts(batch, ids, parts):
-        loss, logits = _part_gradients(model, part, part_targets, loss_fn, count)
-        total += loss
-        all_logits.append(logits)
-    return total, np.concatenate(all_logits)
+        last = first + part_targets.size
+        total += _run_step(model, part, part_targets, loss_fn, count, logits[first:last])
+        first = last
+    return total, logits
 
 
-def _part_gradients(
+def step_workspace(model: Transformer | TransformerDecoder, batch: PackedBatch) -> Workspace:
+    """Return the workspace of a training step's program: forward, loss and backward."""
+    return model.workspace("step", _step_program, model.way_of(batch, whole=True))
+
+
+def _step_program(model: Model, p: Program) -> None:
+    """Append forward, cross-entropy and backward, without a stage between them."""
+    rows, classes = model.logits_rows, Axis(model.config.vocab_size)
+    logits = p.bound("logits", rows, classes)
+    p.forward(model, logits)
+    losses, _, _, dlogits = p.add(
+        cross_entropy, logits=logits, targets=p.bound("targets", rows, kind="int"),
+        smoothing=p.number("smoothing"), scale=p.number("scale"),
+    )  # fmt: skip
+    p.add(sum_of_losses, losses=losses, loss=p.bound("loss", Axis(1), kind="double"))
+    p.backward(model, dlogits)
+
+
+def _run_step(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: Ids,
+    loss_fn: CrossEntropyLoss,
+    count: int,
+    logits: Array,
+) -> float:
+    """Add a part's gradients, write its logits, and return its share of the loss.
+
+    Args:
+        count: of targets in all of the parts.
+    """
+    space = step_workspace(model, batch)
+    ensure_compiled(space.kernels)
+    model.dropout_counter.count()
+    numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
+    named, loss = space.program.named, np.zeros(1)
+    space.run(
+        batch, numbers=numbers | model.numbers(space),
+        bound={named["logits"]: logits, named["targets"]: targets, named["loss"]: loss},
+    )  # fmt: skip
+    return float(loss[0]) / max(1, count)
+
+
+def _called(
     model: Transformer | TransformerDecoder,
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
     count: int,
 ) -> tuple[float, Array]:
-    """Add a part's gradients, and return its share of the loss, and its logits.
-
-    Args:
-        count: of targets in all of the parts.
-    """
-    calls: Calls = []
-    logits = model.plan_forward(batch, calls)
-    loss_fn.plan_forward(logits, targets, calls)
+    """Do the same by the methods of a loss of the caller's own."""
+    logits = model.forward(batch)
+    loss = loss_fn.forward(logits, targets)
     share = loss_fn.count / max(1, count)
-    model.plan_backward(loss_fn.backward(share, calls=calls), calls)
-    make(calls, logits)
-    return share * loss_fn.value, logits
+    model.backward(loss_fn.backward(share))
+    return share * loss, logits
+
+
+def training_kernels(
+    model: Transformer | TransformerDecoder, batch: PackedBatch
+) -> tuple[str, ...]:
+    """Return the names of the kernels that a training step on a batch calls."""
+    kernels = step_workspace(model, batch).kernels
+    return (*kernels, *STEP_KERNELS) if kernels else ()
 
 
 def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> int:
@@ -177,6 +221,9 @@ def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> 
 
 def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[PackedBatch, Ids]]:
     """Cut a batch into parts of alike many sequences, in order."""
+    if parts == 1:
+        yield batch, targets
+        return
     bounds = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
     for sequences in np.array_split(np.arange(batch.num_sequences), parts):
         first, last = bounds[sequences[0]], bounds[sequences[-1] + 1]
@@ -211,8 +258,9 @@ def train_step(
     checks.instance("train_step", "loss_fn", loss_fn, CrossEntropyLoss)
     checks.instance("train_step", "optimizer", optimizer, Optimizer)
     optimizer.check_trains(model)
+    checks.instance("train_step", "batch", batch, PackedBatch)
     targets = checks.target_array("train_step", targets)
-    ensure_compiled(training_kernels(model))
+    ensure_compiled(training_kernels(model, batch))
     with model.guard:
         model.zero_grad()
         loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
