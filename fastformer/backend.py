@@ -30,7 +30,6 @@ OPS = {
     "matmul_bfloat16": (
         "matmul_bfloat16", "matmul_nt_bfloat16", "matmul_tn_bfloat16", "matmul_backward_bfloat16",
     ),
-    "program": ("run_program",),
     "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
     "rotary": ("rotary_forward", "rotary_backward"),
@@ -80,6 +79,9 @@ def _backend(name: str, precision: str) -> SimpleNamespace:
     if precision != "float32":
         suffix = f"_{precision}"
         ops.update({op.removesuffix(suffix): ops[op] for op in OPS[f"matmul{suffix}"]})
+    driver = importlib.import_module("fastformer.kernels.program")
+    driver_of = {"numba": driver.run_program, "reference": driver.run_program_reference}
+    ops["run_program"] = driver_of[name]
     table = SimpleNamespace(name=name, **ops)
     if name == "numba":
         callers.prepare(table)

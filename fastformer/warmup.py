@@ -35,20 +35,14 @@ KERNELS = {
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "program.run_program": "n n k n k k k m n",
     PRODUCT: "i i m t m r m i m m t",
-    "layernorm.layernorm_backward": "m m r r r m m r r",
-    "attention.attention_backward": "m m m m m m m k k k r b f m m m",
     "attention.attention_forward": "m m m k k k r b f m m m",
     "gradient.may_step": "r r r r",
     "cross_entropy.cross_entropy_forward": "m k f r r r",
-    "cross_entropy.cross_entropy_backward": "m k r r f f m",
-    "pooling.gather_rows": "m k m",
-    "pooling.scatter_rows": "m k m",
     "embedding.embedding_forward": "k k m m m",
     "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",
     "gradient.zero_gradient": "r",
     "gradient.gradient_norm": "r",
-    "embedding.embedding_backward": "k m m",
 }
 _OF_PRODUCTS = ("matmul._product_part",)
 _OF_BFLOAT16 = ("matmul_bfloat16._product_part",)
@@ -56,9 +50,7 @@ _OF_BFLOAT16 = ("matmul_bfloat16._product_part",)
 PARTS = {
     PRODUCT: _OF_PRODUCTS,
     "attention.attention_forward": ("attention.attention_forward_pairs",),
-    "attention.attention_backward": ("attention.attention_backward_pairs",),
     "layernorm.layernorm_forward": ("layernorm.layernorm_forward_rows",),
-    "layernorm.layernorm_backward": ("layernorm.layernorm_backward_rows",),
     "matmul.linear": _OF_PRODUCTS,
     "matmul.linear_input_gradient": _OF_PRODUCTS,
     "matmul.linear_weight_gradient": _OF_PRODUCTS,
@@ -72,10 +64,13 @@ PARTS = {
 }
 # Where products have another precision, its kernel takes the place of theirs, in every layer.
 PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
-# Of a training step, besides its program.
+# Of an evaluation, besides the model's program, and of a training step.
+EVALUATION_KERNELS = ("cross_entropy.cross_entropy_forward",)
 STEP_KERNELS = (
     "adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient",
 )  # fmt: skip
+# The driver of all programs.
+DRIVER = "program.run_program"
 MOST_PROCESSES = 4
 
 

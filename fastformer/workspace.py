@@ -1,6 +1,6 @@
 """Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from fastformer.kernels._llvm import element_lanes
 from fastformer.kernels._rows import count_row_tasks
 from fastformer.kernels.op import Op, Operand, Part
 from fastformer.kernels.program import (
+    ADDRESS,
     BOUNDS,
     FIRST_FREE_SIZE,
     FIRST_SEGMENT,
@@ -31,11 +32,11 @@ from fastformer.kernels.program import (
 from fastformer.parameters import Array, aligned_zeros
 from fastformer.program import Axis, Field, Program, Step, Tensor
 from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
+from fastformer.warmup import DRIVER
 
 if TYPE_CHECKING:
     from fastformer.layers.base import Layer
 
-DRIVER = "program.run_program"
 LINE = 64  # bytes of a cache line
 # Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
 SLACK = 6
@@ -94,19 +95,62 @@ class Workspace:
         self.capacity = self.sizes.copy()
         self.memory = np.zeros(0, program.dtype)
         self.batch: PackedBatch | None = None
+        self._loaded: set[int] = set()
         self.waits: list[list[int]] = []
         self.unshared = 0
 
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """Names of what is compiled ahead, for float32: the driver and the ops."""
+    def kernels(self, stages: tuple[int, int] | None = None) -> tuple[str, ...]:
+        """Return the names of what is compiled ahead, for float32: the driver and the ops.
+
+        Args:
+            stages: first and last + 1; None for all.
+        """
         if self.ops.name != "numba" or self.memory.dtype != np.float32:
             return ()
-        return tuple(sorted({step.op.path for step in self.steps})) + (DRIVER,)
+        return (*sorted({step.op.path for step in self.steps_of(stages)}), DRIVER)
+
+    def steps_of(self, stages: tuple[int, int] | None = None) -> list[Step]:
+        """Return the ops of some stages, or of all, in the order in which they are run."""
+        first, last = stages or (0, len(self.bounds) - 1)
+        return [
+            s for segment in self.segments[self.bounds[first] : self.bounds[last]] for s in segment
+        ]
 
     def _segments_before(self, end: int) -> int:
         ended = set(self.program.steps[:end])
         return sum(all(step in ended for step in segment) for segment in self.segments)
+
+    def __str__(self) -> str:
+        """Show each op on a line: its segment, layer, name, and what it reads and writes, where.
+
+        An s marks segments that are cut by sequences; + what is added to; @ KiB into the workspace.
+        """
+        lines = [
+            f"{len(self.steps)} ops in {len(self.segments)} segments ({self.way}), "
+            f"{self.memory.nbytes / 2**20:.1f} MiB (unshared {self.unshared / 2**20:.1f}), for up to "
+            f"{self.capacity[TOKENS]} tokens in {self.capacity[SEQUENCES]} sequences"
+        ]
+        titles = max([0, *(len(step.title) for step in self.steps)])
+        names = max([0, *(len(step.op.name) for step in self.steps)])
+        for step in self.steps:
+            waits = self.waits[step.segment] if self.waits else []
+            first = step is self.segments[step.segment][0]
+            lines.append(
+                f"{step.segment if first else '':>3}{'s' if step.sharded else ' '} "
+                f"{step.title:{titles}} {step.op.name:{names}} "
+                f"{' '.join(self._told(step, step.op.reads))} -> "
+                f"{' '.join(self._told(step, step.op.writes))}"
+                + (f"  waits for {', '.join(map(str, waits))}" if first and waits else "")
+            )
+        return "\n".join(lines)
+
+    def _told(self, step: Step, operands: list[Operand]) -> Iterator[str]:
+        for operand in operands:
+            tensor = step.operands.get(operand.name)
+            if isinstance(tensor, Tensor):
+                axes = ",".join(map(str, tensor.axes))
+                place = "" if tensor.whole.memory is not None else f"@{tensor.whole.place >> 10}"
+                yield f"{'+' * operand.added}{operand.name}[{axes}]{place}"
 
     # Memory.
 
@@ -176,6 +220,7 @@ class Workspace:
         self.words = np.array(words or [(0, 0, 0)], np.int64)
         self.record = np.zeros(len(self.words), np.int64)
         self.table = np.array(rows, np.int64)
+        self._loaded.clear()
         segments, place, first = [], 0, 0
         for segment, waits in zip(self.segments, self.waits, strict=True):
             sharded = int(segment[0].sharded)
@@ -189,9 +234,7 @@ class Workspace:
         self.rooms = np.empty((threads, -(-room // line) * line + line), self.memory.dtype)
 
     def _row(self, step: Step, record: int) -> tuple[int, ...]:
-        op, address = step.op, 0
-        if self.ops.name == "numba" and BUILD != "python":
-            address = op.address(self.program.dtype.name)
+        op, address = step.op, 0  # it is loaded when it is run
         rows, times = NO_SIZE, 1
         if op.cut == "sequences":
             rows, times = SEQUENCES, 1 if op.times is None else step.length(op.times).factor
@@ -241,6 +284,17 @@ class Workspace:
             step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize))
         )
 
+    def _load(self, first: int, last: int) -> None:
+        """Compile the ops of some stages, or load them, and note where they are."""
+        if self._loaded.issuperset(range(first, last)):
+            return
+        self._loaded.update(range(first, last))
+        if self.ops.name == "numba" and BUILD != "python":
+            wanted = set(self.steps_of((first, last)))
+            for row, step in zip(self.table, self.steps, strict=True):
+                if step in wanted:
+                    row[ADDRESS] = step.op.address(self.program.dtype.name)
+
     # Runs.
 
     def run(
@@ -268,6 +322,7 @@ class Workspace:
         sizes = self.sizes
         _set_sizes(sizes, self.way, tokens, sequences, batch.longest)
         first, last = stages or (0, len(self.bounds) - 1)
+        self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
         for name, value in (numbers or {}).items():
             sizes[self.program.numbers[name]] = (
@@ -336,9 +391,7 @@ class Workspace:
         return found
 
     def _calls(self, first: int, last: int) -> list[tuple[Op, list[Any]]]:
-        steps = [
-            s for segment in self.segments[self.bounds[first] : self.bounds[last]] for s in segment
-        ]
+        steps = self.steps_of((first, last))
         return [
             (
                 step.op,

@@ -178,13 +178,17 @@ def may_step(parameters, gradients, first_state, second_state):
     return True
 
 
+def _tasks_of_copies(threads, copies, shards, gradients):
+    return (gradients.size + CHUNK - 1) // CHUNK
+
+
 def _add_copies_reference(copies, shards, gradients):
     gradients += copies[:shards].sum(axis=0)
 
 
 @op(
     "copies[S,P] shards:int -> +gradients[P]",
-    tasks=lambda threads, copies, shards, gradients: -(-gradients.size // CHUNK),
+    tasks=_tasks_of_copies,
     twin=_add_copies_reference,
 )  # fmt: skip
 def add_gradient_copies(part, copies, shards, gradients):

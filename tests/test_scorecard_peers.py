@@ -52,10 +52,9 @@ def test_every_op_of_the_backend_is_measured() -> None:
         case.family.compute(Spy(), case.inputs(0))
     # A yes or no, and a 0, have no error; and these have the bits of ops that are measured.
     exact = {"may_step", "zero_gradient"}
-    composed = {*OPS["transformer_block"], *OPS["wide_block"], "transformer_gradients"}
     # What is rounded on purpose is held to the twin that rounds, and has no place beside float32.
     rounded = set(OPS["matmul_bfloat16"])
-    assert called == {op for ops in OPS.values() for op in ops} - exact - composed - rounded
+    assert called == {op for ops in OPS.values() for op in ops} - exact - rounded
 
 
 def test_a_few_cases_and_a_fault(table: dict) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import fastformer as ff
-from fastformer import backend, warmup
+from fastformer import backend, schedule, warmup
+from fastformer.generation import generate
 from fastformer.kernels import _cache, _compile
-from fastformer.layers import transformer_block
-from fastformer.training.classifier_plan import training_kernels
+from fastformer.training.steps import training_kernels
+from fastformer.workspace import Workspace
 
 IDS = [[15, 17, 7, 19, 5, 19, 11, 18], [12, 17, 2, 19, 3, 19, 4, 18]]
 
@@ -55,45 +56,43 @@ def overloads(name):
 
 
 @pytest.mark.parametrize("name", warmup.KERNELS)
-def test_signature_is_what_training_calls(name):
-    # Threads share each step of few sequences, take more of them through a block, and many by
-    # halves; what is dropped is computed layer by layer.
-    for ids, dropout in ((IDS, 0.0), (IDS * 2, 0.0), (IDS * 32, 0.0), (IDS, 0.5)):
-        settings = SIZES | {"dropout": dropout}
-        model = ff.Transformer(ff.TransformerConfig(**settings)).train()
-        train_once(model, ids, np.arange(len(ids)) % 20)
-        tokens = np.arange(8 * len(ids)) % 20
-        train_once(ff.TransformerDecoder(ff.DecoderConfig(**settings)).train(), ids, tokens)
+def test_signature_is_what_is_called(name):
+    """By training, evaluation and generation, in each precision and each way to share a batch."""
+    for precision in ("float32", "bfloat16") if "bfloat16" in name else ("float32",):
+        for ids in (IDS, IDS * 32):
+            model = ff.Transformer(ff.TransformerConfig(**SIZES), precision=precision).train()
+            train_once(model, ids, np.arange(len(ids)) % 20)
+            model = ff.TransformerDecoder(ff.DecoderConfig(**SIZES), precision=precision).train()
+            train_once(model, ids, np.arange(8 * len(ids)) % 20)
+        generate(model, [[1, 2]], max_new_tokens=2)
     assert set(overloads(name)) == {warmup.signature(name)}
 
 
-def test_another_precision_has_its_own_product_and_the_default_has_not():
+def test_another_precision_has_its_own_products_and_the_default_has_not():
     model = ff.Transformer(ff.TransformerConfig(**SIZES), precision="bfloat16")
-    rounded = set(model.kernels(block_op=None, training=True))
-    assert rounded - set(warmup.KERNELS) == {"matmul_bfloat16._product"}
-    assert not [name for name in rounded if name.startswith(("transformer_", "matmul."))]
-    train_once(model, IDS, np.array([3, 4]))
-    assert overloads("matmul_bfloat16._product") == [warmup.signature("matmul_bfloat16._product")]
+    rounded = {name for name in training_kernels(model, ff.pack(IDS)) if name.startswith("matmul")}
+    assert {name.partition(".")[0] for name in rounded} == {"matmul_bfloat16"}
 
 
 def called_by(model, work):
-    """Return the names of the kernels that a model's layers, the loss and a step call."""
+    """Return the names of the kernels and ops that a model's programs, the loss and a step call."""
     called = set()
 
     def watched(table, name, op):
-        stem = name + f"_{model.precision}" if name in products and table is model.ops else name
-        module = modules.get(stem, modules[name])
-        of_op = ["_product"] if name in products else [name]
-
         def call(*arguments):
-            called.update(f"{module}.{kernel}" for kernel in of_op)
+            called.add(warmup.DRIVER if name == "run_program" else f"{modules[name]}.{name}")
             return op(*arguments)
 
         return call
 
+    def run(space, *arguments, **options):
+        called.update(step.op.path for step in space.steps_of(options.get("stages")))
+        return runs(space, *arguments, **options)
+
     modules = {op: module for module, ops in backend.OPS.items() for op in ops}
-    products = set(backend.OPS["matmul"])
+    runs = Workspace.run
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workspace, "run", run)
         for table in {id(ops): ops for ops in (model.ops, backend.get_backend("numba"))}.values():
             for name, op in list(vars(table).items()):
                 if callable(op):
@@ -123,12 +122,9 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
     if kind == "decoder of large blocks":
-        monkeypatch.setattr(transformer_block, "MOST_PARAMETERS", 0)
+        monkeypatch.setattr(schedule, "MOST_OF_A_BLOCK", 0)
     model, batch, loss_fn = MODELS[kind](), ff.pack(IDS if few else IDS * 32), ff.CrossEntropyLoss()
     targets = np.arange(batch.num_sequences if "classifier" in kind else batch.num_tokens) % 20
-    op = "wide_block" if few or kind == "decoder of large blocks" else "transformer_block"
-    op = None if kind.endswith("bfloat16") else op
-    assert model.blocks[0].op_for(batch) == op
 
     def forward():
         loss_fn.forward(model.forward(batch), targets)
@@ -137,28 +133,26 @@ def test_models_compile_what_they_call_and_nothing_else(kind, few, monkeypatch):
         ff.train_step(model, batch, targets, loss_fn, ff.Adam(model.parameters()))
         ff.clip_gradients(model.parameters(), 1e9)
 
-    assert called_by(model, forward) == set(model.kernels(block_op=op))
-    names = training_kernels(model)
-    assert ("transformer_gradients.transformer_gradients" in names) == (kind == "classifier")
-    if few:
-        names = model.kernels(block_op=op, training=True)
-    assert called_by(model, step) == set(names)
+    names = {*model.forward_workspace(batch).kernels((0, 1)), *warmup.EVALUATION_KERNELS}
+    assert called_by(model, forward) == names
+    assert called_by(model, step) == set(training_kernels(model, batch))
 
 
 def test_what_is_not_compiled_ahead():
+    batch = ff.pack(IDS)
     for options in ({"backend": "reference"}, {"dtype": "float64"}):
-        assert classifier(**options).kernels(block_op="transformer_block", training=True) == ()
-    assert training_kernels(classifier(backend="reference")) == ()
+        assert classifier(**options).forward_workspace(batch).kernels() == ()
+        assert training_kernels(classifier(**options), batch) == ()
 
 
 def test_a_first_step_compiles_nothing_by_itself(tmp_path, monkeypatch):
     """What is compiled ahead is all that it needs: nothing else is on disk, and it is found."""
     monkeypatch.setattr(warmup.threads, "available_threads", lambda: 2)
     warmup.ensure_compiled.cache_clear()
-    names = training_kernels(classifier())
+    names = training_kernels(classifier(), ff.pack([[3, 4, 5]] * 4))
     warmup.ensure_compiled(names)
     root = _compile.CACHE_DIRECTORY
-    kept = [path for name in warmup._with_parts(names) for path in root.glob(f"*/{name}-*.nbc")]
+    kept = [path for name in warmup._with_parts(names) for path in root.glob(f"*/{name}*-*.nbc")]
     kept += [warmup._markers() / name for name in warmup._with_parts(names)]
     assert len(kept) >= 24
     for path in (*kept, *root.glob("*.o")):
@@ -235,14 +229,14 @@ print(_bfloat16_tile.load_tiles.cache_info().currsize, len(matmul_bfloat16._prod
 
 
 def test_process_answers_each_name(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\npooling.gather_rows\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\npooling.gather\n"))
     before = gc.get_threshold()
     try:
         warmup.main()
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
-    assert capsys.readouterr().out.split() == ["gradient.gradient_norm", "pooling.gather_rows"]
+    assert capsys.readouterr().out.split() == ["gradient.gradient_norm", "pooling.gather"]
 
 
 def test_what_another_process_compiled_is_loaded():

@@ -33,7 +33,7 @@ class _Clock:
 
 def _watch(ops: SimpleNamespace) -> dict[str, _Clock]:
     """Put a clock around each op of a backend; models that are made later call through it."""
-    names = [op for group in OPS.values() for op in group]
+    names = [op for group in OPS.values() for op in group] + ["run_program"]
     clocks = {op: _Clock(getattr(ops, op)) for op in names}
     for op, clock in clocks.items():
         setattr(ops, op, clock)

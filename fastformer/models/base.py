@@ -136,7 +136,7 @@ class Model(Layer):
             self.guard.begin()
             self.check(batch)
             space = self.forward_workspace(batch)
-            ensure_compiled(space.kernels)
+            ensure_compiled(space.kernels((0, 1)))
             self.dropout_counter.count()
             logits = self.empty_logits(batch)
             with self.threads.at("forward", batch.num_tokens):
@@ -167,6 +167,7 @@ class Model(Layer):
                 )
             rows = self.logits_rows.at(space.sizes)
             checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
+            ensure_compiled(space.kernels((1, 2)))
             with self.threads.at("backward", len(dlogits)):
                 space.run(
                     space.batch, stages=(1, 2), numbers=self.numbers(space),
@@ -239,9 +240,15 @@ class Model(Layer):
         return self
 
     @property
-    def program(self) -> Program:
-        """The program of forward and backward: print it to see each op."""
-        return self.workspace("forward", _forward_program, "ops").program
+    def program(self) -> Workspace:
+        """The program of forward and backward that was run last: print it to see each op.
+
+        Before the first forward, it is that of one long sequence.
+        """
+        space = self._spaces.shown or self.workspace("forward", _forward_program, "ops")
+        if not space.waits:
+            space.grow(self.config.max_seq_len, 1)
+        return space
 
     def _embed_ops(self, p: Program) -> Tensor:
         """Append the embedding and its dropout."""

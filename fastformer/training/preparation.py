@@ -20,7 +20,12 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.source import Examples, Source
 from fastformer.training.steps import EVALUATED, accumulate_gradients, training_kernels
-from fastformer.warmup import ensure_compiled, generation_kernels, telling_of_compilation
+from fastformer.warmup import (
+    EVALUATION_KERNELS,
+    ensure_compiled,
+    generation_kernels,
+    telling_of_compilation,
+)
 
 Batch: TypeAlias = tuple[PackedBatch, Ids]
 Place = TypeVar("Place")
@@ -100,7 +105,9 @@ def compile_for(
         names = {name for batch, _ in trained for name in training_kernels(model, batch)}
         model.eval()
         for batch in forward:
-            names.update(model.forward_workspace(batch).kernels)
+            names.update(model.forward_workspace(batch).kernels((0, 1)))
+        if names and forward:
+            names.update(EVALUATION_KERNELS)
         if names and isinstance(model, TransformerDecoder):
             names.update(generation_kernels(model.precision))
         ensure_compiled(tuple(sorted(names)))

@@ -176,7 +176,7 @@ def _run_step(
         count: of targets in all of the parts.
     """
     space = step_workspace(model, batch)
-    ensure_compiled(space.kernels)
+    ensure_compiled(space.kernels())
     model.dropout_counter.count()
     numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
     named, loss = space.program.named, np.zeros(1)
@@ -206,7 +206,7 @@ def training_kernels(
     model: Transformer | TransformerDecoder, batch: PackedBatch
 ) -> tuple[str, ...]:
     """Return the names of the kernels that a training step on a batch calls."""
-    kernels = step_workspace(model, batch).kernels
+    kernels = step_workspace(model, batch).kernels()
     return (*kernels, *STEP_KERNELS) if kernels else ()
 
 

@@ -8,17 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from block_calls import (
-    backward_arguments,
-    draw_block,
-    forward_arguments,
-    marked,
-    weights_arguments,
-    wide_backward_arguments,
-)
 from twins import Out
 
-from fastformer.bench.classifier_cases import classifier_gradients
 from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.attention import attention_forward_reference
 
@@ -237,40 +228,6 @@ def _matmul_tn(rng: Random) -> Arguments:
     a = _real(rng, M if rng.integers(2) else G * M, K)
     sums = Out((G * N,), _real(rng, G * N)) if rng.integers(2) else Out((0,))
     return a, _real(rng, G * M, N), sums, Out((G, K, N), _real(rng, G, K, N))
-
-
-def _transformer_block_forward(rng: Random) -> Arguments:
-    return tuple(forward_arguments(draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
-
-
-def _transformer_block_backward(rng: Random) -> Arguments:
-    return tuple(backward_arguments(rng, draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))))
-
-
-def _wide_block_forward(rng: Random) -> Arguments:
-    return _transformer_block_forward(rng)
-
-
-def _wide_block_backward(rng: Random) -> Arguments:
-    values = draw_block(rng, lambda: _size(rng), (RELU, GELU, MISH))
-    return tuple(wide_backward_arguments(rng, values))
-
-
-def _transformer_block_weights(rng: Random) -> Arguments:
-    kind = {name: bool(rng.integers(2)) for name in ("some_rows", "bias", "halves")}
-    sizes = _rows(rng), _size(rng), _size(rng)
-    return tuple(weights_arguments(rng, *sizes, **kind))
-
-
-def _transformer_gradients(rng: Random) -> Arguments:
-    values = classifier_gradients(
-        rng, rng.integers(1, 12, int(rng.integers(1, 6))), int(rng.integers(1, 3)),
-        int(rng.choice(SIZES[:9])), _size(rng), _size(rng), int(rng.integers(1, 4)),
-        activation=int(rng.choice([RELU, GELU])),
-        bias=bool(rng.integers(2)), learned=bool(rng.integers(2)), smoothing=0.1,
-        shards=int(rng.choice([1, 2, 4])),
-    )  # fmt: skip
-    return tuple(marked(values))
 
 
 def _matmul_bfloat16(rng: Random) -> Arguments:

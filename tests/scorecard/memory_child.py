@@ -98,9 +98,6 @@ SHORT = {
     "matmul_backward": (6,), "rmsnorm_forward": (1, 3, 4), "rmsnorm_backward": (0, 2, 3, 5),
     "matmul_bfloat16": (6,), "matmul_nt_bfloat16": (5,), "matmul_backward_bfloat16": (6,),
     "gather_rows": (1,), "scatter_rows": (1,), "mean_forward": (0,), "mean_backward": (2,),
-    "transformer_block_forward": (0, 30, 33, 37),
-    "transformer_block_backward": (0, 20, 29), "transformer_gradients": (0, 4, 5),
-    "wide_block_forward": (0, 30, 32, 37), "wide_block_backward": (0, 20, 29),
     "rotary_forward": (2, 3), "rotary_backward": (2, 3),
     "sgd_step": (1, 2), "softmax_forward": (1,), "softmax_backward": (0, 2),
 }  # fmt: skip

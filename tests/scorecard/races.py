@@ -10,8 +10,7 @@ import numpy as np
 from twins import Out
 
 from fastformer.backend import OPS, get_backend
-from fastformer.kernels import _compile, wide_block
-from fastformer.kernels._phases import APART
+from fastformer.kernels import _compile
 from tests.scorecard import planted_kernels
 from tests.scorecard.kernel_calls import DRAWS
 from tests.scorecard.memory_child import arguments_of
@@ -21,8 +20,6 @@ SMALL_TASKS = {
     "_blocks": {"TASK_SIZE": 1 << 9}, "_rows": {"TASK_ELEMENTS": 16},
     "attention": {"TASK_SIZE": 8}, "activation": {"CHUNK": 32}, "adam": {"CHUNK": 32},
     "dropout": {"CHUNK": 32}, "gradient": {"CHUNK": 32, "SCALAR_BLOCK": 32}, "sgd": {"CHUNK": 32},
-    "transformer_block": {"SHARD_TOKENS": 4, "thread_count": lambda: 4},
-    "wide_block": {"thread_count": lambda: 4},
 }  # fmt: skip
 
 
@@ -32,7 +29,6 @@ class Order:
     def __init__(self) -> None:
         """Begin without a loop."""
         self.random, self.turns = random.Random(0), 0
-        self.tasks: list[int] = []
         self.most: dict[str, int] = {}
 
     def shuffle(self, turns: list[int]) -> None:
@@ -42,18 +38,6 @@ class Order:
         self.most[name] = max(self.most.get(name, 0), len(turns))
         self.turns = len(turns)
         self.random.shuffle(turns)
-
-    def next_task(self, progress: Any, phase: int, tasks: int, thread: int, threads: int) -> int:
-        """Stand for the one of `_phases`: give the tasks of each phase in another order."""
-        place = phase * (threads + 1) * APART
-        turn = progress[place]
-        if turn >= tasks:
-            return -1
-        if turn == 0:
-            self.tasks = list(range(tasks))
-            self.random.shuffle(self.tasks)
-        progress[place] += 1
-        return self.tasks[turn]
 
 
 def results(function: Any, given: tuple[Any, ...]) -> list[bytes]:
@@ -93,7 +77,6 @@ def shuffled(cases: int, shuffles: int) -> dict[str, Any]:
         vars(importlib.import_module(f"fastformer.kernels.{stem}")).update(constants)
     order, ops, failures, held = Order(), get_backend("numba"), [], 0
     vars(_compile)["ORDER"] = order
-    vars(wide_block)["next_task"] = order.next_task
     for name, draw in DRAWS.items():
         function, done, number = getattr(ops, name), 0, 0
         while done < cases and number < 100 * cases:
