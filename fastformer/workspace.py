@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 LINE = 64  # bytes of a cache line
 # Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
 SLACK = 6
-_NOTHING = np.zeros((0, 0), np.int64)
 # What a batch brings, by name.
 _GIVEN: dict[str, Callable[[PackedBatch], Ids]] = {
     "tokens": lambda batch: batch._tokens,
@@ -63,6 +62,8 @@ class Workspace:
         memory: the array in which the program's own tensors lie.
         unshared: bytes that they would take, had each a place of its own.
         batch: that of the last run.
+        clocks: (threads, ops + segments) int64, to which runs add the cycles of each op's work and
+            of the waits before each segment; (0, 0) for none.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Workspace:
         self.capacity = self.sizes.copy()
         self.memory = np.zeros(0, program.dtype)
         self.batch: PackedBatch | None = None
+        self.clocks: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._loaded: set[int] = set()
         self.waits: list[list[int]] = []
         self.unshared = 0
@@ -127,8 +129,8 @@ class Workspace:
         """
         lines = [
             f"{len(self.steps)} ops in {len(self.segments)} segments ({self.way}), "
-            f"{self.memory.nbytes / 2**20:.1f} MiB (unshared {self.unshared / 2**20:.1f}), for up to "
-            f"{self.capacity[TOKENS]} tokens in {self.capacity[SEQUENCES]} sequences"
+            f"{self.memory.nbytes / 2**20:.1f} MiB (unshared {self.unshared / 2**20:.1f}), for up "
+            f"to {self.capacity[TOKENS]} tokens in {self.capacity[SEQUENCES]} sequences"
         ]
         titles = max([0, *(len(step.title) for step in self.steps)])
         names = max([0, *(len(step.op.name) for step in self.steps)])
@@ -304,7 +306,6 @@ class Workspace:
         stages: tuple[int, int] | None = None,
         numbers: Mapping[str, float | int] | None = None,
         bound: Mapping[Tensor, Array] | None = None,
-        clocks: npt.NDArray[np.int64] = _NOTHING,
     ) -> None:
         """Run all stages, or some, on a batch.
 
@@ -313,7 +314,6 @@ class Workspace:
             stages: first and last + 1; None for all.
             numbers: by name, those that `Program.number` names.
             bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
-            clocks: to which cycles are added; see kernels/program.py.
         """
         self.batch = None  # where the run fails, there is none to go on with
         tokens, sequences = batch.num_tokens, batch.num_sequences
@@ -344,7 +344,7 @@ class Workspace:
         else:
             self.ops.run_program(
                 self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
-                batch._offsets, self.rooms, clocks,
+                batch._offsets, self.rooms, self.clocks,
             )  # fmt: skip
         self.batch = batch
 

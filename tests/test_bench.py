@@ -226,12 +226,13 @@ def test_tables_show_every_row_also_the_slower_ones() -> None:
 def test_a_profile_names_the_dearest_kernel_first() -> None:
     found = {
         "step": 1e-3, "watched_step": 1e-3, "calls": 3, "outside": 5e-5, "calling": 1e-6,
-        "ops": {"adam_step": {"calls": 1, "seconds": 1e-4},
-                "matmul": {"calls": 2, "seconds": 8e-4}},
+        "peak": 1e9,
+        "ops": {"adam_step": {"calls": 1, "seconds": 1e-4, "flops": 0},
+                "head linear": {"calls": 2, "seconds": 8e-4, "flops": 4e5}},
     }  # fmt: skip
     lines = tables.profile_lines("P2", found)
-    assert [line.split()[0] for line in lines[2:5]] == ["matmul", "adam_step", "Python,"]
-    assert "80.0%" in lines[2] and "5.0%" in lines[4]
+    assert [line.split()[0] for line in lines[2:5]] == ["head", "adam_step", "Python,"]
+    assert "80.0%" in lines[2] and lines[2].endswith("50%") and "5.0%" in lines[4]
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:

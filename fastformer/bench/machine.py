@@ -32,7 +32,7 @@ def _best(call: Callable[[], Any], seconds: float) -> float:
     return best
 
 
-def _fma_flops(dtype: type, threads: int, measured: float) -> float:
+def fma_flops(dtype: type, threads: int, measured: float) -> float:
     """Return the multiply-adds per second, each counted as two operations."""
     from fastformer.bench.peak_kernels import CHAINS, fma_peak
     from fastformer.kernels._llvm import element_lanes
@@ -118,7 +118,7 @@ def measure(seconds: float) -> dict[str, Any]:
     for name, count in (("one", 1), ("all", threads)):
         numba.set_num_threads(count)
         for dtype in (np.float32, np.float64):
-            fma[np.dtype(dtype).name][name] = _fma_flops(dtype, count, seconds)
+            fma[np.dtype(dtype).name][name] = fma_flops(dtype, count, seconds)
         bandwidth[name] = _bandwidths(seconds)
     arguments = _empty_arguments(threads)
     serial = call_cost()

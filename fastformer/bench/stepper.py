@@ -53,12 +53,14 @@ class Stepper:
         train: makes a training step on a prepared batch; returns a handle of its loss.
         loss: waits for the step of a handle, and returns the loss.
         predict: (B, T) ids -> class ids (B,), of a peer's encoder.
+        model: fastformer's own.
     """
 
     prepare: Callable[[Array, Array], Any]
     train: Callable[[Any], Any]
     loss: Callable[[Any], float]
     predict: Callable[[Array], Array] | None = None
+    model: Any = None
 
     def cycle(self, data: StepData) -> Callable[[], Any]:
         """Return a call that makes a step on the next batch, all of them prepared before."""
@@ -100,7 +102,7 @@ def build_ours(workload: Workload, data: StepData, backend: str, dtype: str) -> 
         optimizer.step()
         return loss
 
-    return Stepper(prepare, train, float)
+    return Stepper(prepare, train, float, model=model)
 
 
 def build(system: str, workload: Workload, data: StepData, *, tuned: bool = True) -> Stepper:

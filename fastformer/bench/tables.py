@@ -206,23 +206,25 @@ def machine_lines(machine: Mapping[str, Any]) -> list[str]:
 
 def profile_lines(workload: str, found: Mapping[str, Any]) -> list[str]:
     """Describe where a step's time goes, the most expensive kernel first."""
-    step = found["watched_step"]
+    step, wide = found["watched_step"], max(24, *map(len, found["ops"]))
     lines = [
         f"{workload}: {seconds_text(found['step'])} a step, {found['calls']:.0f} kernel calls",
-        f"{'kernel':<24} {'calls':>6} {'time':>10} {'share':>7}",
+        f"{'kernel, or layer and op':<{wide}} {'calls':>6} {'time':>10} {'share':>7} "
+        f"{'of peak':>8}",
     ]
     ranked = sorted(found["ops"].items(), key=lambda item: -item[1]["seconds"])
     for op, used in ranked:
+        speed = used["flops"] / max(used["seconds"], 1e-12) / found["peak"]
         lines.append(
-            f"{op:<24} {used['calls']:>6.0f} {seconds_text(used['seconds']):>10} "
-            f"{used['seconds'] / step:>7.1%}"
+            f"{op:<{wide}} {used['calls']:>6.0f} {seconds_text(used['seconds']):>10} "
+            f"{used['seconds'] / step:>7.1%}" + (f" {speed:>8.0%}" if used["flops"] else "")
         )
     lines.append(
-        f"{'Python, outside kernels':<24} {'':>6} {seconds_text(found['outside']):>10} "
+        f"{'Python, outside kernels':<{wide}} {'':>6} {seconds_text(found['outside']):>10} "
         f"{found['outside'] / step:>7.1%}"
     )
     lines.append(
-        f"{'(calling them)':<24} {'':>6} {seconds_text(found['calling']):>10} "
+        f"{'(calling them)':<{wide}} {'':>6} {seconds_text(found['calling']):>10} "
         f"{found['calling'] / step:>7.1%}  within the kernels' times above"
     )
     return lines

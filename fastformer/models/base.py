@@ -174,6 +174,11 @@ class Model(Layer):
                     bound={space.program.named["dlogits"]: dlogits},
                 )  # fmt: skip
 
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """Those of all programs that were made so far."""
+        return tuple(self._spaces.made.values())
+
     def forward_workspace(self, batch: PackedBatch) -> Workspace:
         """Return the workspace of the program of forward and backward, for a batch."""
         return self.workspace("forward", _forward_program, self.way_of(batch))
