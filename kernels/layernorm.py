@@ -274,12 +274,15 @@ def _layernorm_gradient_reference(dout, x, weight, mean, rstd, residual, dx, sum
     layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, sums[0, 0], sums[0, 1])
 
 
-def _one_layernorm_task(threads, sums, rows, shards, dweight, dbias):
+def _one_layernorm_task(threads, sums, rows, shards, overwrites, dweight, dbias):
     return 1
 
 
-def _add_layernorm_gradient_reference(sums, rows, shards, dweight, dbias):
+def _add_layernorm_gradient_reference(sums, rows, shards, overwrites, dweight, dbias):
     parts = shards if shards else count_row_tasks(rows, dweight.size)
+    if overwrites:
+        dweight[...] = 0
+        dbias[...] = 0
     dweight += sums[:parts, 0].sum(axis=0)
     dbias += sums[:parts, 1].sum(axis=0)
 
@@ -308,10 +311,10 @@ def layernorm_gradient(part, dout, x, weight, mean, rstd, residual, dx, sums):
 
 
 @op(
-    "sums[P,2,C] rows:int shards:int -> +dweight[C] +dbias[C]",
+    "sums[P,2,C] rows:int shards:int overwrites:int -> +dweight[C] +dbias[C]",
     cut="sequences", sums=True, tasks=_one_layernorm_task, twin=_add_layernorm_gradient_reference,
 )  # fmt: skip
-def add_layernorm_gradient(part, sums, rows, shards, dweight, dbias):
+def add_layernorm_gradient(part, sums, rows, shards, overwrites, dweight, dbias):
     """Add up what `layernorm_gradient` left of each part of the rows, or write that of a shard."""
     if part.first >= 0:
         for j in range(dweight.size):

@@ -185,12 +185,14 @@ def _rmsnorm_gradient_reference(dout, x, weight, rrms, residual, dx, totals):
     totals[0] = dweight
 
 
-def _one_rmsnorm_task(threads, totals, rows, shards, dweight):
+def _one_rmsnorm_task(threads, totals, rows, shards, overwrites, dweight):
     return 1
 
 
-def _add_rmsnorm_gradient_reference(totals, rows, shards, dweight):
+def _add_rmsnorm_gradient_reference(totals, rows, shards, overwrites, dweight):
     parts = shards if shards else count_row_tasks(rows, dweight.size)
+    if overwrites:
+        dweight[...] = 0
     dweight += totals[:parts].sum(axis=0).astype(dweight.dtype)
 
 
@@ -223,10 +225,10 @@ def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, room):
 
 
 @op(
-    "totals:double[P,C] rows:int shards:int -> +dweight[C]",
+    "totals:double[P,C] rows:int shards:int overwrites:int -> +dweight[C]",
     cut="sequences", sums=True, tasks=_one_rmsnorm_task, twin=_add_rmsnorm_gradient_reference,
 )  # fmt: skip
-def add_rmsnorm_gradient(part, totals, rows, shards, dweight):
+def add_rmsnorm_gradient(part, totals, rows, shards, overwrites, dweight):
     """Add up what `rmsnorm_gradient` left of each part of the rows, or write that of a shard."""
     C = dweight.size
     if part.first >= 0:

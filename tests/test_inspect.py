@@ -172,6 +172,17 @@ def test_a_mistake_is_explained(
     assert complaint in capsys.readouterr().err
 
 
+def test_the_program_of_a_step_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With dropout, which acts in training."""
+    assert main(["inspect", str(run), "--program"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{len(lines)} ops in ")
+    words = [line.split() for line in lines]
+    assert words[0][:2] == ["0s", "embedding"] and "tokens[N]" in words[0]
+    assert ["s", "blocks.0.attention.dropout", "dropout"] in [line[:3] for line in words]
+    assert "add_gradient_copies" in words[-1]
+
+
 def test_a_run_without_a_model_says_so(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def inspect(
     extent: float = 1.0,
     seed: int = 0,
     threads: int | None = None,
+    program: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Show the sizes of weights and gradients, histograms, and the loss around the weights.
@@ -42,6 +43,8 @@ def inspect(
         extent: how far the grid goes; at 1, a step is as long as the weights themselves.
         seed: of the two random directions of the grid.
         threads: number of threads; without it, as many as the machine or container allows.
+        program: show the program of a training step instead: each op with its layer, what it reads
+            and writes, where that lies, and where threads wait for each other.
         json: print one JSON object and nothing else.
     """
     thread_count.configure(threads)
@@ -53,6 +56,14 @@ def inspect(
     if picture is not None:
         check_picture(picture)
     loaded = load_run(run)
+    if program:
+        from fastformer.training.steps import step_workspace
+
+        batch, _ = loaded.settings.first_examples(loaded.settings.training.batch_size)
+        space = step_workspace(loaded.model.train(), batch)
+        space.grow(batch.num_tokens, batch.num_sequences)
+        console.line(str(space))
+        return
     batch, targets = loaded.settings.first_examples(EXAMPLES)
     smoothing = loaded.settings.training.label_smoothing
     landscape = loss_landscape(

@@ -100,7 +100,7 @@ class LayerNorm(RowNorm):
             rstd=s.rstd, residual=residual, sums=sums,
         )  # fmt: skip
         p.add(
-            add_layernorm_gradient, sums=sums, rows=dout.axes[0], shards=0,
+            add_layernorm_gradient, sums=sums, rows=dout.axes[0], shards=0, overwrites=0,
             dweight=p.gradient(self.weight), dbias=p.gradient(self.bias, "bias"),
         )  # fmt: skip
         return dx

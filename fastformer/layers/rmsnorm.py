@@ -58,7 +58,7 @@ class RMSNorm(RowNorm):
             residual=residual, totals=totals,
         )  # fmt: skip
         p.add(
-            add_rmsnorm_gradient, totals=totals, rows=dout.axes[0], shards=0,
+            add_rmsnorm_gradient, totals=totals, rows=dout.axes[0], shards=0, overwrites=0,
             dweight=p.gradient(self.weight),
         )  # fmt: skip
         return dx
