@@ -23,6 +23,7 @@ from fastformer.kernels.program import (
     LONGEST,
     MOST_SHARDS,
     NO_SIZE,
+    OFFSET,
     SEQUENCES,
     SHARDS,
     TOKENS,
@@ -93,11 +94,14 @@ class Workspace:
             self.bounds.append(len(self.segments))
         self.sizes = np.zeros(FIRST_FREE_SIZE + len(program.numbers), np.int64)
         self.sizes[GRAIN] = 1
+        self._float_sizes = self.sizes.view(np.float64)
         self.capacity = self.sizes.copy()
         self.memory = np.zeros(0, program.dtype)
         self.batch: PackedBatch | None = None
         self.clocks: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self._loaded: set[int] = set()
+        self._kernels: dict[tuple[int, int] | None, tuple[str, ...]] = {}
+        self._brought: list[tuple[Ids, Callable[[PackedBatch], Ids]]] = []
         self.waits: list[list[int]] = []
         self.unshared = 0
 
@@ -107,9 +111,12 @@ class Workspace:
         Args:
             stages: first and last + 1; None for all.
         """
-        if self.ops.name != "numba" or self.memory.dtype != np.float32:
-            return ()
-        return (*sorted({step.op.path for step in self.steps_of(stages)}), DRIVER)
+        if stages not in self._kernels:
+            found: tuple[str, ...] = ()
+            if self.ops.name == "numba" and self.memory.dtype == np.float32:
+                found = (*sorted({step.op.path for step in self.steps_of(stages)}), DRIVER)
+            self._kernels[stages] = found
+        return self._kernels[stages]
 
     def steps_of(self, stages: tuple[int, int] | None = None) -> list[Step]:
         """Return the ops of some stages, or of all, in the order in which they are run."""
@@ -223,6 +230,11 @@ class Workspace:
         self.record = np.zeros(len(self.words), np.int64)
         self.table = np.array(rows, np.int64)
         self._loaded.clear()
+        self._brought = [
+            (tensor.memory, _GIVEN[name])
+            for name, tensor in self.program.given.items()
+            if tensor.words and tensor.memory is not None
+        ]
         segments, place, first = [], 0, 0
         for segment, waits in zip(self.segments, self.waits, strict=True):
             sharded = int(segment[0].sharded)
@@ -325,18 +337,15 @@ class Workspace:
         self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
         for name, value in (numbers or {}).items():
-            sizes[self.program.numbers[name]] = (
-                np.float64(value).view(np.int64) if isinstance(value, float) else value
-            )
-        for name, tensor in self.program.given.items():
-            if tensor.words:
-                source = _GIVEN[name](batch)
-                assert tensor.memory is not None
-                tensor.memory[: source.size] = source
+            kept = self._float_sizes if isinstance(value, float) else sizes
+            kept[self.program.numbers[name]] = value
+        for memory, given in self._brought:
+            source = given(batch)
+            memory[: source.size] = source
         for tensor, array in (bound or {}).items():
-            tensor.memory = array
+            tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
-                self.words[place, 0] = array.__array_interface__["data"][0]
+                self.words[place, OFFSET] = address
         if self.ops.name == "reference":
             self.ops.run_program(self._calls(first, last))
         elif BUILD == "python":

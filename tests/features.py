@@ -150,7 +150,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     101: ("tests/test_digits_run.py::test_a_small_model_answers_inputs_that_it_never_saw",),
     102: ("tests/test_transformer.py::test_an_encoder_learns_ten_examples_by_heart",),
     103: ("pyproject.toml: strict = true",),
-    104: ("README.md: ## Layout", "kernels/README.md: #"),
+    104: ("CONTRIBUTING.md: # The house", "kernels/README.md: #"),
     106: ("README.md: ## When something is wrong", "$ doctor"),
     107: ("README.md: ## On the command line",),
     108: ("README.md: ## Curves, a report, a tour", "$ train --tour"),
