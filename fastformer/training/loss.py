@@ -116,7 +116,6 @@ class CrossEntropyLoss(Fixed):
         Args:
             share: what the loss is multiplied by: that of these targets, of all of a batch which
                 is computed in parts.
-            calls: see layers/calls.py.
 
         Raises:
             NotForwardedError: there was no forward in this thread.
