@@ -86,7 +86,7 @@ def test_what_forward_leaves_is_asked_for_too_early():
         ff.Linear(12, 12), ff.LayerNorm(12), ff.RMSNorm(12), ff.ReLU(), ff.Softmax(),
         ff.Dropout(0.5), ff.Embedding(11, 12), ff.PositionalEncoding(12, 6),
         ff.FeedForward(12, 4, activation="swiglu"), ff.MultiHeadAttention(12, 2),
-        *make_model("encoder").blocks, make_model("encoder"),
+        *make_model("encoder").blocks,
     ]  # fmt: skip
     for layer in layers:
         assert layer.left, type(layer)

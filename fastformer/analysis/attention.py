@@ -99,7 +99,7 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
         model.eval()
         model.guard.begin()
         try:
-            x, layers = model._embed(batch), []
+            x, layers = model.embedding.forward(batch, model.positions), []
             for block in model.blocks:
                 x = block.forward(x, batch)
                 layers.append(block.attention.weights())
