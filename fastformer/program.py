@@ -8,11 +8,11 @@ arrays lie in the workspace and how long, the pure NumPy form, the profile and t
 import contextlib
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from fastformer.errors import InvalidValueError
+from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels._rows import MOST_TASKS
 from fastformer.kernels.op import Op, Operand
 from fastformer.kernels.program import (
@@ -68,7 +68,8 @@ class Tensor:
         memory: the array that it is, where it lies outside of the workspace; else None.
         whole, part: of which tensor it is one of the parts along the first axis, and which.
         offset: or how many bytes from the beginning of that it begins.
-        kept: whether others may use its place before the program's end.
+        kept: whether none may use its place before the program's end.
+        bound: whether each run brings the array.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Tensor:
     ) -> None:
         """Name it; a program makes tensors."""
         self.name, self.axes, self.dtype, self.memory = name, axes, dtype, memory
-        self.whole, self.part, self.offset, self.kept = whole or self, part, offset, False
+        self.whole, self.part, self.offset = whole or self, part, offset
+        self.kept, self.bound = False, False
         self.place = 0  # in the workspace, in bytes
         self.words: list[int] = []  # of the table, that hold its address
 
@@ -102,6 +104,11 @@ class Tensor:
     def split(self, parts: int) -> "tuple[Tensor, ...]":
         """Return the parts of equal length that it has along the first axis."""
         first = self.axes[0]
+        if self.whole is not self or self.bound:
+            what = "each run brings it" if self.bound else "it is a part"
+            raise InvalidValueError(f"{self} cannot be split, for {what}")
+        if first.factor % parts:
+            raise InvalidValueError(f"{self} has no {parts} parts of equal length")
         axes = (Axis(first.factor // parts, first.size), *self.axes[1:])
         return tuple(
             Tensor(f"{self.name}.{part}", axes, self.dtype, whole=self.whole, part=part)
@@ -116,6 +123,15 @@ class Tensor:
         for axis in self.axes[1:]:
             factor *= axis.factor
         return Axis(self.part * first.factor * factor, first.size)
+
+
+def _divided(axis: Axis, by: Axis) -> Axis | None:
+    """Return a length divided by another; None where it is not so many times the other."""
+    if axis == by:
+        return Axis(1)
+    if by.factor == 0 or axis.factor % by.factor or by.size not in (NO_SIZE, axis.size):
+        return None
+    return Axis(axis.factor // by.factor, axis.size if by.size == NO_SIZE else NO_SIZE)
 
 
 Field = Tensor | int | float | Axis | None
@@ -165,13 +181,18 @@ class Step:
                 continue
             if len(given.axes) != len(operand.axes or ()):
                 self._fail(f"{given} is given for {operand.name}[{','.join(operand.axes or ())}]")
-            pairs += [(a, b, given) for a, b in zip(operand.axes or (), given.axes, strict=True)]
+            for letters, axis in zip(operand.axes or (), given.axes, strict=True):
+                pairs.append((letters, axis, given))
         # Single letters first: with them, one that is unknown of a product is known.
         for letters, axis, given in sorted(pairs, key=lambda pair: len(pair[0])):
             rest, unknown = axis, ""
             for letter in letters if not letters.isdigit() else ():
                 if letter in found:
-                    rest = self._divided(rest, found[letter][0], letters, given)
+                    divided = _divided(rest, found[letter][0])
+                    if divided is None:
+                        self._fail_to_bind(letters, axis, given, found)
+                    else:
+                        rest = divided
                 elif unknown:
                     self._fail(f"neither {unknown} nor {letter} of {letters} is known")
                 else:
@@ -179,17 +200,19 @@ class Step:
             if unknown:
                 found[unknown] = rest, given
             elif rest != Axis(int(letters) if letters.isdigit() else 1):
-                others = [f"{x} is {found[x][0]} in {found[x][1]}" for x in letters if x in found]
-                self._fail(f"{letters} is {axis} in {given}, but {', '.join(others)}")
+                self._fail_to_bind(letters, axis, given, found)
         return {letter: axis for letter, (axis, _) in found.items()}
 
-    def _divided(self, axis: Axis, by: Axis, letters: str, given: Tensor) -> Axis:
-        size = axis.size if by.size == NO_SIZE else NO_SIZE
-        if axis.factor % by.factor or by.size not in (NO_SIZE, axis.size):
-            self._fail(f"{letters} is {axis} in {given}, which is not so many times {by}")
-        return Axis(axis.factor // by.factor, size)
+    def _fail_to_bind(
+        self, letters: str, axis: Axis, given: Tensor, found: dict[str, tuple[Axis, Tensor]]
+    ) -> None:
+        """Raise for an axis that is not as long as its letters are elsewhere."""
+        others = [f"{x} is {found[x][0]} in {found[x][1]}" for x in letters if x in found]
+        if not others:
+            self._fail(f"an axis of {given} is {axis}, where it must be {letters}")
+        self._fail(f"{letters} is {axis} in {given}, but {', '.join(others)}")
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str) -> NoReturn:
         raise InvalidValueError(f"{self.title or 'program'}: {self.op.name}: {what}")
 
     def produced_by_shards(self, steps: "list[Step]") -> bool:
@@ -199,9 +222,13 @@ class Step:
 
     def length(self, letters: str) -> Axis:
         """Return the length of an axis that is named by letters."""
+        if letters.isdigit():
+            return Axis(int(letters))
         factor, size = 1, NO_SIZE
         for letter in letters:
-            axis = Axis(int(letter)) if letter.isdigit() else self.sizes[letter]
+            if letter not in self.sizes:
+                self._fail(f"no operand that is given tells how long {letter} is")
+            axis = self.sizes[letter]
             factor, size = factor * axis.factor, axis.size or size
         return Axis(factor, size)
 
@@ -226,7 +253,7 @@ class Program:
         self.dtype, self.training = np.dtype(dtype), training
         self.steps: list[Step] = []
         self.stages: list[int] = []
-        self.section = 0
+        self.section, self.has_workspace = 0, False
         self.keeps = False  # whether what layers save stays after backward
         self.named: dict[str, Tensor] = {}  # those for which each run brings an array
         self.numbers: dict[str, int] = {}  # sizes that are numbers of their own, by name
@@ -283,12 +310,15 @@ class Program:
         """Return a tensor for which each run brings an array; see `Workspace.run`."""
         dtype = DTYPES.get(kind, self.dtype)
         self.named[name] = Tensor(self._named(name), axes, dtype, np.empty(0, dtype))
+        self.named[name].bound = True
         return self.named[name]
 
     def outside(self, name: str, array: Array) -> Tensor | None:
         """Return the tensor of an array that lies elsewhere, or None where it is empty."""
         if not array.size:
             return None
+        if not array.flags.c_contiguous:
+            raise InvalidValueError(f"{self._named(name)}: the array must be C-contiguous")
         key = array.__array_interface__["data"][0]
         if key not in self._outside:
             axes = tuple(map(Axis, array.shape))
@@ -328,11 +358,17 @@ class Program:
         unknown = [name for name in fields if name not in op.by_name]
         missing = [
             o.name for o in op.operands
-            if o.name not in fields and not o.optional and not o.written and o.kind != "room"
+            if fields.get(o.name) is None and not o.optional and o.kind != "room"
+            and (o.name in fields or not o.written)
         ]  # fmt: skip
         if unknown or missing:
             names = " ".join(op.by_name)
-            raise TypeError(f"{op.name} has {names}; unknown: {unknown}, missing: {missing}")
+            raise InvalidTypeError(
+                f"{self._title() or 'program'}: {op.name} has the operands {names}; "
+                f"unknown: {' '.join(unknown) or 'none'}, missing: {' '.join(missing) or 'none'}"
+            )
+        for name, given in fields.items():
+            self._check_kind(op, op.by_name[name], given)
         step = Step(op, self._title(), dict(fields), self.section)
         made = []
         for operand in op.writes:
@@ -342,6 +378,29 @@ class Program:
                 step.operands[operand.name] = made[-1]
         self.steps.append(step)
         return tuple(made)
+
+    def _check_kind(self, op: Op, operand: Operand, given: Field) -> None:
+        """Raise where a number is given for an array, or one of another dtype, or the reverse."""
+        dtype = DTYPES.get(operand.kind, self.dtype)
+        if given is None:
+            return
+        if isinstance(given, Tensor) and operand.is_array and given.dtype == dtype:
+            return
+        if operand.is_array:
+            wanted = f"an array of {dtype}"
+        elif operand.kind == "room":
+            wanted = "nothing, for each thread has its own"
+        elif isinstance(given, Axis | int | np.integer):
+            return
+        elif operand.kind == "float" and isinstance(given, float | np.floating):
+            return
+        else:
+            wanted = "a number" if operand.kind == "float" else "an integer"
+        found = f"{given} of {given.dtype}" if isinstance(given, Tensor) else repr(given)
+        raise InvalidTypeError(
+            f"{self._title() or 'program'}: {op.name}: {operand.name} must be given {wanted}, "
+            f"got {found}"
+        )
 
     def new_section(self) -> None:
         """Begin a section: ops that are cut by sequences are joined within one."""

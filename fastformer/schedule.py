@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fastformer.kernels.gradient import add_gradient_copies
-from fastformer.kernels.program import MOST_SHARDS, SHARDS
+from fastformer.kernels.program import MOST_SHARDS, SEQUENCES, SHARDS, TOKENS
 from fastformer.parameters import Array, aligned_zeros
 from fastformer.program import Axis, Program, Step, Tensor
 
@@ -53,7 +53,9 @@ def choose_way(sequences: int, elements: int, block: int, parameters: int | None
 
 def is_local(step: Step) -> bool:
     """Tell whether an op needs nothing of other sequences than those whose rows it is given."""
-    return step.op.cut is not None and not step.op.sums
+    if step.op.cut is None or step.op.sums:
+        return False
+    return step.op.cut == "sequences" or step.length(step.op.cut).size in (TOKENS, SEQUENCES)
 
 
 def add_to_copies(program: Program, gradients: Array) -> Tensor:

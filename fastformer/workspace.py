@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer.batch import Ids, PackedBatch
+from fastformer.errors import InvalidValueError
 from fastformer.kernels._compile import BUILD, ORDER
 from fastformer.kernels._llvm import element_lanes
 from fastformer.kernels._rows import count_row_tasks
@@ -82,7 +83,16 @@ class Workspace:
             program: complete.    way: one of schedule.WAYS.    ops: the backend.
             max_seq_len: the longest sequence of any batch.
             gradients: the flat array of all gradients, of which "whole" has copies.
+
+        Raises:
+            ValueError: the program has a workspace already.
         """
+        if program.has_workspace:
+            raise InvalidValueError(
+                "the program has a workspace, and its steps and tensors know their places there; "
+                "make another program"
+            )
+        program.has_workspace = True
         self.program, self.way, self.ops, self.longest = program, way, ops, max_seq_len
         self.copies: Tensor | None = None
         if way == "whole" and gradients is not None:
@@ -93,7 +103,7 @@ class Workspace:
         if self.bounds[-1] < len(self.segments):
             self.bounds.append(len(self.segments))
         self.sizes = np.zeros(FIRST_FREE_SIZE + len(program.numbers), np.int64)
-        self.sizes[GRAIN] = 1
+        self.sizes[NO_SIZE] = self.sizes[GRAIN] = 1
         self._float_sizes = self.sizes.view(np.float64)
         self.capacity = self.sizes.copy()
         self.memory = np.zeros(0, program.dtype)
@@ -104,6 +114,14 @@ class Workspace:
         self._brought: list[tuple[Ids, Callable[[PackedBatch], Ids]]] = []
         self.waits: list[list[int]] = []
         self.unshared = 0
+        self._floats = {
+            given.size
+            for step in self.steps
+            for operand in step.op.operands
+            if operand.kind == "float"
+            and isinstance(given := step.operands.get(operand.name), Axis)
+        }
+        self._bound: dict[tuple[int, int], list[Tensor]] = {}
 
     def kernels(self, stages: tuple[int, int] | None = None) -> tuple[str, ...]:
         """Return the names of what is compiled ahead, for float32: the driver and the ops.
@@ -273,22 +291,21 @@ class Workspace:
             found = [(address, 0, NO_SIZE)] if start.size == NO_SIZE else [(address, *start)]
             found += [_word(axis) for axis in given.axes]
             if operand.added:
-                is_copied = step.copies and given.whole is self.copies
-                found.append(
-                    (
-                        given.whole.axes[1].factor * given.dtype.itemsize if is_copied else 0,
-                        0,
-                        NO_SIZE,
-                    )
-                )
+                found.append((self._bytes_of_a_copy(step, given), 0, NO_SIZE))
             return found
         if operand.name == "shards" and step.produced_by_shards(self.steps):
             given = Axis(1, SHARDS)
         if isinstance(given, Axis):
             return [_word(given)]
-        assert isinstance(given, int | float)
-        bits = np.float64(given).view(np.int64) if operand.kind == "float" else given
-        return [(int(bits), 0, NO_SIZE)]
+        assert isinstance(given, float | int | np.number)
+        number = np.float64(given) if operand.kind == "float" else np.uint64(int(given) % 2**64)
+        return [(int(number.view(np.int64)), 0, NO_SIZE)]  # a seed may have 64 bits
+
+    def _bytes_of_a_copy(self, step: Step, tensor: Tensor) -> int:
+        """Return how far apart the shards' copies of a tensor are; 0 where there is one for all."""
+        if not step.copies or tensor.whole is not self.copies:
+            return 0
+        return tensor.whole.axes[1].factor * tensor.dtype.itemsize
 
     def _room(self, step: Step) -> int:
         if step.op.room is None:
@@ -297,6 +314,14 @@ class Workspace:
         return int(
             step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize))
         )
+
+    def _bound_in(self, first: int, last: int) -> list[Tensor]:
+        """Return the tensors of some stages for which a run brings an array."""
+        if (first, last) not in self._bound:
+            steps = self.steps_of((first, last))
+            used = {tensor for step in steps for tensor in (*step.reads, *step.writes)}
+            self._bound[first, last] = [tensor for tensor in used if tensor.bound]
+        return self._bound[first, last]
 
     def _load(self, first: int, last: int) -> None:
         """Compile the ops of some stages, or load them, and note where they are."""
@@ -326,9 +351,17 @@ class Workspace:
             stages: first and last + 1; None for all.
             numbers: by name, those that `Program.number` names.
             bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
+
+        Raises:
+            ValueError: a sequence that is too long, a number that the program does not name, or an
+                array that is missing or is not as its tensor says.
         """
         self.batch = None  # where the run fails, there is none to go on with
         tokens, sequences = batch.num_tokens, batch.num_sequences
+        if batch.longest > self.longest:
+            raise InvalidValueError(
+                f"a sequence has {batch.longest} tokens, and the program is for {self.longest}"
+            )
         if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
             self.grow(tokens, sequences)
         sizes = self.sizes
@@ -337,8 +370,12 @@ class Workspace:
         self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
         for name, value in (numbers or {}).items():
-            kept = self._float_sizes if isinstance(value, float) else sizes
-            kept[self.program.numbers[name]] = value
+            if name not in self.program.numbers:
+                names = ", ".join(self.program.numbers) or "none"
+                raise InvalidValueError(f"the program's numbers are: {names}; got {name!r}")
+            place = self.program.numbers[name]
+            kept = self._float_sizes if place in self._floats else sizes
+            kept[place] = value
         for memory, given in self._brought:
             source = given(batch)
             memory[: source.size] = source
@@ -346,10 +383,12 @@ class Workspace:
             tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
                 self.words[place, OFFSET] = address
+        for tensor in self._bound_in(first, last):
+            _check_bound(tensor, sizes)
         if self.ops.name == "reference":
             self.ops.run_program(self._calls(first, last))
         elif BUILD == "python":
-            self._run_shuffled(first, last)
+            self._run_shuffled(first, last, batch._offsets)
         else:
             self.ops.run_program(
                 self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
@@ -357,13 +396,10 @@ class Workspace:
             )  # fmt: skip
         self.batch = batch
 
-    def array(self, tensor: Tensor) -> Array:
-        """Return a tensor's array of the last run, a view."""
-        shape = tensor.shape(self.sizes)
-        start, itemsize = (
-            tensor.start().at(self.sizes) if tensor.whole is not tensor else 0,
-            tensor.dtype.itemsize,
-        )
+    def array(self, tensor: Tensor, further: int = 0) -> Array:
+        """Return a tensor's array of the last run, a view; or what lies so many bytes further."""
+        shape, itemsize = tensor.shape(self.sizes), tensor.dtype.itemsize
+        start = further + tensor.start().at(self.sizes)
         size = int(np.prod(shape, dtype=np.int64))
         if tensor.whole.memory is not None:
             flat = tensor.whole.memory.reshape(-1)[start // itemsize :]
@@ -379,8 +415,11 @@ class Workspace:
         found = getattr(self.program.saved_of(layer), name, None)
         return self.array(found) if isinstance(found, Tensor) else found
 
-    def _values(self, step: Step) -> list[Any]:
-        """Return what a kernel is given, but for its room, as arrays and numbers."""
+    def _values(self, step: Step, shard: int | None = None) -> list[Any]:
+        """Return what a kernel is given, as arrays and numbers; by a driver that cuts, for a shard.
+
+        Twins leave all sums in one part: for them there are no shards.
+        """
         found: list[Any] = []
         for operand in step.op.operands:
             given = step.operands.get(operand.name)
@@ -390,7 +429,14 @@ class Workspace:
                 dtype = {"int": np.int64, "double": np.float64}.get(operand.kind, self.memory.dtype)
                 found.append(np.zeros((0,) * len(operand.axes or ()), dtype))
             elif isinstance(given, Tensor):
-                found.append(self.array(given))
+                apart = self._bytes_of_a_copy(step, given) if operand.added else 0
+                found.append(self.array(given, (shard or 0) * apart))
+            elif (
+                shard is not None
+                and operand.name == "shards"
+                and step.produced_by_shards(self.steps)
+            ):
+                found.append(int(self.sizes[SHARDS]))
             elif isinstance(given, Axis):
                 value = given.at(self.sizes)
                 is_float = operand.kind == "float"
@@ -413,26 +459,23 @@ class Workspace:
             for step in steps
         ]
 
-    def _run_shuffled(self, first: int, last: int) -> None:
+    def _run_shuffled(self, first: int, last: int, offsets: Ids) -> None:
         """Run uncompiled kernels, the tasks of each segment in a shuffled order."""
         sizes, threads = self.sizes, 2
-        offsets = self.program.given["offsets"].memory
-        assert offsets is not None
-        offsets = offsets[: sizes[BOUNDS]]
         for segment in self.segments[self.bounds[first] : self.bounds[last]]:
-            values = [self._values(step) for step in segment]
             row = self.table[self.steps.index(segment[0])]
             if segment[0].sharded:
                 tasks = int(sizes[SHARDS])
             elif row[4] > 0:
                 tasks = count_row_tasks(int(sizes[row[2]] * row[3]), int(row[4]))
             else:
-                tasks = segment[0].op.python_tasks(threads, *values[0])
+                tasks = segment[0].op.python_tasks(threads, *self._values(segment[0], 0))
             order = list(range(tasks))
             ORDER.shuffle(order)
             for task in order:
-                for step, given in zip(segment, values, strict=True):
-                    step.op.python_function(self._part(step, task, tasks, threads, offsets), *given)
+                for step in segment:
+                    part = self._part(step, task, tasks, threads, offsets)
+                    step.op.python_function(part, *self._values(step, task))
 
     def _part(self, step: Step, task: int, tasks: int, threads: int, offsets: Ids) -> Part:
         _, _, rows, times, cost, _ = self.table[self.steps.index(step)]
@@ -470,6 +513,19 @@ def _set_sizes(
 ) -> None:
     sizes[TOKENS], sizes[SEQUENCES], sizes[BOUNDS] = tokens, sequences, sequences + 1
     sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences, *SHARDING[way])
+
+
+def _check_bound(tensor: Tensor, sizes: npt.NDArray[np.int64]) -> None:
+    """Raise where a run has no array for a tensor, or one that is not as the tensor says."""
+    array, shape = tensor.memory, tensor.shape(sizes)
+    assert array is not None
+    if array.shape == shape and array.dtype == tensor.dtype and array.flags.c_contiguous:
+        return
+    order = "" if array.flags.c_contiguous else ", not C-contiguous"
+    got = f"{array.dtype} {array.shape}{order}" if array.shape != (0,) else "none"
+    raise InvalidValueError(
+        f"{tensor} must be bound to a C-contiguous array, {tensor.dtype} {shape}, got {got}"
+    )
 
 
 def _word(axis: Axis) -> tuple[int, int, int]:

@@ -234,13 +234,13 @@ def new_layernorm_sums(tasks, x):
 def add_layernorm_sums(sums, dweight, dbias):
     """Add the sums of all tasks, in order."""
     C = dweight.size
-    for task in range(1, sums.shape[0]):
-        for j in range(C):
-            sums[0, 0, j] += sums[task, 0, j]
-            sums[0, 1, j] += sums[task, 1, j]
-    for j in range(C):
-        dweight[j] += sums[0, 0, j]
-        dbias[j] += sums[0, 1, j]
+    for j in range(0, C, lanes(sums)):
+        weight, bias = load_first(sums, C - j, 0, 0, j), load_first(sums, C - j, 0, 1, j)
+        for task in range(1, sums.shape[0]):
+            weight = weight + load_first(sums, C - j, task, 0, j)
+            bias = bias + load_first(sums, C - j, task, 1, j)
+        store_first(dweight, C - j, load_first(dweight, C - j, j) + weight, j)
+        store_first(dbias, C - j, load_first(dbias, C - j, j) + bias, j)
 
 
 @kernel(parallel=True)
@@ -315,11 +315,13 @@ def layernorm_gradient(part, dout, x, weight, mean, rstd, residual, dx, sums):
     cut="sequences", sums=True, tasks=_one_layernorm_task, twin=_add_layernorm_gradient_reference,
 )  # fmt: skip
 def add_layernorm_gradient(part, sums, rows, shards, overwrites, dweight, dbias):
-    """Add up what `layernorm_gradient` left of each part of the rows, or write that of a shard."""
-    if part.first >= 0:
+    """Add up what `layernorm_gradient` left of each part of the rows, or that of a shard."""
+    if overwrites > 0:
         for j in range(dweight.size):
-            dweight[j] = sums[part.index, 0, j]
-            dbias[j] = sums[part.index, 1, j]
+            dweight[j] = 0
+            dbias[j] = 0
+    if part.first >= 0:
+        add_layernorm_sums(sums[part.index : part.index + 1], dweight, dbias)
     else:
         parts = shards if shards > 0 else row_tasks(rows, dweight.size)
         add_layernorm_sums(sums[:parts], dweight, dbias)

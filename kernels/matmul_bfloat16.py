@@ -381,6 +381,22 @@ def linear_input_gradient_bfloat16(part, dout, weight, saved, residual, activati
     )  # fmt: skip
 
 
+@kernel
+def _clear_panels(first, last, first_panel, last_panel, K, M, flat_dweight, dbias):
+    """Make those elements 0 to which `_product_part` adds."""
+    width = WIDE * lanes(flat_dweight)
+    across = (M + width - 1) // width
+    for panel in range(first_panel, last_panel):
+        group, j = panel // across, panel % across * width
+        used = min(width, M - j)
+        for i in range(group * K + first, group * K + last):
+            for k in range(i * M + j, i * M + j + used):
+                flat_dweight[k] = 0
+        if first == 0 and dbias.size > 0:
+            for k in range(group * M + j, group * M + j + used):
+                dbias[k] = 0
+
+
 @op(
     "x[R,K] dout[GR,M] overwrites:int -> +dweight[G,K,M] +dbias?[GM]",
     cut="R", sums=True, tasks=_weight_gradient_tasks,
@@ -402,10 +418,7 @@ def linear_weight_gradient_bfloat16(part, x, dout, overwrites, dweight, dbias):
             part.index, grid[0], grid[1], K, panels
         )
     if overwrites > 0:
-        for i in range(dweight.size):
-            flat_dweight[i] = 0
-        for i in range(dbias.size):
-            dbias[i] = 0
+        _clear_panels(first_row, last_row, first_panel, panels, K, M, flat_dweight, dbias)
     plan = Plan(WEIGHT_GRADIENT, groups, 1, K, M, last - first, 0, 1, K, rows * M, M)
     _product_part(
         plan, first_row, last_row, first_panel, panels, flat(x)[first * K :],

@@ -41,7 +41,9 @@ from ._simd import borrowed_array
 # the op is cut by rows; first is -1 for a task by number, of an op that counts its tasks itself.
 Part = namedtuple("Part", "index first last threads")
 
-ITEM = re.compile(r"(\+?)(\w+)(\?)?(?::(int|double|float|room))?(?:\[([^\]]*)\])?")
+ITEM = re.compile(
+    r"(\+?)([a-z]\w*)(\?)?(?::(int|double|float|room))?(?:\[((?:\d+|[A-Z]+)(?:,(?:\d+|[A-Z]+))*)\])?"
+)
 INT64 = ir.IntType(64)
 NUMBA_DTYPES = {"float32": types.float32, "float64": types.float64}
 
@@ -67,6 +69,10 @@ class Operand:
         wants_axes = {"real": True, "double": True, "float": False, "room": False}.get(self.kind)
         if wants_axes not in (None, self.is_array):
             raise ValueError(f"an array has axes, and a number none, got {text!r}")
+        if self.added and not (written and self.is_array):
+            raise ValueError(f"only arrays that are written can be added to, got {text!r}")
+        if written and not self.is_array and self.kind != "room":
+            raise ValueError(f"numbers stand before ->, for none is written, got {text!r}")
 
     @property
     def is_array(self) -> bool:
@@ -107,6 +113,13 @@ class Op:
         self.writes = [Operand(text, True) for text in after.split()]
         self.operands = [*self.reads, *self.writes]
         self.by_name = {operand.name: operand for operand in self.operands}
+        self._check_names("kernel", function, "part")
+        self._check_names("tasks", tasks, "threads")
+        self._check_letters(cut, times, cost)
+        if cut is None and tasks is None:
+            raise ValueError(f"{self.name}: work is cut by rows, or tasks are counted: give one")
+        if (room is None) == any(operand.kind == "room" for operand in self.operands):
+            raise ValueError(f"{self.name}: an operand room:room and its size belong together")
         self.cut, self.times, self.sums, self.each, self.room = cut, times, sums, each, room
         self.cost, self.load, self.python_function = cost, load, function
         self.python_tasks = tasks
@@ -123,6 +136,29 @@ class Op:
     def __repr__(self) -> str:
         """Name it."""
         return f"<op {self.name}>"
+
+    def _check_names(self, what, function, first):
+        """Raise where a function's arguments are not the operands, in their order."""
+        if function is None:
+            return
+        names = [first, *(operand.name for operand in self.operands)]
+        code = function.__code__
+        found = list(code.co_varnames[: code.co_argcount])
+        if found != names:
+            raise ValueError(
+                f"{self.name}: the operands are {' '.join(names)}, but its {what} has "
+                f"{' '.join(found)}"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.name}: two operands have one name: {' '.join(names)}")
+
+    def _check_letters(self, cut, times, cost):
+        """Raise where work is cut by what is no letter of an operand."""
+        known = {letter for o in self.operands for letters in o.axes or () for letter in letters}
+        for letters in (cut if cut != "sequences" else None, times, cost):
+            unknown = [x for x in letters or () if x not in known and not x.isdigit()]
+            if unknown:
+                raise ValueError(f"{self.name}: {unknown[0]} is no letter of its operands")
 
     def _adapter(self, function):
         """Return the function that a driver calls: it makes arrays of a record's numbers.

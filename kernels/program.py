@@ -31,12 +31,13 @@ from ._simd import thread_count
 from .op import INT64
 
 FIRST_OP, LAST_OP, TASKS, SHARDED, FIRST_WAIT, LAST_WAIT = range(6)
-# An op's machine code; where its record begins; which of the sizes its rows are (0: it is not cut
-# by rows), how many times; elements of a row, or 0 where it counts its tasks itself; and whether it
-# takes each shard by itself.
+# An op's machine code; where its record begins; which of the sizes its rows are (NO_SIZE: they are
+# a number), how many times; elements of a row, or 0 where it counts its tasks itself; and whether
+# it takes each shard by itself.
 ADDRESS, RECORD, ROWS, TIMES, COST, EACH = range(6)
 OFFSET, FACTOR, SIZE = range(3)
-# The first sizes: 0 stands for none. BOUNDS is the number of sequences and one.
+# The first sizes: NO_SIZE is 1, so that a number of rows, too, is so many times a size. BOUNDS is
+# the number of sequences and one.
 NO_SIZE, TOKENS, SEQUENCES, BOUNDS, LONGEST, SHARDS, GRAIN, FIRST_SEGMENT, LAST_SEGMENT = range(9)
 FIRST_FREE_SIZE = 9
 # The most shards of a batch: parts of which sums over sharded rows are made.

@@ -229,15 +229,12 @@ def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, room):
     cut="sequences", sums=True, tasks=_one_rmsnorm_task, twin=_add_rmsnorm_gradient_reference,
 )  # fmt: skip
 def add_rmsnorm_gradient(part, totals, rows, shards, overwrites, dweight):
-    """Add up what `rmsnorm_gradient` left of each part of the rows, or write that of a shard."""
-    C = dweight.size
-    if part.first >= 0:
-        for j in range(C):
-            dweight[j] = totals[part.index, j]
-    else:
-        parts = shards if shards > 0 else row_tasks(rows, C)
-        for j in range(C):
-            total = totals[0, j]
-            for other in range(1, parts):
-                total += totals[other, j]
-            dweight[j] += total
+    """Add up what `rmsnorm_gradient` left of each part of the rows, or that of a shard."""
+    first, last = part.index, part.index + 1
+    if part.first < 0:
+        first, last = 0, shards if shards > 0 else row_tasks(rows, dweight.size)
+    for j in range(dweight.size):
+        total = totals[first, j]
+        for other in range(first + 1, last):
+            total += totals[other, j]
+        dweight[j] = total if overwrites > 0 else dweight[j] + total

@@ -10,6 +10,9 @@ SOURCES = {path.name: path.read_text() for path in sorted((ROOT / "kernels").glo
 COMPILERS = {
     *("jit", "njit", "jit_module", "vectorize", "guvectorize", "stencil", "cfunc", "generated_jit"),
 }
+# What makes ops of kernels, and what runs them: test_ops.py and test_program.py hold these to
+# twins. The driver's own twin is given ops and arrays, where it has addresses.
+OP_FILES = {"op.py", "program.py"}
 UNSAFE_FLAGS = {"fast", "nnan", "ninf"}
 # In a kernel these allocate, or call BLAS, or sum in an order that the source does not show.
 ARRAY_FUNCTIONS = {
@@ -86,7 +89,7 @@ def every_public_kernel_has_a_twin(file: str, tree: ast.Module) -> Iterator[str]
         twin = functions.get(f"{function.name}_reference")
         if twin is None:
             yield f"{function.name} has no twin"
-        elif ast.unparse(twin.args) != ast.unparse(function.args):
+        elif file not in OP_FILES and ast.unparse(twin.args) != ast.unparse(function.args):
             yield f"{function.name} and its twin have other arguments"
     called = {name for function in public for name in names_of(function)}
     for function, parallel in kernels_of(tree):
@@ -264,7 +267,9 @@ def missing_tests(file: str, source: str, test_source: str) -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("file", [file for file in SOURCES if not file.startswith("_")])
+@pytest.mark.parametrize(
+    "file", [file for file in SOURCES if not file.startswith("_") and file not in OP_FILES]
+)
 def test_every_kernel_is_held_to_its_twin_and_to_its_bits(file):
     tests = (ROOT / "tests" / f"test_{file}").read_text()
     assert public_kernels(file, ast.parse(SOURCES[file]))
