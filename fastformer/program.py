@@ -101,6 +101,13 @@ class Tensor:
         """Return its bytes for a batch's sizes."""
         return int(np.prod(self.shape(sizes), dtype=np.int64)) * self.dtype.itemsize
 
+    def all_bytes(self) -> Axis:
+        """Return its bytes as so many times a size of the batch: one axis at most has one."""
+        factor = self.dtype.itemsize
+        for axis in self.axes:
+            factor *= axis.factor
+        return Axis(factor, max((axis.size for axis in self.axes), default=NO_SIZE))
+
     def split(self, parts: int) -> "tuple[Tensor, ...]":
         """Return the parts of equal length that it has along the first axis."""
         first = self.axes[0]

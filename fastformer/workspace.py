@@ -121,7 +121,7 @@ class Workspace:
             if operand.kind == "float"
             and isinstance(given := step.operands.get(operand.name), Axis)
         }
-        self._bound: dict[tuple[int, int], list[Tensor]] = {}
+        self._bound: dict[tuple[int, int], list[tuple[Tensor, Axis]]] = {}
 
     def kernels(self, stages: tuple[int, int] | None = None) -> tuple[str, ...]:
         """Return the names of what is compiled ahead, for float32: the driver and the ops.
@@ -315,12 +315,12 @@ class Workspace:
             step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize))
         )
 
-    def _bound_in(self, first: int, last: int) -> list[Tensor]:
-        """Return the tensors of some stages for which a run brings an array."""
+    def _bound_in(self, first: int, last: int) -> list[tuple[Tensor, Axis]]:
+        """Return the tensors of some stages for which a run brings an array, and their bytes."""
         if (first, last) not in self._bound:
             steps = self.steps_of((first, last))
-            used = {tensor for step in steps for tensor in (*step.reads, *step.writes)}
-            self._bound[first, last] = [tensor for tensor in used if tensor.bound]
+            used = dict.fromkeys(t for step in steps for t in (*step.reads, *step.writes))
+            self._bound[first, last] = [(t, t.all_bytes()) for t in used if t.bound]
         return self._bound[first, last]
 
     def _load(self, first: int, last: int) -> None:
@@ -383,8 +383,12 @@ class Workspace:
             tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
                 self.words[place, OFFSET] = address
-        for tensor in self._bound_in(first, last):
-            _check_bound(tensor, sizes)
+        for tensor, (factor, size) in self._bound_in(first, last):
+            brought = tensor.memory
+            assert brought is not None
+            fits = brought.nbytes == factor * sizes[size] and brought.dtype == tensor.dtype
+            if not fits or not brought.flags.c_contiguous:
+                _fail_to_bind(tensor, brought, sizes)
         if self.ops.name == "reference":
             self.ops.run_program(self._calls(first, last))
         elif BUILD == "python":
@@ -515,16 +519,13 @@ def _set_sizes(
     sizes[LONGEST], sizes[SHARDS] = longest, shard_count(tokens, sequences, *SHARDING[way])
 
 
-def _check_bound(tensor: Tensor, sizes: npt.NDArray[np.int64]) -> None:
-    """Raise where a run has no array for a tensor, or one that is not as the tensor says."""
-    array, shape = tensor.memory, tensor.shape(sizes)
-    assert array is not None
-    if array.shape == shape and array.dtype == tensor.dtype and array.flags.c_contiguous:
-        return
+def _fail_to_bind(tensor: Tensor, array: Array, sizes: npt.NDArray[np.int64]) -> None:
+    """Raise, for a run has no array for a tensor, or one that is not as the tensor says."""
     order = "" if array.flags.c_contiguous else ", not C-contiguous"
     got = f"{array.dtype} {array.shape}{order}" if array.shape != (0,) else "none"
     raise InvalidValueError(
-        f"{tensor} must be bound to a C-contiguous array, {tensor.dtype} {shape}, got {got}"
+        f"{tensor} must be bound to a C-contiguous array, {tensor.dtype} {tensor.shape(sizes)}, "
+        f"got {got}"
     )
 
 
