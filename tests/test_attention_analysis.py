@@ -50,7 +50,7 @@ def test_weights_are_those_of_the_formula_in_every_layer(kind: str, backend: str
     model = make_model(kind, backend=backend, norm="post", **OPTIONS)
     batch = ff.pack([encode(TOKENS)])
     layers = batch_attention(model, batch)
-    x = model._embed(batch).copy()
+    x = model.embedding.forward(batch, model.positions).copy()
     for block, found in zip(model.blocks, layers, strict=True):
         expected = weights_by_hand(block, x, batch, kind == "decoder")
         np.testing.assert_allclose(found[0], expected, rtol=1e-9, atol=1e-12)

@@ -19,7 +19,11 @@ def parameters_of(function):
 
 def test_both_have_the_same_names_and_signatures():
     compiled, reference = get_backend("numba"), get_backend("reference")
-    assert vars(compiled).keys() == vars(reference).keys() == {op for _, op in ALL_OPS} | {"name", "run_program"}
+    assert (
+        vars(compiled).keys()
+        == vars(reference).keys()
+        == {op for _, op in ALL_OPS} | {"name", "run_program"}
+    )
     assert (compiled.name, reference.name) == ("numba", "reference")
     for _, op in ALL_OPS:
         assert parameters_of(getattr(compiled, op)) == parameters_of(getattr(reference, op)), op
