@@ -32,6 +32,7 @@ from fastformer.kernels.program import (
     shard_count,
 )
 from fastformer.parameters import Array, aligned_zeros
+from fastformer.places import LINE, Places
 from fastformer.program import Axis, Field, Program, Step, Tensor
 from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
 from fastformer.warmup import DRIVER
@@ -39,9 +40,6 @@ from fastformer.warmup import DRIVER
 if TYPE_CHECKING:
     from fastformer.layers.base import Layer
 
-LINE = 64  # bytes of a cache line
-# Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.
-SLACK = 6
 # What a batch brings, by name.
 _GIVEN: dict[str, Callable[[PackedBatch], Ids]] = {
     "tokens": lambda batch: batch._tokens,
@@ -192,44 +190,12 @@ class Workspace:
         capacity[SHARDS] = MOST_SHARDS
         for tensor in self.program.given.values():
             tensor.memory = np.zeros(tensor.shape(capacity), tensor.dtype)
-        shared = self._place()
-        self.waits = waits_of(self.segments, shared)
+        places = Places(self.segments, capacity)
+        self.unshared = places.unshared
+        if self.memory.nbytes < places.end:
+            self.memory = aligned_zeros(-(-places.end // self.memory.itemsize), self.memory.dtype)
+        self.waits = waits_of(self.segments, places.shared)
         self._lay()
-
-    def _place(self) -> dict[Tensor, set[Tensor]]:
-        """Give tensors places, so that those whose lifetimes do not meet share memory.
-
-        Returns:
-            For each tensor, those before it that had some of its memory.
-        """
-        lives: dict[Tensor, tuple[int, int]] = {}
-        for step in self.steps:
-            for tensor in (*step.reads, *step.writes):
-                if tensor.whole.memory is None:
-                    first, _ = lives.get(tensor.whole, (step.segment, 0))
-                    last = len(self.segments) if tensor.whole.kept else step.segment
-                    lives[tensor.whole] = first, max(last, lives.get(tensor.whole, (0, 0))[1])
-        live: list[tuple[int, int, int]] = []  # start, end, last segment
-        before: list[tuple[int, int, Tensor]] = []
-        shared: dict[Tensor, set[Tensor]] = {}
-        end = self.unshared = 0
-        for tensor in sorted(lives, key=lambda t: (lives[t][0], -t.nbytes(self.capacity))):
-            first, last = lives[tensor]
-            live = sorted(place for place in live if place[2] + SLACK >= first)
-            # Whole cache lines, and one more, so that places are staggered.
-            size, at = (-(-tensor.nbytes(self.capacity) // LINE) + 1) * LINE, 0
-            for start, stop, _ in live:
-                if at + size <= start:
-                    break
-                at = max(at, stop)
-            tensor.place = at
-            shared[tensor] = {t for start, stop, t in before if start < at + size and at < stop}
-            live.append((at, at + size, last))
-            before.append((at, at + size, tensor))
-            end, self.unshared = max(end, at + size), self.unshared + size
-        if self.memory.nbytes < end:
-            self.memory = aligned_zeros(-(-end // self.memory.itemsize), self.memory.dtype)
-        return shared
 
     # Tables.
 
