@@ -320,6 +320,12 @@ class Program:
         self.named[name].bound = True
         return self.named[name]
 
+    def copied(self, name: str, *axes: Axis, kind: str = "real") -> Tensor:
+        """Return a tensor that each run copies an array into, or out of, by its name."""
+        dtype = DTYPES.get(kind, self.dtype)
+        self.given[name] = Tensor(self._named(name), axes, dtype)
+        return self.given[name]
+
     def outside(self, name: str, array: Array) -> Tensor | None:
         """Return the tensor of an array that lies elsewhere, or None where it is empty."""
         if not array.size:

@@ -47,8 +47,6 @@ _GIVEN: dict[str, Callable[[PackedBatch], Ids]] = {
     "offsets": lambda batch: batch._offsets,
     "first_rows": lambda batch: batch._first_rows,
     "last_rows": lambda batch: batch._last_rows,
-    "one_row_offsets": lambda batch: batch._one_row_offsets,
-    "first_positions": lambda batch: np.zeros(batch.num_sequences, np.int64),
     "last_positions": lambda batch: batch._positions[batch._last_rows],
 }
 
@@ -107,9 +105,11 @@ class Workspace:
         self.memory = np.zeros(0, program.dtype)
         self.batch: PackedBatch | None = None
         self.clocks: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
-        self._loaded: set[int] = set()
+        self._loaded: set[tuple[int, int]] = set()
         self._kernels: dict[tuple[int, int] | None, tuple[str, ...]] = {}
         self._brought: list[tuple[Ids, Callable[[PackedBatch], Ids]]] = []
+        self._batch_brought: PackedBatch | None = None
+        self._sized: tuple[int, int, int] | None = None
         self.waits: list[list[int]] = []
         self.unshared = 0
         self._floats = {
@@ -190,6 +190,7 @@ class Workspace:
         capacity[SHARDS] = MOST_SHARDS
         for tensor in self.program.given.values():
             tensor.memory = np.zeros(tensor.shape(capacity), tensor.dtype)
+        self.program.given["one_row_offsets"].memory = np.arange(sequences + 1)
         places = Places(self.segments, capacity)
         self.unshared = places.unshared
         if self.memory.nbytes < places.end:
@@ -217,8 +218,9 @@ class Workspace:
         self._brought = [
             (tensor.memory, _GIVEN[name])
             for name, tensor in self.program.given.items()
-            if tensor.words and tensor.memory is not None
+            if tensor.words and tensor.memory is not None and name in _GIVEN
         ]
+        self._batch_brought = None
         segments, place, first = [], 0, 0
         for segment, waits in zip(self.segments, self.waits, strict=True):
             sharded = int(segment[0].sharded)
@@ -291,9 +293,7 @@ class Workspace:
 
     def _load(self, first: int, last: int) -> None:
         """Compile the ops of some stages, or load them, and note where they are."""
-        if self._loaded.issuperset(range(first, last)):
-            return
-        self._loaded.update(range(first, last))
+        self._loaded.add((first, last))
         if self.ops.name == "numba" and BUILD != "python":
             wanted = set(self.steps_of((first, last)))
             for row, step in zip(self.table, self.steps, strict=True):
@@ -309,6 +309,7 @@ class Workspace:
         stages: tuple[int, int] | None = None,
         numbers: Mapping[str, float | int] | None = None,
         bound: Mapping[Tensor, Array] | None = None,
+        copied: Mapping[str, Array] | None = None,
     ) -> None:
         """Run all stages, or some, on a batch.
 
@@ -317,6 +318,7 @@ class Workspace:
             stages: first and last + 1; None for all.
             numbers: by name, those that `Program.number` names.
             bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
+            copied: arrays that are copied into those that `Program.copied` names.
 
         Raises:
             ValueError: a sequence that is too long, a number that the program does not name, or an
@@ -331,9 +333,12 @@ class Workspace:
         if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
             self.grow(tokens, sequences)
         sizes = self.sizes
-        _set_sizes(sizes, self.way, tokens, sequences, batch.longest)
+        if self._sized != (tokens, sequences, batch.longest):
+            self._sized = tokens, sequences, batch.longest
+            _set_sizes(sizes, self.way, tokens, sequences, batch.longest)
         first, last = stages or (0, len(self.bounds) - 1)
-        self._load(first, last)
+        if (first, last) not in self._loaded:
+            self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
         for name, value in (numbers or {}).items():
             if name not in self.program.numbers:
@@ -342,9 +347,13 @@ class Workspace:
             place = self.program.numbers[name]
             kept = self._float_sizes if place in self._floats else sizes
             kept[place] = value
-        for memory, given in self._brought:
-            source = given(batch)
-            memory[: source.size] = source
+        if batch is not self._batch_brought:  # it cannot have changed
+            self._batch_brought = batch
+            for memory, given in self._brought:
+                source = given(batch)
+                memory[: source.size] = source
+        for name, ids in (copied or {}).items():
+            self._copy(name, ids)
         for tensor, array in (bound or {}).items():
             tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
@@ -365,6 +374,19 @@ class Workspace:
                 batch._offsets, self.rooms, self.clocks,
             )  # fmt: skip
         self.batch = batch
+
+    def left(self, name: str) -> Array:
+        """Return what the last run left under a name of `Program.copied`, a view."""
+        tensor = self.program.given[name]
+        assert tensor.memory is not None
+        return tensor.memory[: tensor.axes[0].at(self.sizes)]
+
+    def _copy(self, name: str, source: Array) -> None:
+        """Copy an array into what the program has under a name."""
+        tensor, memory = self.program.given[name], self.left(name)
+        if source.shape != memory.shape:
+            _fail_to_bind(tensor, source, self.sizes)
+        memory[...] = source
 
     def array(self, tensor: Tensor, further: int = 0) -> Array:
         """Return a tensor's array of the last run, a view; or what lies so many bytes further."""

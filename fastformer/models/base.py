@@ -138,12 +138,9 @@ class Model(Layer):
             space = self.forward_workspace(batch)
             ensure_compiled(space.kernels((0, 1)))
             self.dropout_counter.count()
-            logits = self.empty_logits(batch)
             with self.threads.at("forward", batch.num_tokens):
-                space.run(
-                    batch, stages=(0, 1), numbers=self.numbers(space),
-                    bound={space.program.named["logits"]: logits},
-                )  # fmt: skip
+                space.run(batch, stages=(0, 1), numbers=self.numbers(space))
+            logits = space.left("logits").copy()
             if self._spaces.shown is not space or not was_whole:
                 self._show(space)
             self.guard.whole = True
@@ -171,7 +168,7 @@ class Model(Layer):
             with self.threads.at("backward", len(dlogits)):
                 space.run(
                     space.batch, stages=(1, 2), numbers=self.numbers(space),
-                    bound={space.program.named["dlogits"]: dlogits},
+                    copied={"dlogits": dlogits},
                 )  # fmt: skip
 
     @property
@@ -276,7 +273,7 @@ def _forward_program(model: Model, p: Program) -> None:
     """Append forward, and backward as a stage of its own."""
     p.keeps = True
     sizes = model.logits_rows, Axis(model.config.vocab_size)
-    p.forward(model, p.bound("logits", *sizes))
+    p.forward(model, p.copied("logits", *sizes))
     p.end_stage()
-    p.backward(model, p.bound("dlogits", *sizes))
+    p.backward(model, p.copied("dlogits", *sizes))
     p.end_stage()

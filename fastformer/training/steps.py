@@ -152,13 +152,14 @@ def step_workspace(model: Transformer | TransformerDecoder, batch: PackedBatch) 
 def _step_program(model: Model, p: Program) -> None:
     """Append forward, cross-entropy and backward, without a stage between them."""
     rows, classes = model.logits_rows, Axis(model.config.vocab_size)
-    logits = p.bound("logits", rows, classes)
+    logits = p.copied("logits", rows, classes)
     p.forward(model, logits)
     losses, _, _, dlogits = p.add(
-        cross_entropy, logits=logits, targets=p.bound("targets", rows, kind="int"),
+        cross_entropy, logits=logits, targets=p.copied("targets", rows, kind="int"),
         smoothing=p.number("smoothing"), scale=p.number("scale"),
     )  # fmt: skip
-    p.add(sum_of_losses, losses=losses, loss=p.bound("loss", Axis(1), kind="double"))
+    loss = p.copied("loss", Axis(1), kind="double")
+    p.add(sum_of_losses, losses=losses, loss=loss)
     p.backward(model, dlogits)
 
 
@@ -179,12 +180,9 @@ def _run_step(
     ensure_compiled(space.kernels())
     model.dropout_counter.count()
     numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
-    named, loss = space.program.named, np.zeros(1)
-    space.run(
-        batch, numbers=numbers | model.numbers(space),
-        bound={named["logits"]: logits, named["targets"]: targets, named["loss"]: loss},
-    )  # fmt: skip
-    return float(loss[0]) / max(1, count)
+    space.run(batch, numbers=numbers | model.numbers(space), copied={"targets": targets})
+    logits[...] = space.left("logits")
+    return float(space.left("loss")[0]) / max(1, count)
 
 
 def _called(
