@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastformer.program import Axis, Step, Tensor
+from fastformer.program import Step
+from fastformer.tensors import Axis, Tensor
 
 LINE = 64  # bytes of a cache line
 # Segments for which memory that is free lies idle: who takes it then waits for what ended long ago.

@@ -1,6 +1,6 @@
-"""Where a program's arrays lie, and its run: memory by lifetime, the driver's tables, a batch."""
+"""A program's memory, and its runs: batch after batch, up to a size that grows."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,7 @@ import numpy.typing as npt
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import InvalidValueError
-from fastformer.kernels._compile import BUILD, ORDER
-from fastformer.kernels._llvm import element_lanes
-from fastformer.kernels._rows import count_row_tasks
-from fastformer.kernels.op import Op, Operand, Part
+from fastformer.kernels._compile import BUILD
 from fastformer.kernels.program import (
     ADDRESS,
     BOUNDS,
@@ -28,13 +25,16 @@ from fastformer.kernels.program import (
     SEQUENCES,
     SHARDS,
     TOKENS,
-    first_sequence,
     shard_count,
 )
+from fastformer.listing import listing
 from fastformer.parameters import Array, aligned_zeros
 from fastformer.places import LINE, Places
-from fastformer.program import Axis, Field, Program, Step, Tensor
+from fastformer.program import Program, Step
+from fastformer.python_driver import calls_of, run_shuffled
 from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
+from fastformer.tables import Tables
+from fastformer.tensors import Axis, Tensor
 from fastformer.warmup import DRIVER
 
 if TYPE_CHECKING:
@@ -146,36 +146,8 @@ class Workspace:
         return sum(all(step in ended for step in segment) for segment in self.segments)
 
     def __str__(self) -> str:
-        """Show each op on a line: its segment, layer, name, and what it reads and writes, where.
-
-        An s marks segments that are cut by sequences; + what is added to; @ KiB into the workspace.
-        """
-        lines = [
-            f"{len(self.steps)} ops in {len(self.segments)} segments ({self.way}), "
-            f"{self.memory.nbytes / 2**20:.1f} MiB (unshared {self.unshared / 2**20:.1f}), for up "
-            f"to {self.capacity[TOKENS]} tokens in {self.capacity[SEQUENCES]} sequences"
-        ]
-        titles = max([0, *(len(step.title) for step in self.steps)])
-        names = max([0, *(len(step.op.name) for step in self.steps)])
-        for step in self.steps:
-            waits = self.waits[step.segment] if self.waits else []
-            first = step is self.segments[step.segment][0]
-            lines.append(
-                f"{step.segment if first else '':>3}{'s' if step.sharded else ' '} "
-                f"{step.title:{titles}} {step.op.name:{names}} "
-                f"{' '.join(self._told(step, step.op.reads))} -> "
-                f"{' '.join(self._told(step, step.op.writes))}"
-                + (f"  waits for {', '.join(map(str, waits))}" if first and waits else "")
-            )
-        return "\n".join(lines)
-
-    def _told(self, step: Step, operands: list[Operand]) -> Iterator[str]:
-        for operand in operands:
-            tensor = step.operands.get(operand.name)
-            if isinstance(tensor, Tensor):
-                axes = ",".join(map(str, tensor.axes))
-                place = "" if tensor.whole.memory is not None else f"@{tensor.whole.place >> 10}"
-                yield f"{'+' * operand.added}{operand.name}[{axes}]{place}"
+        """Show each op on a line; see `listing`."""
+        return listing(self)
 
     # Memory.
 
@@ -196,24 +168,7 @@ class Workspace:
         if self.memory.nbytes < places.end:
             self.memory = aligned_zeros(-(-places.end // self.memory.itemsize), self.memory.dtype)
         self.waits = waits_of(self.segments, places.shared)
-        self._lay()
-
-    # Tables.
-
-    def _lay(self) -> None:
-        """Lay the driver's tables."""
-        words: list[tuple[int, int, int]] = []
-        rows = []
-        for step in self.steps:
-            for tensor in (*step.reads, *step.writes):
-                tensor.words = []
-        for step in self.steps:
-            rows.append(self._row(step, len(words)))
-            for operand in step.op.operands:
-                words += self._words(step, operand, len(words))
-        self.words = np.array(words or [(0, 0, 0)], np.int64)
-        self.record = np.zeros(len(self.words), np.int64)
-        self.table = np.array(rows, np.int64)
+        self.tables = Tables(self)
         self._loaded.clear()
         self._brought = [
             (tensor.memory, _GIVEN[name])
@@ -221,67 +176,10 @@ class Workspace:
             if tensor.words and tensor.memory is not None and name in _GIVEN
         ]
         self._batch_brought = None
-        segments, place, first = [], 0, 0
-        for segment, waits in zip(self.segments, self.waits, strict=True):
-            sharded = int(segment[0].sharded)
-            segments.append((first, first + len(segment), 0, sharded, place, place + len(waits)))
-            first, place = first + len(segment), place + len(waits)
-        self.segment_table = np.array(segments, np.int64)
-        self.wait_table = np.array([w for waits in self.waits for w in waits] or [0], np.int64)
-        room = max([0, *(self._room(step) for step in self.steps)])
         line = LINE // self.memory.itemsize
         threads = numba.config.NUMBA_NUM_THREADS
-        self.rooms = np.empty((threads, -(-room // line) * line + line), self.memory.dtype)
-
-    def _row(self, step: Step, record: int) -> tuple[int, ...]:
-        op, address = step.op, 0  # it is loaded when it is run
-        rows, times = NO_SIZE, 1
-        if op.cut == "sequences":
-            rows, times = SEQUENCES, 1 if op.times is None else step.length(op.times).factor
-        elif op.cut is not None:
-            times, rows = step.length(op.cut)
-        cost = 0 if op.tasks is not None else max(1, step.length(op.cost).factor if op.cost else 1)
-        return address, record, rows, times, cost, int(op.each or step.copies)
-
-    def _words(self, step: Step, operand: Operand, place: int) -> list[tuple[int, int, int]]:
-        given = step.operands.get(operand.name)
-        if operand.kind == "room":
-            return [(self._room(step), 0, NO_SIZE)]
-        if operand.is_array:
-            if given is None:
-                return [(0, 0, NO_SIZE)] * operand.words
-            assert isinstance(given, Tensor)
-            given.words.append(place)
-            start = given.start()
-            address = _address(given.whole, self.memory) + (
-                start.factor if start.size == NO_SIZE else 0
-            )
-            found = [(address, 0, NO_SIZE)] if start.size == NO_SIZE else [(address, *start)]
-            found += [_word(axis) for axis in given.axes]
-            if operand.added:
-                found.append((self._bytes_of_a_copy(step, given), 0, NO_SIZE))
-            return found
-        if operand.name == "shards" and step.produced_by_shards(self.steps):
-            given = Axis(1, SHARDS)
-        if isinstance(given, Axis):
-            return [_word(given)]
-        assert isinstance(given, float | int | np.number)
-        number = np.float64(given) if operand.kind == "float" else np.uint64(int(given) % 2**64)
-        return [(int(number.view(np.int64)), 0, NO_SIZE)]  # a seed may have 64 bits
-
-    def _bytes_of_a_copy(self, step: Step, tensor: Tensor) -> int:
-        """Return how far apart the shards' copies of a tensor are; 0 where there is one for all."""
-        if not step.copies or tensor.whole is not self.copies:
-            return 0
-        return tensor.whole.axes[1].factor * tensor.dtype.itemsize
-
-    def _room(self, step: Step) -> int:
-        if step.op.room is None:
-            return 0
-        sizes = {letter: axis.at(self.capacity) for letter, axis in step.sizes.items()}
-        return int(
-            step.op.room(sizes, int(self.capacity[LONGEST]), element_lanes(self.memory.itemsize))
-        )
+        shape = threads, -(-self.tables.room // line) * line + line
+        self.rooms = np.empty(shape, self.memory.dtype)
 
     def _bound_in(self, first: int, last: int) -> list[tuple[Tensor, Axis]]:
         """Return the tensors of some stages for which a run brings an array, and their bytes."""
@@ -296,7 +194,7 @@ class Workspace:
         self._loaded.add((first, last))
         if self.ops.name == "numba" and BUILD != "python":
             wanted = set(self.steps_of((first, last)))
-            for row, step in zip(self.table, self.steps, strict=True):
+            for row, step in zip(self.tables.ops, self.steps, strict=True):
                 if step in wanted:
                     row[ADDRESS] = step.op.address(self.program.dtype.name)
 
@@ -357,7 +255,7 @@ class Workspace:
         for tensor, array in (bound or {}).items():
             tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
-                self.words[place, OFFSET] = address
+                self.tables.words[place, OFFSET] = address
         for tensor, (factor, size) in self._bound_in(first, last):
             brought = tensor.memory
             assert brought is not None
@@ -365,12 +263,13 @@ class Workspace:
             if not fits or not brought.flags.c_contiguous:
                 _fail_to_bind(tensor, brought, sizes)
         if self.ops.name == "reference":
-            self.ops.run_program(self._calls(first, last))
+            self.ops.run_program(calls_of(self, first, last))
         elif BUILD == "python":
-            self._run_shuffled(first, last, batch._offsets)
+            run_shuffled(self, first, last, batch._offsets)
         else:
+            tables = self.tables
             self.ops.run_program(
-                self.segment_table, self.table, self.wait_table, self.words, self.record, sizes,
+                tables.segments, tables.ops, tables.waits, tables.words, tables.record, sizes,
                 batch._offsets, self.rooms, self.clocks,
             )  # fmt: skip
         self.batch = batch
@@ -407,80 +306,6 @@ class Workspace:
         found = getattr(self.program.saved_of(layer), name, None)
         return self.array(found) if isinstance(found, Tensor) else found
 
-    def _values(self, step: Step, shard: int | None = None) -> list[Any]:
-        """Return what a kernel is given, as arrays and numbers; by a driver that cuts, for a shard.
-
-        Twins leave all sums in one part: for them there are no shards.
-        """
-        found: list[Any] = []
-        for operand in step.op.operands:
-            given = step.operands.get(operand.name)
-            if operand.kind == "room":
-                found.append(np.empty(self._room(step), self.memory.dtype))
-            elif operand.is_array and given is None:
-                dtype = {"int": np.int64, "double": np.float64}.get(operand.kind, self.memory.dtype)
-                found.append(np.zeros((0,) * len(operand.axes or ()), dtype))
-            elif isinstance(given, Tensor):
-                apart = self._bytes_of_a_copy(step, given) if operand.added else 0
-                found.append(self.array(given, (shard or 0) * apart))
-            elif (
-                shard is not None
-                and operand.name == "shards"
-                and step.produced_by_shards(self.steps)
-            ):
-                found.append(int(self.sizes[SHARDS]))
-            elif isinstance(given, Axis):
-                value = given.at(self.sizes)
-                is_float = operand.kind == "float"
-                found.append(float(np.int64(value).view(np.float64)) if is_float else value)
-            else:
-                found.append(given)
-        return found
-
-    def _calls(self, first: int, last: int) -> list[tuple[Op, list[Any]]]:
-        steps = self.steps_of((first, last))
-        return [
-            (
-                step.op,
-                [
-                    v
-                    for v, o in zip(self._values(step), step.op.operands, strict=True)
-                    if o.kind != "room"
-                ],
-            )
-            for step in steps
-        ]
-
-    def _run_shuffled(self, first: int, last: int, offsets: Ids) -> None:
-        """Run uncompiled kernels, the tasks of each segment in a shuffled order."""
-        sizes, threads = self.sizes, 2
-        for segment in self.segments[self.bounds[first] : self.bounds[last]]:
-            row = self.table[self.steps.index(segment[0])]
-            if segment[0].sharded:
-                tasks = int(sizes[SHARDS])
-            elif row[4] > 0:
-                tasks = count_row_tasks(int(sizes[row[2]] * row[3]), int(row[4]))
-            else:
-                tasks = segment[0].op.python_tasks(threads, *self._values(segment[0], 0))
-            order = list(range(tasks))
-            ORDER.shuffle(order)
-            for task in order:
-                for step in segment:
-                    part = self._part(step, task, tasks, threads, offsets)
-                    step.op.python_function(part, *self._values(step, task))
-
-    def _part(self, step: Step, task: int, tasks: int, threads: int, offsets: Ids) -> Part:
-        _, _, rows, times, cost, _ = self.table[self.steps.index(step)]
-        if step.sharded:
-            first, last = (first_sequence(shard, tasks, offsets) for shard in (task, task + 1))
-            if rows == TOKENS:
-                first, last = offsets[first], offsets[last]
-            return Part(task, int(first * times), int(last * times), threads)
-        if cost > 0:
-            count = int(self.sizes[rows] * times)
-            return Part(task, count * task // tasks, count * (task + 1) // tasks, threads)
-        return Part(task, -1, -1, threads)
-
 
 class Workspaces:
     """Those of one model.
@@ -515,16 +340,3 @@ def _fail_to_bind(tensor: Tensor, array: Array, sizes: npt.NDArray[np.int64]) ->
         f"{tensor} must be bound to a C-contiguous array, {tensor.dtype} {tensor.shape(sizes)}, "
         f"got {got}"
     )
-
-
-def _word(axis: Axis) -> tuple[int, int, int]:
-    return (axis.factor, 0, NO_SIZE) if axis.size == NO_SIZE else (0, axis.factor, axis.size)
-
-
-def _address(tensor: Tensor, memory: Array) -> int:
-    if tensor.memory is not None:
-        return int(tensor.memory.__array_interface__["data"][0])
-    return int(memory.__array_interface__["data"][0]) + tensor.place
-
-
-__all__ = ["Field", "Workspace"]

@@ -12,7 +12,8 @@ import fastformer as ff
 from fastformer.backend import get_backend
 from fastformer.kernels._compile import BUILD
 from fastformer.kernels.cross_entropy import cross_entropy, sum_of_losses
-from fastformer.program import ROWS, SEQUENCE_ROWS, Axis, Program
+from fastformer.program import Program
+from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis
 from fastformer.workspace import Workspace
 
 WAYS = ("ops", "blocks", "whole")

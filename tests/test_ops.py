@@ -32,16 +32,10 @@ from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
 from fastformer.kernels.op import Op, op
 from fastformer.kernels.program import shard_count
 from fastformer.layers.relative_positions import alibi_slopes
-from fastformer.program import (
-    LONGEST_AXIS,
-    MOST_PARTS,
-    OFFSETS,
-    ROWS,
-    SEQUENCE_ROWS,
-    Axis,
-    Program,
-)
+from fastformer.program import Program
 from fastformer.schedule import SHARDING, is_local
+from fastformer.tables import room_of
+from fastformer.tensors import LONGEST_AXIS, MOST_PARTS, OFFSETS, ROWS, SEQUENCE_ROWS, Axis
 from fastformer.workspace import Workspace
 
 # Elements around each array, which no op may touch: whole cache lines, so arrays stay aligned.
@@ -187,7 +181,7 @@ def run_op(case: Case, batch: ff.PackedBatch, arguments: Sequence[Any], way: str
     step = program.steps[0]
     if way == "blocks":
         assert step.sharded == is_local(step)
-    assert np.isnan(workspace.rooms[:, workspace._room(step) :]).all(), "wrote beyond its room"
+    assert np.isnan(workspace.rooms[:, room_of(workspace, step) :]).all(), "wrote beyond its room"
     results = []
     for guarded in turns:
         for operand, value in zip(operands_of(case.op), guarded, strict=True):

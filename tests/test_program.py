@@ -16,7 +16,8 @@ from fastformer.kernels._compile import BUILD
 from fastformer.kernels.matmul import linear
 from fastformer.kernels.op import Operand, op
 from fastformer.kernels.program import FIRST_WAIT, LAST_WAIT, NO_SIZE, SEQUENCES, TOKENS
-from fastformer.program import ROWS, SEQUENCE_ROWS, Axis, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis, Tensor
 from fastformer.workspace import Workspace
 
 COLUMNS = 64
@@ -607,7 +608,7 @@ def test_segments_that_do_not_wait_are_noticed(values):
 
     for _ in range(5):
         np.testing.assert_array_equal(run(), values)
-    workspace.segment_table[1, LAST_WAIT] = workspace.segment_table[1, FIRST_WAIT]
+    workspace.tables.segments[1, LAST_WAIT] = workspace.tables.segments[1, FIRST_WAIT]
     assert any((run() != values).any() for _ in range(100))
 
 

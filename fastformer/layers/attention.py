@@ -19,7 +19,8 @@ from fastformer.layers.feed_forward import drop_and_add
 from fastformer.layers.linear import PRODUCTS, Linear, xavier_uniform
 from fastformer.layers.relative_positions import RelativePositions, check_positions
 from fastformer.parameters import Array, Parameter
-from fastformer.program import LONGEST_AXIS, Axis, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import LONGEST_AXIS, Axis, Tensor
 
 # Where nothing depends on them, no positions are looked up.
 NO_POSITIONS = np.zeros(0, np.int64)

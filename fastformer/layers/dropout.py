@@ -11,7 +11,8 @@ from fastformer.fixed import Fixed
 from fastformer.kernels.dropout import dropout
 from fastformer.layers.base import Layer
 from fastformer.parameters import Array
-from fastformer.program import Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import Tensor
 
 # With any number of layers, all are numbered within 64 bits.
 MOST_FORWARDS = 1 << 48

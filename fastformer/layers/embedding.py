@@ -7,7 +7,8 @@ from fastformer.kernels.embedding import embedding, embedding_gradient
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.parameters import Array, Parameter
-from fastformer.program import Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import Tensor
 
 
 class Embedding(Layer):

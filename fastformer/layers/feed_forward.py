@@ -11,7 +11,8 @@ from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.linear import Linear
 from fastformer.parameters import Array
-from fastformer.program import Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import Tensor
 
 GATED = "swiglu"
 

@@ -9,7 +9,8 @@ from fastformer.kernels.layernorm import (
 )
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array, Parameter
-from fastformer.program import MOST_PARTS, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import MOST_PARTS, Tensor
 
 
 class LayerNorm(RowNorm):

@@ -20,7 +20,8 @@ from fastformer.kernels.op import Op
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
-from fastformer.program import Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import Tensor
 
 ACTIVATIONS = {"NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH}
 

@@ -3,7 +3,8 @@
 from fastformer.kernels.rmsnorm import add_rmsnorm_gradient, rmsnorm, rmsnorm_gradient
 from fastformer.layers.row_norm import RowNorm
 from fastformer.parameters import Array
-from fastformer.program import MOST_PARTS, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import MOST_PARTS, Tensor
 
 
 class RMSNorm(RowNorm):

@@ -12,7 +12,8 @@ from fastformer.layers.norm import new_norm
 from fastformer.layers.relative_positions import RelativePositions, relative_positions
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
-from fastformer.program import Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import Tensor
 
 
 class TransformerBlock(Layer):

@@ -20,8 +20,9 @@ from fastformer.layers.relative_positions import relative_positions
 from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
-from fastformer.program import Axis, Program, Tensor
+from fastformer.program import Program
 from fastformer.schedule import choose_way
+from fastformer.tensors import Axis, Tensor
 from fastformer.thread_choice import AdaptiveThreads
 from fastformer.warmup import ensure_compiled
 from fastformer.workspace import Workspace, Workspaces

@@ -3,7 +3,8 @@
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
-from fastformer.program import ROWS, Axis, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import ROWS, Axis, Tensor
 
 
 class TransformerDecoder(Model):

@@ -4,7 +4,8 @@ from fastformer.kernels.pooling import mean_of_rows, mean_of_rows_gradient
 from fastformer.layers.linear import Linear
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
-from fastformer.program import ROWS, SEQUENCE_ROWS, Axis, Program, Tensor
+from fastformer.program import Program
+from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis, Tensor
 
 
 class Transformer(Model):

@@ -14,7 +14,8 @@ from fastformer.models.base import Model
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
-from fastformer.program import Axis, Program
+from fastformer.program import Program
+from fastformer.tensors import Axis
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.warmup import STEP_KERNELS, ensure_compiled
