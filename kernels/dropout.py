@@ -10,13 +10,15 @@ numbers: as easy as 1, 2, 3".
 import numpy as np
 
 from ._compile import kernel, prange
-from ._simd import flat
+from ._simd import flat, lanes, load_first, select, splat, stack_array, store_first
 from .op import op
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 LOW = 0xFFFFFFFF
 CHUNK = 16384
+# Whose elements' scales are written at once; lanes times this is a multiple of four.
+REGISTERS = 16
 
 
 def _philox_reference(counters, call, seed):
@@ -55,25 +57,70 @@ def dropout_backward_reference(dout, rate, seed, call, dx):
     dropout_forward_reference(dout, dout[:0], rate, seed, call, dx)
 
 
-@kernel
+@kernel(inline=True)
+def _round(c0, c1, c2, c3, k0, k1):
+    """Return the counter and the key after one more round."""
+    low, shift = np.uint64(LOW), np.uint64(32)
+    product0 = c0 * np.uint64(MULTIPLIERS[0])
+    product1 = c2 * np.uint64(MULTIPLIERS[1])
+    return (
+        (product1 >> shift) ^ c1 ^ k0,
+        product1 & low,
+        (product0 >> shift) ^ c3 ^ k1,
+        product0 & low,
+        (k0 + np.uint64(KEY_STEPS[0])) & low,
+        (k1 + np.uint64(KEY_STEPS[1])) & low,
+    )
+
+
+@kernel(inline=True)
 def _philox(counter, call, seed):
     """Return four words below 2^32 as uint64."""
     low, shift = np.uint64(LOW), np.uint64(32)
-    call, seed = np.uint64(call), np.uint64(seed)
     c0, c1, c2, c3 = counter & low, counter >> shift, call & low, call >> shift
     k0, k1 = seed & low, seed >> shift
-    for _ in range(10):
-        product0 = c0 * np.uint64(MULTIPLIERS[0])
-        product1 = c2 * np.uint64(MULTIPLIERS[1])
-        c0, c1, c2, c3 = (
-            (product1 >> shift) ^ c1 ^ k0,
-            product1 & low,
-            (product0 >> shift) ^ c3 ^ k1,
-            product0 & low,
-        )
-        k0 = (k0 + np.uint64(KEY_STEPS[0])) & low
-        k1 = (k1 + np.uint64(KEY_STEPS[1])) & low
+    # Ten rounds, not in a loop, so that the compiler can do many counters at once.
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3, k0, k1 = _round(c0, c1, c2, c3, k0, k1)
     return c0, c1, c2, c3
+
+
+@kernel
+def _write_scales(first, groups, threshold, seed, call, factor, scales):
+    """Write what the elements of some groups of four are multiplied by, from `first` on."""
+    zero = scales.dtype.type(0)
+    for group in range(groups):
+        a, b, c, d = _philox(np.uint64(first + group), call, seed)
+        scales[4 * group] = factor if a >= threshold else zero
+        scales[4 * group + 1] = factor if b >= threshold else zero
+        scales[4 * group + 2] = factor if c >= threshold else zero
+        scales[4 * group + 3] = factor if d >= threshold else zero
+
+
+@kernel
+def _drop(start, stop, x, residual, rate, seed, call, out):
+    """Do elements start to stop of flat arrays; their bits do not depend on where these are cut."""
+    threshold, factor = np.uint64(rate * 2.0**32), x.dtype.type(1 / (1 - rate))
+    seed, call = np.uint64(seed), np.uint64(call)
+    scales, size, width = stack_array(x, REGISTERS), REGISTERS * lanes(x), lanes(x)
+    for begin in range(start // 4 * 4, stop, size):
+        _write_scales(begin // 4, size // 4, threshold, seed, call, factor, scales)
+        for i in range(begin, min(stop, begin + size), width):
+            first = max(start, i)
+            count = min(stop, i + width) - first
+            scale = load_first(scales, count, first - begin)
+            y = select(scale > 0.0, load_first(x, count, first) * scale, splat(x, 0.0))
+            if residual.size:
+                y = y + load_first(residual, count, first)
+            store_first(out, count, y, first)
 
 
 @kernel(parallel=True)
@@ -89,18 +136,9 @@ def dropout_forward(x, residual, rate, seed, call, out):
     size = x.size
     flat_x, flat_residual = x.reshape(size), residual.reshape(residual.size)
     flat_out = out.reshape(size)
-    threshold = np.uint64(rate * 2.0**32)
-    factor = x.dtype.type(1 / (1 - rate))
     for task in prange((size + CHUNK - 1) // CHUNK):
-        stop = min(size, (task + 1) * CHUNK)
-        for i in range(task * CHUNK, stop, 4):
-            words = _philox(np.uint64(i // 4), call, seed)
-            for lane in range(min(4, stop - i)):
-                kept = words[lane] >= threshold
-                value = flat_x[i + lane] * factor if kept else x.dtype.type(0)
-                if residual.size:
-                    value += flat_residual[i + lane]
-                flat_out[i + lane] = value
+        start, stop = task * CHUNK, min(size, (task + 1) * CHUNK)
+        _drop(start, stop, flat_x, flat_residual, rate, seed, call, flat_out)
 
 
 @kernel(parallel=True)
@@ -114,15 +152,9 @@ def dropout_backward(dout, rate, seed, call, dx):
     """
     size = dout.size
     flat_dout, flat_dx = dout.reshape(size), dx.reshape(size)
-    threshold = np.uint64(rate * 2.0**32)
-    factor = dout.dtype.type(1 / (1 - rate))
     for task in prange((size + CHUNK - 1) // CHUNK):
-        stop = min(size, (task + 1) * CHUNK)
-        for i in range(task * CHUNK, stop, 4):
-            words = _philox(np.uint64(i // 4), call, seed)
-            for lane in range(min(4, stop - i)):
-                kept = words[lane] >= threshold
-                flat_dx[i + lane] = flat_dout[i + lane] * factor if kept else dout.dtype.type(0)
+        start, stop = task * CHUNK, min(size, (task + 1) * CHUNK)
+        _drop(start, stop, flat_dout, flat_dout[:0], rate, seed, call, flat_dx)
 
 
 def _dropout_reference(x, residual, rate, seed, call, place, out):
@@ -135,15 +167,5 @@ def _dropout_reference(x, residual, rate, seed, call, place, out):
 )  # fmt: skip
 def dropout(part, x, residual, rate, seed, call, place, out):
     """Zero a share of the elements, scale up the others, and add a residual."""
-    C = x.shape[1]
-    start, stop = part.first * C, part.last * C
-    flat_x, flat_residual, flat_out = flat(x), flat(residual), flat(out)
-    threshold = np.uint64(rate * 2.0**32)
-    factor = x.dtype.type(1 / (1 - rate))
-    for i in range(start // 4 * 4, stop, 4):
-        words = _philox(np.uint64(i // 4), np.uint64(call + place), np.uint64(seed))
-        for lane in range(max(0, start - i), min(4, stop - i)):
-            value = flat_x[i + lane] * factor if words[lane] >= threshold else x.dtype.type(0)
-            if residual.size:
-                value += flat_residual[i + lane]
-            flat_out[i + lane] = value
+    C, key = x.shape[1], np.uint64(call) + np.uint64(place)
+    _drop(part.first * C, part.last * C, flat(x), flat(residual), rate, seed, key, flat(out))
