@@ -23,8 +23,6 @@ WAYS = ("ops", "blocks", "whole")
 # Tokens of a shard, about, and the most shards. A thread takes all of its shards at once through
 # what is no sum, for it packs all weights, which costs as much as 4 rows.
 SHARDING = {"ops": (64, 1), "blocks": (64, MOST_SHARDS), "whole": (128, 8)}
-
-
 # Threads take whole sequences through blocks where they share at least so many, which have no more
 # elements than this on average, and where a block has no more parameters, which each thread reads.
 FEWEST_SEQUENCES = 4

@@ -115,6 +115,22 @@ def test_what_lies_in_the_workspace_before_a_step_changes_nothing(way, monkeypat
     assert found[0][0] == found[1][0] and same_bits(found[0][1], found[1][1])
 
 
+def test_backward_drops_what_its_forward_dropped_whatever_came_between():
+    model = new_model("encoder with dropout", dtype="float64")
+    batch, targets = new_batch(model, LENGTHS)
+    dlogits = np.random.default_rng(1).standard_normal((len(LENGTHS), 11))
+    found = []
+    for steps_between in (0, 2):
+        model.dropout_counter.forwards = 0
+        model.forward(batch)
+        for _ in range(steps_between):
+            ff.accumulate_gradients(model, batch, targets, ff.CrossEntropyLoss())
+        model.zero_grad()
+        model.backward(dlogits)
+        found.append(model.parameters().gradients.copy())
+    assert same_bits(*found)
+
+
 def test_gradients_are_added_to_those_that_are_there():
     model = new_model("encoder")
     batch, targets = new_batch(model, LENGTHS)

@@ -167,10 +167,8 @@ class Model(Layer):
             checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
             ensure_compiled(space.kernels((1, 2)))
             with self.threads.at("backward", len(dlogits)):
-                space.run(
-                    space.batch, stages=(1, 2), numbers=self.numbers(space),
-                    copied={"dlogits": dlogits},
-                )  # fmt: skip
+                # With the numbers that forward had, which are still there.
+                space.run(space.batch, stages=(1, 2), copied={"dlogits": dlogits})
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:
