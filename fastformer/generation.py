@@ -100,9 +100,7 @@ class KeyValueCache(Fixed):
         self._read = np.arange(self.model.config.max_seq_len) < total[:, None]
         model = self.model
         model.guard.begin()
-        training = model.dropout_counter.training
-        model.eval()
-        try:
+        with model.evaluating():
             x = np.empty((batch.num_tokens, model.config.embed_dim), model.dtype)
             model.ops.embedding_forward(
                 batch._tokens,
@@ -116,8 +114,6 @@ class KeyValueCache(Fixed):
             if model.final_norm is not None:
                 x = model.final_norm.forward(x)
             logits = np.array(model.output.forward(x))
-        finally:
-            model.dropout_counter.training = training
         self._lengths = total
         return logits
 

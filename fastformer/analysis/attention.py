@@ -94,18 +94,13 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
     Raises:
         ValueError: weights that are not finite.
     """
-    with model.guard:
-        training = model.dropout_counter.training
-        model.eval()
+    with model.evaluating():
         model.guard.begin()
-        try:
-            x, layers = model.embedding.forward(batch, model.positions), []
-            for block in model.blocks:
-                x = block.forward(x, batch)
-                layers.append(block.attention.weights())
-                checks.finite_result("attention weights", layers[-1])
-        finally:
-            model.dropout_counter.training = training
+        x, layers = model.embedding.forward(batch, model.positions), []
+        for block in model.blocks:
+            x = block.forward(x, batch)
+            layers.append(block.attention.weights())
+            checks.finite_result("attention weights", layers[-1])
     return layers
 
 

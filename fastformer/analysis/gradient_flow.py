@@ -67,15 +67,11 @@ def gradient_flow(
         ValueError: a gradient that is not finite; the message names the parameter.
     """
     loss = CrossEntropyLoss(label_smoothing=label_smoothing, backend=model.ops.name)
-    training = model.dropout_counter.training
-    model.eval()
-    try:
+    with model.evaluating():
         model.zero_grad()
         accumulate_gradients(model, batch, targets, loss)
         flows = [_flow(name, value, gradient) for name, value, gradient in model.parameters()]
         model.zero_grad()
-    finally:
-        model.dropout_counter.training = training
     return flows
 
 

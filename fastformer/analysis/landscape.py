@@ -81,17 +81,15 @@ def loss_landscape(
     weights = model.state_dict()
     steps = np.linspace(-extent, extent, points)
     losses = np.empty((points, points))
-    training = model.dropout_counter.training
-    model.eval()
-    try:
-        for row, column in np.ndindex(losses.shape):
-            for name, value, _ in model.parameters():
-                moved = steps[column] * first[name] + steps[row] * second[name]
-                value[...] = weights[name] + moved
-            losses[row, column] = loss.forward(model.forward(batch), targets)
-    finally:
-        model.load_state_dict(weights)
-        model.dropout_counter.training = training
+    with model.evaluating():
+        try:
+            for row, column in np.ndindex(losses.shape):
+                for name, value, _ in model.parameters():
+                    moved = steps[column] * first[name] + steps[row] * second[name]
+                    value[...] = weights[name] + moved
+                losses[row, column] = loss.forward(model.forward(batch), targets)
+        finally:
+            model.load_state_dict(weights)
     return Landscape(steps, losses)
 
 

@@ -1,6 +1,7 @@
 """What the encoder and the decoder share: embedding, blocks, and the training switch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -239,6 +240,17 @@ class Model(Layer):
         """Drop nothing from now on."""
         self.dropout_counter.training = False
         return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Drop nothing within, while other threads wait for their turn; then go on as before."""
+        with self.guard:
+            training = self.dropout_counter.training
+            self.eval()
+            try:
+                yield
+            finally:
+                self.dropout_counter.training = training
 
     @property
     def program(self) -> Workspace:

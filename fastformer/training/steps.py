@@ -278,16 +278,11 @@ def predict_classes(
     checks.instance("evaluate", "inputs", inputs, PackedBatch)
     checks.integer("batch_size", batch_size, 1)
     order = np.arange(inputs.num_sequences)
-    with model.guard:
-        training = model.dropout_counter.training
-        model.eval()
-        try:
-            parts = [
-                model.forward(inputs.select(order[first : first + batch_size]))
-                for first in range(0, inputs.num_sequences, batch_size)
-            ]
-        finally:
-            model.dropout_counter.training = training
+    with model.evaluating():
+        parts = [
+            model.forward(inputs.select(order[first : first + batch_size]))
+            for first in range(0, inputs.num_sequences, batch_size)
+        ]
     return np.concatenate(parts)
 
 
