@@ -274,18 +274,16 @@ class Workspace:
             )  # fmt: skip
         self.batch = batch
 
-    def left(self, name: str) -> Array:
-        """Return what the last run left under a name of `Program.copied`, a view."""
-        tensor = self.program.given[name]
-        assert tensor.memory is not None
-        return tensor.memory[: tensor.axes[0].at(self.sizes)]
+    def left(self, name: str, rows: int) -> Array:
+        """Return some rows of what a run left under a name of `Program.copied`, a view."""
+        return self.program.given[name].memory[:rows]  # type: ignore[index]
 
     def _copy(self, name: str, source: Array) -> None:
         """Copy an array into what the program has under a name."""
-        tensor, memory = self.program.given[name], self.left(name)
-        if source.shape != memory.shape:
+        tensor = self.program.given[name]
+        if source.shape != tensor.shape(self.sizes):
             _fail_to_bind(tensor, source, self.sizes)
-        memory[...] = source
+        self.left(name, len(source))[...] = source
 
     def array(self, tensor: Tensor, further: int = 0) -> Array:
         """Return a tensor's array of the last run, a view; or what lies so many bytes further."""

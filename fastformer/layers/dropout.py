@@ -46,7 +46,7 @@ class DropoutCounter(Fixed):
     def count(self) -> None:
         """Begin another forward pass, which counts in training."""
         if self.training:
-            self.forwards += 1
+            self.__dict__["forwards"] += 1  # which is checked where others set it
 
     def new_place(self) -> int:
         """Return the number of another layer that drops."""

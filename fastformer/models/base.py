@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import numpy as np
-
 from fastformer import checks
 from fastformer.backend import check_precision
 from fastformer.batch import PackedBatch
@@ -142,7 +140,7 @@ class Model(Layer):
             self.dropout_counter.count()
             with self.threads.at("forward", batch.num_tokens):
                 space.run(batch, stages=(0, 1), numbers=self.numbers(space))
-            logits = space.left("logits").copy()
+            logits = space.left("logits", self.rows_of(batch)).copy()
             if self._spaces.shown is not space or not was_whole:
                 self._show(space)
             self.guard.whole = True
@@ -180,10 +178,9 @@ class Model(Layer):
         """Return the workspace of the program of forward and backward, for a batch."""
         return self.workspace("forward", _forward_program, self.way_of(batch))
 
-    def empty_logits(self, batch: PackedBatch) -> Array:
-        """Return an array for a batch's logits."""
-        rows = batch.num_sequences if self.logits_rows.size == SEQUENCES else batch.num_tokens
-        return np.empty((rows, self.config.vocab_size), self.dtype)
+    def rows_of(self, batch: PackedBatch) -> int:
+        """Return how many rows a batch's logits have."""
+        return batch.num_sequences if self.logits_rows.size == SEQUENCES else batch.num_tokens
 
     def numbers(self, space: Workspace) -> dict[str, float | int]:
         """Return the numbers of this forward pass, by the names of a program's."""

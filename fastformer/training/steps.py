@@ -131,18 +131,15 @@ def _accumulate(
     """Do what `accumulate_gradients` says, of what it has checked."""
     parts = _part_count(model, batch)
     model.check(batch)  # all of it, before the first part: messages name an index in it
-    if type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name:
-        results = [
-            _called(model, part, part_targets, loss_fn, count)
-            for part, part_targets in _parts(batch, ids, parts)
-        ]
-        return sum(loss for loss, _ in results), np.concatenate([rows for _, rows in results])
-    total, first, logits = 0.0, 0, model.empty_logits(batch)
-    for part, part_targets in _parts(batch, ids, parts):
-        last = first + part_targets.size
-        total += _run_step(model, part, part_targets, loss_fn, count, logits[first:last])
-        first = last
-    return total, logits
+    own_loss = type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name
+    compute = _called if own_loss else _run_step
+    if parts == 1:
+        return compute(model, batch, ids, loss_fn, count)
+    results = [
+        compute(model, part, part_targets, loss_fn, count)
+        for part, part_targets in _parts(batch, ids, parts)
+    ]
+    return sum(loss for loss, _ in results), np.concatenate([logits for _, logits in results])
 
 
 def step_workspace(model: Transformer | TransformerDecoder, batch: PackedBatch) -> Workspace:
@@ -170,9 +167,8 @@ def _run_step(
     targets: Ids,
     loss_fn: CrossEntropyLoss,
     count: int,
-    logits: Array,
-) -> float:
-    """Add a part's gradients, write its logits, and return its share of the loss.
+) -> tuple[float, Array]:
+    """Add a part's gradients, and return its share of the loss, and its logits.
 
     Args:
         count: of targets in all of the parts.
@@ -182,8 +178,8 @@ def _run_step(
     model.dropout_counter.count()
     numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
     space.run(batch, numbers=numbers | model.numbers(space), copied={"targets": targets})
-    logits[...] = space.left("logits")
-    return float(space.left("loss")[0]) / max(1, count)
+    logits = space.left("logits", len(targets)).copy()
+    return float(space.left("loss", 1)[0]) / max(1, count), logits
 
 
 def _called(
@@ -220,9 +216,6 @@ def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> 
 
 def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[PackedBatch, Ids]]:
     """Cut a batch into parts of alike many sequences, in order."""
-    if parts == 1:
-        yield batch, targets
-        return
     bounds = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
     for sequences in np.array_split(np.arange(batch.num_sequences), parts):
         first, last = bounds[sequences[0]], bounds[sequences[-1] + 1]
