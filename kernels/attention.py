@@ -20,6 +20,7 @@ arXiv:2108.12409, section 3.
 """
 
 import math
+from collections import namedtuple
 
 import numpy as np
 
@@ -73,14 +74,17 @@ KEY_DEPTH = 64
 UNPACKED_LENGTH = 256
 
 
-def _sequence_heads(q, query_offsets, key_offsets, num_heads):
-    """Yield (rows of q, rows of k, columns of the head, head) for each sequence and head."""
+def _sequence_heads(q, key_columns, query_offsets, key_offsets, num_heads):
+    """Yield (rows of q, rows of k, columns of q, columns of k, head) for each sequence and head."""
     D = q.shape[1] // num_heads
+    group = q.shape[1] // key_columns  # of heads that share keys and values
     for b in range(query_offsets.size - 1):
         queries = slice(query_offsets[b], query_offsets[b + 1])
         keys = slice(key_offsets[b], key_offsets[b + 1])
         for head in range(num_heads):
-            yield queries, keys, slice(head * D, (head + 1) * D), head
+            shared = head // group
+            parts = slice(head * D, (head + 1) * D), slice(shared * D, (shared + 1) * D)
+            yield queries, keys, *parts, head
 
 
 def _scores(q, k, positions, slope, causal, scale):
@@ -103,13 +107,15 @@ def attention_forward_reference(
 ):
     """Compute `attention_forward` in NumPy."""
     heads = largest.shape[1]
-    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+    for rows, keys, part, shared, head in _sequence_heads(
+        q, k.shape[1], query_offsets, key_offsets, heads
+    ):
         bend = positions[rows], slopes[head : head + 1]
-        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
         largest[rows, head] = scores.max(axis=1)
         weights = np.exp((scores - largest[rows, head, None]) * left)
         total[rows, head] = weights.sum(axis=1)
-        out[rows, part] = weights @ v[keys, part] / total[rows, head, None]
+        out[rows, part] = weights @ v[keys, shared] / total[rows, head, None]
 
 
 def attention_backward_reference(
@@ -118,15 +124,18 @@ def attention_backward_reference(
 ):  # fmt: skip
     """Compute `attention_backward` in NumPy."""
     heads = largest.shape[1]
-    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+    dk[...], dv[...] = 0, 0
+    for rows, keys, part, shared, head in _sequence_heads(
+        q, k.shape[1], query_offsets, key_offsets, heads
+    ):
         bend = positions[rows], slopes[head : head + 1]
-        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
         weights = np.exp((scores - largest[rows, head, None]) * left) / total[rows, head, None]
         delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
-        dscores = weights * (dout[rows, part] @ v[keys, part].T - delta) * q.dtype.type(scale)
-        dq[rows, part] = dscores @ k[keys, part]
-        dk[keys, part] = dscores.T @ q[rows, part]
-        dv[keys, part] = weights.T @ dout[rows, part]
+        dscores = weights * (dout[rows, part] @ v[keys, shared].T - delta) * q.dtype.type(scale)
+        dq[rows, part] = dscores @ k[keys, shared]
+        dk[keys, shared] += dscores.T @ q[rows, part]
+        dv[keys, shared] += weights.T @ dout[rows, part]
 
 
 def attention_weights_reference(
@@ -136,13 +145,20 @@ def attention_weights_reference(
     weights[...] = 0
     heads = weights.shape[1]
     sequence = -1
-    for rows, keys, part, head in _sequence_heads(q, query_offsets, key_offsets, heads):
+    for rows, keys, part, shared, head in _sequence_heads(
+        q, k.shape[1], query_offsets, key_offsets, heads
+    ):
         sequence += head == 0
         bend = positions[rows], slopes[head : head + 1]
-        scores, left = _scores(q[rows, part], k[keys, part], *bend, causal, scale)
+        scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
         found = np.exp((scores - scores.max(axis=1, keepdims=True)) * left)
         found /= found.sum(axis=1, keepdims=True)
         weights[sequence, head, : found.shape[0], : found.shape[1]] = found
+
+
+# A head of the queries, that of the keys and values which it shares with others, and the columns of
+# all keys' heads.
+Head = namedtuple("Head", "query key columns")
 
 
 @kernel
@@ -362,13 +378,13 @@ def _attention_forward_row(
     """Attend from one query, which sees all T keys, in one head."""
     C = q.size // row_largest.shape[0]
     D = C // row_largest.shape[1]
-    start = i * C + head * D
+    start, E = i * C + head.query * D, head.columns
     for key in range(0, T, BLOCK_KEYS):
-        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
-        _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
+        _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
-            _bend_row(scores, count, key, i, positions, slopes, head, scale, factor)
+            _bend_row(scores, count, key, i, positions, slopes, head.query, scale, factor)
             left = 1.0
         _softmax_row(scores, count, left, key > 0, largest, total, factor)
         if key > 0:
@@ -378,7 +394,7 @@ def _attention_forward_row(
             out, start, C,
         )  # fmt: skip
     _finish_queries(
-        1, lanes(q), head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+        1, lanes(q), head.query, largest, total, factor, out, start, C, D, row_largest, row_total, i
     )
 
 
@@ -390,10 +406,10 @@ def _attention_forward_pair(
     """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
     C = q.size // row_largest.shape[0]
     D, T = C // row_largest.shape[1], last_key - first_key
-    column = head * D
-    values_place, column_step, row_step, panels = first_key * C + column, 1, C, v
+    column, E = head.query * D, head.columns
+    values_place, column_step, row_step, panels = first_key * E + head.key * D, 1, E, v
     if T > UNPACKED_LENGTH or not whole_panels(D, v):
-        pack_panels(v, values_place, C, T, D, values)
+        pack_panels(v, values_place, E, T, D, values)
         values_place, column_step, row_step, panels = 0, T, 0, values
     i = first
     if last - first == 1:
@@ -408,12 +424,12 @@ def _attention_forward_pair(
         pack_panel_transposed(q, start, C, D, rows, queries, 0)
         for key in range(0, _visible(i + rows - 1, last, T, causal), BLOCK_KEYS):
             count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
-            place = (first_key + key) * C + column
-            _block_scores(k, place, count, C, D, queries, width, scores)
+            place = (first_key + key) * E + head.key * D
+            _block_scores(k, place, count, E, D, queries, width, scores)
             left = scale
             if slopes.size > 0:
                 _bend_columns(
-                    scores, count, width, key, rows, i, positions, slopes, head, scale, factor
+                    scores, count, width, key, rows, i, positions, slopes, head.query, scale, factor
                 )
                 left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
@@ -426,7 +442,19 @@ def _attention_forward_pair(
                 key > 0, out, start, C,
             )  # fmt: skip
         _finish_queries(
-            rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+            rows,
+            width,
+            head.query,
+            largest,
+            total,
+            factor,
+            out,
+            start,
+            C,
+            D,
+            row_largest,
+            row_total,
+            i,
         )
         i += rows
 
@@ -449,6 +477,7 @@ def attention_forward_pairs(
     """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
+    group = q.shape[1] // k.shape[1]
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
     flat_out = flat(out)
     block, columns = BLOCK_KEYS * width, width * D
@@ -456,11 +485,12 @@ def attention_forward_pairs(
     factor, room = room[2 * width : 3 * width], room[3 * width :]
     scores, queries, values = room[:block], room[block : block + columns], room[block + columns :]
     for pair in range(first_pair, last_pair):
-        b = pair // heads
+        b, head = pair // heads, pair % heads
         _attention_forward_pair(
             flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-            key_offsets[b + 1], positions, slopes, pair % heads, causal, scale, flat_out,
-            largest, total, queries, values, scores, tile_largest, tile_total, factor,
+            key_offsets[b + 1], positions, slopes, Head(head, head // group, k.shape[1]), causal,
+            scale, flat_out, largest, total, queries, values, scores, tile_largest, tile_total,
+            factor,
         )  # fmt: skip
 
 
@@ -471,7 +501,8 @@ def attention_forward(
     """Attend from every query, in every head.
 
     Args:
-        q: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
+        q: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, E): of fewer heads where groups of
+            C / E heads share them, as in Ainslie et al. 2023, arXiv:2305.13245.
         query_offsets, key_offsets: (B + 1,) int64, from 0 to Nq and to Nk, strictly rising.
         positions: (Nq,) int64, of each query in its sequence; (0,) where there are no slopes.
         slopes: (H,) of q's dtype, or (0,) for none.
@@ -547,17 +578,18 @@ def _attention_backward_row(
     """Differentiate one query, which sees all T keys, in one head."""
     C = q.size // row_largest.shape[0]
     D, size = C // row_largest.shape[1], lanes(q)
-    start = i * C + head * D
+    start, E = i * C + head.query * D, head.columns
+    adds = head.query > head.key * (C // E)  # to what the first head of a group wrote
     delta = _row_product(dout, out, start, D)
-    m, total = splat(q, row_largest[i, head]), splat(q, row_total[i, head])
+    m, total = splat(q, row_largest[i, head.query]), splat(q, row_total[i, head.query])
     for key in range(0, T, BLOCK_KEYS):
-        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * C + head * D
-        _row_scores(q, start, k, place, C, count, D, panel, scores, 0)
+        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
+        _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
-            _bend_row(scores, count, key, i, positions, slopes, head, scale, dscores)
+            _bend_row(scores, count, key, i, positions, slopes, head.query, scale, dscores)
             left = 1.0
-        _row_scores(dout, start, v, place, C, count, D, panel, dscores, 0)
+        _row_scores(dout, start, v, place, E, count, D, panel, dscores, 0)
         for c in range(0, count, size):
             weight = exp_or_zero((load_first(scores, count - c, c) - m) * left) / total
             gradient = weight * (load_first(dscores, count - c, c) - delta) * scale
@@ -569,10 +601,14 @@ def _attention_backward_row(
             for begin in range(0, count, SUM_BLOCK):
                 part = splat(q, 0.0)
                 for j in range(begin, min(count, begin + SUM_BLOCK)):
-                    to = place + j * C + d
+                    to = place + j * E + d
                     part = fma(load_first(k, D - d, to), dscores[j], part)
-                    store_first(dk, D - d, query * dscores[j], to)
-                    store_first(dv, D - d, dquery * scores[j], to)
+                    dkey, dvalue = query * dscores[j], dquery * scores[j]
+                    if adds:
+                        dkey = dkey + load_first(dk, D - d, to)
+                        dvalue = dvalue + load_first(dv, D - d, to)
+                    store_first(dk, D - d, dkey, to)
+                    store_first(dv, D - d, dvalue, to)
                 sums = sums + part
             if key > 0:
                 sums = sums + load_first(dq, D - d, start + d)
@@ -588,7 +624,8 @@ def _attention_backward_pair(
     """Differentiate one sequence in one head; all matrices but row_* are flat."""
     C = q.size // row_largest.shape[0]
     D, T = C // row_largest.shape[1], last_key - first_key
-    column = head * D
+    column, E = head.query * D, head.columns
+    goes_on = head.query > head.key * (C // E)  # with what the first head of a group wrote
     if last - first == 1:
         _attention_backward_row(
             dout, q, k, v, out, row_largest, row_total, first, first_key, positions, slopes, head,
@@ -596,11 +633,13 @@ def _attention_backward_pair(
         )  # fmt: skip
         return
     packs = T > UNPACKED_LENGTH or not whole_panels(D, k)
-    keys_place, column_step, row_step, key_panels = first_key * C + column, 1, C, k
+    keys_place, column_step, row_step, key_panels = first_key * E + head.key * D, 1, E, k
+    query_row_step = C
     query_panels, dout_panels = q, dout
     if packs:
-        pack_panels(k, keys_place, C, T, D, keys)
+        pack_panels(k, keys_place, E, T, D, keys)
         keys_place, column_step, row_step, key_panels = 0, T, 0, keys
+        query_row_step = 0
         query_panels, dout_panels = queries, douts
     # Keys before this one have a sum of gradients from earlier queries to go on with.
     begun = 0
@@ -616,20 +655,30 @@ def _attention_backward_pair(
             pack_panels(q, start, C, rows, D, queries)
             pack_panels(dout, start, C, rows, D, douts)
         _query_sums(
-            rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse,
-            delta,
+            rows, width, dout, out, start, C, D, head.query, row_largest, row_total, i, largest,
+            inverse, delta,
         )  # fmt: skip
         end = _visible(i + rows - 1, last, T, causal)
         for key in range(0, end, BLOCK_KEYS):
-            count, place = min(BLOCK_KEYS, end - key), (first_key + key) * C + column
-            _block_scores(k, place, count, C, D, queries_transposed, width, scores)
+            count, place = min(BLOCK_KEYS, end - key), (first_key + key) * E + head.key * D
+            _block_scores(k, place, count, E, D, queries_transposed, width, scores)
             left = scale
             if slopes.size > 0:
                 _bend_columns(
-                    scores, count, width, key, rows, i, positions, slopes, head, scale, dscores
+                    scores,
+                    count,
+                    width,
+                    key,
+                    rows,
+                    i,
+                    positions,
+                    slopes,
+                    head.query,
+                    scale,
+                    dscores,
                 )
                 left = 1.0
-            _block_scores(v, place, count, C, D, douts_transposed, width, dscores)
+            _block_scores(v, place, count, E, D, douts_transposed, width, dscores)
             hidden = _visible(i, last, T, causal) - key if causal else count
             _score_gradients(
                 scores, dscores, count, width, hidden, left, scale, largest, inverse, delta
@@ -642,14 +691,15 @@ def _attention_backward_pair(
             for skip, size, adds in ((0, old, True), (old, count - old, False)):
                 if size == 0:
                     continue
-                row, to = skip * width, place + skip * C
+                row, to = skip * width, place + skip * E
+                joins = adds or goes_on
                 multiply_panels(
                     size, 0, D, rows, dscores, width, 1, query_panels, query_place, query_step,
-                    row_step, 0, adds, dk, to, C, row,
+                    query_row_step, 0, joins, dk, to, E, row,
                 )  # fmt: skip
                 multiply_panels(
                     size, 0, D, rows, scores, width, 1, dout_panels, query_place, query_step,
-                    row_step, 0, adds, dv, to, C, row,
+                    query_row_step, 0, joins, dv, to, E, row,
                 )  # fmt: skip
         begun = end
         i += rows
@@ -667,11 +717,12 @@ def attention_backward_pairs(
     first_pair, last_pair, longest, dout, q, k, v, out, largest, total, query_offsets, key_offsets,
     positions, slopes, causal, scale, dq, dk, dv, room,
 ):  # fmt: skip
-    """Differentiate some pairs of sequence and head, in one thread; see `attention_backward`.
+    """Differentiate some pairs of sequence and keys' head, in one thread; see `attention_backward`.
 
     `room` is of `backward_room` elements.
     """
     heads = largest.shape[1]
+    group = q.shape[1] // k.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_dout, flat_out = flat(dout), flat(out)
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
@@ -684,13 +735,15 @@ def attention_backward_pairs(
     douts_transposed, room = room[:columns], room[columns:]
     queries, douts, keys = room[:padded], room[padded : 2 * padded], room[2 * padded :]
     for pair in range(first_pair, last_pair):
-        b = pair // heads
-        _attention_backward_pair(
-            flat_dout, flat_q, flat_k, flat_v, flat_out, largest, total, query_offsets[b],
-            query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
-            pair % heads, causal, scale, flat_dq, flat_dk, flat_dv, keys, queries_transposed,
-            douts_transposed, queries, douts, scores, dscores, tile_largest, inverse, delta,
-        )  # fmt: skip
+        b, shared = pair // (heads // group), pair % (heads // group)
+        for head in range(shared * group, (shared + 1) * group):
+            _attention_backward_pair(
+                flat_dout, flat_q, flat_k, flat_v, flat_out, largest, total, query_offsets[b],
+                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
+                Head(head, shared, k.shape[1]), causal, scale, flat_dq, flat_dk, flat_dv, keys,
+                queries_transposed, douts_transposed, queries, douts, scores, dscores,
+                tile_largest, inverse, delta,
+            )  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -701,15 +754,15 @@ def attention_backward(
     """Differentiate `attention_forward`.
 
     Args:
-        dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, C).
+        dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, E).
         largest, total: (Nq, H) from forward.
         query_offsets, key_offsets, positions, slopes, causal, scale: as there.
-        dq: (Nq, C), dk, dv: (Nk, C), overwritten.
-    Threads: pairs of sequence and head, each with its own rows and columns of every output;
+        dq: (Nq, C), dk, dv: (Nk, E), overwritten.
+    Threads: pairs of sequence and keys' head, each with its own rows and columns of every output;
     bit-identical for any thread count.
     """
     heads = largest.shape[1]
-    pairs = (query_offsets.size - 1) * heads
+    pairs = (query_offsets.size - 1) * (heads // (q.shape[1] // k.shape[1]))
     longest = longest_sequence(key_offsets)
     tasks = attention_tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
@@ -727,6 +780,7 @@ def _attention_weights_pair(
     """Write the weights of one sequence in one head."""
     D = q.shape[1] // weights.shape[1]
     T, column = last_key - first_key, head * D
+    back = column - head // (q.shape[1] // k.shape[1]) * D  # from columns of q to those of k
     left = 1.0 if slopes.size > 0 else scale
     for t in range(weights.shape[2]):
         i = first + t
@@ -735,7 +789,7 @@ def _attention_weights_pair(
         for j in range(seen):
             score = 0.0
             for d in range(column, column + D):
-                score += q[i, d] * k[first_key + j, d]
+                score += q[i, d] * k[first_key + j, d - back]
             if slopes.size > 0:
                 score = score * scale - slopes[head] * abs(positions[i] - j)
             weights[b, head, t, j] = score
@@ -753,7 +807,7 @@ def attention_weights(q, k, query_offsets, key_offsets, positions, slopes, causa
     """Compute P again, for pictures.
 
     Args:
-        q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, C).
+        q: (Nq, C) float32|float64, C-contiguous.    k: (Nk, E).
         query_offsets, key_offsets, positions, slopes, causal, scale: as in `attention_forward`.
         weights: (B, H, Tq, Tk) overwritten, with room for the longest sequence; 0 beyond the
             others and where a key is not seen.
@@ -799,7 +853,8 @@ def _attention_gradient_tasks(
     threads, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
     longest, heads, causal, scale, dq, dk, dv, room,
 ):  # fmt: skip
-    return attention_tasks((query_offsets.size - 1) * heads, q.size, k.size, longest)
+    shared = heads // (q.shape[1] // k.shape[1])
+    return attention_tasks((query_offsets.size - 1) * shared, q.size, k.size, longest)
 
 
 def _forward_room_of(sizes, longest, lanes):
@@ -824,7 +879,7 @@ def _pairs_of(part, query_offsets, heads, q, k, longest):
 
 
 @op(
-    "q[Q,C] k[N,C] v[N,C] query_offsets:int[P] key_offsets:int[P] positions?:int[Q] slopes?[H] "
+    "q[Q,C] k[N,E] v[N,E] query_offsets:int[P] key_offsets:int[P] positions?:int[Q] slopes?[H] "
     "longest:int heads:int causal:int scale:float -> out[Q,C] row_max[Q,H] row_sum[Q,H] room:room",
     cut="sequences", times="H", tasks=_attention_tasks, twin=_attention_reference,
     room=_forward_room_of,
@@ -842,9 +897,9 @@ def attention(
 
 
 @op(
-    "dout[Q,C] q[Q,C] k[N,C] v[N,C] out[Q,C] row_max[Q,H] row_sum[Q,H] query_offsets:int[P] "
+    "dout[Q,C] q[Q,C] k[N,E] v[N,E] out[Q,C] row_max[Q,H] row_sum[Q,H] query_offsets:int[P] "
     "key_offsets:int[P] positions?:int[Q] slopes?[H] longest:int heads:int causal:int scale:float "
-    "-> dq[Q,C] dk[N,C] dv[N,C] room:room",
+    "-> dq[Q,C] dk[N,E] dv[N,E] room:room",
     cut="sequences", times="H", tasks=_attention_gradient_tasks,
     twin=_attention_gradient_reference, room=_backward_room_of,
 )  # fmt: skip
@@ -853,7 +908,10 @@ def attention_gradient(
     longest, heads, causal, scale, dq, dk, dv, room,
 ):  # fmt: skip
     """Differentiate `attention` by queries, keys and values."""
-    first, last = _pairs_of(part, query_offsets, heads, q, k, longest)
+    shared = heads // (q.shape[1] // k.shape[1])
+    first, last = part.first // heads * shared, part.last // heads * shared
+    if part.first < 0:
+        first, last = _pairs_of(part, query_offsets, shared, q, k, longest)
     attention_backward_pairs(
         first, last, longest, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets,
         positions, slopes, causal != 0, scale, dq, dk, dv, room,

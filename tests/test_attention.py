@@ -34,6 +34,7 @@ class Case:
     causal: bool
     seed: int = 0
     bent: bool = False
+    key_heads: int = 0  # those of keys and values; 0: as many
 
     def __post_init__(self):
         rng = np.random.default_rng(self.seed)
@@ -43,7 +44,8 @@ class Case:
             for lengths in (self.queries, self.keys)
         )
         self.q, self.dout = rng.standard_normal((2, sum(self.queries), width))
-        self.k, self.v = rng.standard_normal((2, sum(self.keys), width))
+        key_width = (self.key_heads or self.heads) * self.head_size
+        self.k, self.v = rng.standard_normal((2, sum(self.keys), key_width))
         # Where a query stands is not always where it is among the queries.
         last = zip(self.queries, self.keys, strict=True)
         places = [np.arange(max(0, keys - queries), max(0, keys - queries) + queries)
@@ -95,6 +97,35 @@ LENGTHS = {
 }
 BENT = pytest.mark.parametrize("bent", [False, True], ids=["level", "alibi"])
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+
+
+@CAUSAL
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (3, 1)])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_heads_that_share_keys_equal_twin(lengths, heads, key_heads, causal):
+    queries, keys = lengths
+    bent = key_heads == 1
+    check(Case(queries, keys, heads, 5, causal, bent=bent, key_heads=key_heads))
+
+
+def test_shared_keys_are_those_of_each_head_alone():
+    """What heads share is as if each had a copy; its gradient is the sum of theirs."""
+    case = Case([3, 9, 1], [3, 9, 1], 6, 4, True, key_heads=2)
+    copied = Case([3, 9, 1], [3, 9, 1], 6, 4, True)
+
+    def spread(x):
+        return np.repeat(x.reshape(len(x), 2, 4), 3, axis=1).reshape(len(x), 24)
+
+    copied.q, copied.dout = case.q, case.dout
+    copied.k, copied.v = spread(case.k), spread(case.v)
+    out, expected = (run(attention_forward, *c.forward())[0] for c in (case, copied))
+    np.testing.assert_array_equal(out, expected)
+    dq, dk, dv = run(attention_backward, *case.backward())
+    dq_copied, *copies = run(attention_backward, *copied.backward())
+    np.testing.assert_array_equal(dq, dq_copied)
+    for found, copy in zip((dk, dv), copies, strict=True):
+        summed = copy.reshape(len(copy), 2, 3, 4).sum(axis=2).reshape(len(copy), 8)
+        np.testing.assert_allclose(found, summed, 1e-5, 1e-6)
 
 
 @pytest.mark.smoke
