@@ -97,6 +97,22 @@ def nearest_divisor(number: int, wanted: int) -> int:
     return min(sorted({*small, *(number // d for d in small)}), key=lambda d: abs(d - wanted))
 
 
+def kv_heads(num_heads: int, num_kv_heads: int) -> int:
+    """Return the number of heads of keys and values: as many as there are where it is 0.
+
+    Raises:
+        TypeError, ValueError: it is no such number, or does not divide the number of heads.
+    """
+    found = integer("num_kv_heads", num_kv_heads, 0) or num_heads
+    if num_heads % found:
+        near = nearest_divisor(num_heads, found)
+        fail(
+            f"num_kv_heads must divide num_heads, got num_kv_heads={found} and {num_heads=}; "
+            f"the nearest that does is {near}"
+        )
+    return found
+
+
 def even_head_size(embed_dim: int, num_heads: int) -> int:
     """Return the head size, which rotary positions need to be even.
 

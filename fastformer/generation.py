@@ -64,7 +64,7 @@ class KeyValueCache(Fixed):
         self.model = model
         self._lengths: Ids = np.zeros(num_sequences, np.int64)
         shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)
-        self._kept = np.zeros((*shape, model.config.embed_dim), model.dtype)
+        self._kept = np.zeros((*shape, model.blocks[0].attention.kv_width), model.dtype)
 
     @property
     def lengths(self) -> Ids:
@@ -166,8 +166,7 @@ class KeyValueCache(Fixed):
         batch: PackedBatch,
     ) -> Array:
         """Do what `MultiHeadAttention.forward` does, and keep the new keys and values."""
-        projected, queries, keys, values = attention.buffers.stacked("qkv", 3, *x.shape)
-        attention._project(x, slice(0, 3), projected)
+        queries, keys, values = attention.project(x)
         positions = self._places[1]
         attention._turn(attention.ops.rotary_forward, queries, keys, positions, positions)
         kept_keys, kept_values = self._kept[layer]

@@ -15,6 +15,7 @@ OPTIONS = [
     {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False, "dropout": 0.5},
     {"positions": "rotary"},
     {"positions": "alibi"},
+    {"positions": "rotary", "num_kv_heads": 1, "attention_bias": True},
 ]
 END = 4
 

@@ -18,11 +18,16 @@ from models import (
 import fastformer as ff
 from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
 from fastformer.layers.dropout import DropoutCounter
+from fastformer.layers.relative_positions import RelativePositions
 
 WIDTH, HEADS = 6, 2
 BATCH = make_batch((3, 1, 4))
 LAST_ROWS, FIRST_ROWS = np.array([2, 3, 7]), np.array([0, 3, 4])
 PROJECTIONS = {"W_q": "query", "W_k": "key", "W_v": "value", "W_o": "output"}
+
+
+def rotary_positions(width, heads):
+    return RelativePositions("rotary", width, heads, 9, dtype="float64")
 
 
 def make_layer(backend="numba", dtype="float64", dropout=0.0, **options):
@@ -118,7 +123,9 @@ def test_the_value_s_gradient_for_queries_or_keys_is_noticed(rng, backend, wrong
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", [{"bias": True}, {"dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}]
+)
 def test_gradients(rng, causal, options):
     """By x, by the residual, and by each parameter, biases too."""
     x, residual = rng.standard_normal((2, 8, WIDTH))
@@ -131,7 +138,9 @@ def test_gradients(rng, causal, options):
 
 
 @pytest.mark.parametrize(("rows", "causal"), [(FIRST_ROWS, 0), (LAST_ROWS, 0), (LAST_ROWS, 1)])
-@pytest.mark.parametrize("options", [{"bias": True}, {"dropout": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}]
+)
 def test_gradients_of_chosen_rows(rng, rows, causal, options):
     """With the residual's gradient added to that of the chosen rows, as in a block."""
     assert_gradients_on_both_backends(
@@ -152,6 +161,31 @@ def test_chosen_rows_are_those_of_all(rng, backend, rows, causal):
     np.testing.assert_allclose(layer.forward(x, BATCH, rows=rows), expected, 1e-12, 1e-14)
     for b, query in enumerate(rows - BATCH.offsets[:-1]):
         np.testing.assert_allclose(layer.weights()[b, :, 0], weights[b, :, query], 1e-12, 1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [None, LAST_ROWS])
+def test_shared_heads_are_a_layer_whose_heads_have_the_same_weights(rng, backend, rows):
+    options = {"causal": True, "bias": True, "positions": rotary_positions(8, 4)}
+    shared, full = (
+        shaken(
+            ff.MultiHeadAttention(8, 4, num_kv_heads=n, backend=backend, **options, dtype="float64")
+        )
+        for n in (2, 0)
+    )
+    weights = shared.state_dict()
+    for name in ("key.weight", "value.weight", "key.bias", "value.bias"):
+        columns = weights[name].reshape(*weights[name].shape[:-1], 2, 1, 2)
+        spread = np.broadcast_to(columns, (*columns.shape[:-2], 2, 2))
+        weights[name] = spread.reshape(*weights[name].shape[:-1], 8)
+    full.load_state_dict(weights)
+    x = rng.standard_normal((8, 8))
+    expected = full.forward(x, BATCH, rows=rows)
+    np.testing.assert_allclose(shared.forward(x, BATCH, rows=rows), expected, 1e-12, 1e-14)
+    np.testing.assert_allclose(shared.weights(), full.weights(), 1e-12, 1e-14)
+    dout = rng.standard_normal(expected.shape)
+    np.testing.assert_allclose(shared.backward(dout), full.backward(dout), 1e-11, 1e-13)
+    assert "num_kv_heads=2" in repr(shared) and "num_kv_heads" not in repr(full)
 
 
 @settings(max_examples=15)
@@ -195,6 +229,9 @@ VALUE, TYPE = InvalidValueError, InvalidTypeError
         ((8.0, 2), {}, TYPE, r"embed_dim must be an integer >= 1, got 8.0"),
         ((8, 2), {"causal": 1}, TYPE, r"causal must be True or False, got 1"),
         ((8, 2), {"bias": "yes"}, TYPE, r"bias must be True or False, got 'yes'"),
+        ((8, 4), {"num_kv_heads": 3}, VALUE, r"got num_kv_heads=3 and num_heads=4; .* is [24]$"),
+        ((8, 4), {"num_kv_heads": 8}, VALUE, r"num_kv_heads must divide num_heads"),
+        ((8, 4), {"num_kv_heads": -1}, VALUE, r"num_kv_heads must be an integer >= 0, got -1"),
         ((8, 2), {"dropout": 2}, VALUE, r"must be .*>= 0 and < 1, got 2"),
     ],
 )

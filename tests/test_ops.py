@@ -258,15 +258,15 @@ def attention_saved(forward: Case) -> Callable[[ff.PackedBatch, Any], dict[str, 
 
 def attention_cases() -> list[Case]:
     found = []
-    for one_query, causal, absent in [
-        (False, 0, ("positions", "slopes")),
-        (False, 1, ()),
-        (False, 1, ("positions", "slopes")),
-        (True, 0, ()),
+    for one_query, causal, key_columns, absent in [
+        (False, 0, COLUMNS, ("positions", "slopes")),
+        (False, 1, COLUMNS, ()),
+        (False, 1, COLUMNS // HEADS, ("positions", "slopes")),
+        (True, 0, COLUMNS // HEADS, ()),
     ]:
         sizes = {
             "Q": SEQUENCE_ROWS if one_query else ROWS, "N": ROWS, "C": COLUMNS, "H": HEADS,
-            "P": OFFSETS,
+            "P": OFFSETS, "E": key_columns,
         }  # fmt: skip
         numbers = {"longest": LONGEST_AXIS, "heads": HEADS, "causal": causal, "scale": 0.2}
         given = one_query_given if one_query else attention_given

@@ -37,7 +37,8 @@ class MultiHeadAttention(Layer):
     """dropout(concat(softmax(Q_h K_h^T / sqrt(D)) V_h) W_o) + residual; Q, K, V = x W_q, W_k, W_v.
 
     Formulas and sources are in kernels/attention.py, with those of ALiBi; with rotary positions, Q
-    and K are turned as in kernels/rotary.py.
+    and K are turned as in kernels/rotary.py. With fewer heads of keys and values, each is shared by
+    a group of the queries' heads (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
     """
 
     left = (
@@ -60,6 +61,7 @@ class MultiHeadAttention(Layer):
         embed_dim: int,
         num_heads: int,
         *,
+        num_kv_heads: int = 0,
         causal: bool = False,
         bias: bool = False,
         dropout: float = 0.0,
@@ -74,6 +76,7 @@ class MultiHeadAttention(Layer):
 
         Args:
             embed_dim: C, the width of x.    num_heads: H, which divides C.
+            num_kv_heads: heads of keys and values, which divide H; 0 for as many as H.
             causal: whether a token sees only itself and those before it.
             bias: whether the four projections have biases.
             dropout: of the result, in [0, 1).    counter: of the dropout.
@@ -89,6 +92,9 @@ class MultiHeadAttention(Layer):
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
         if embed_dim % num_heads:
             raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
+        self.num_kv_heads = checks.kv_heads(num_heads, num_kv_heads)
+        self.kv_width = embed_dim // num_heads * self.num_kv_heads
+        self.grouped = self.num_kv_heads < num_heads
         if positions is not None:
             check_positions(positions, embed_dim, num_heads, self.dtype)
         self.positions = positions
@@ -97,17 +103,31 @@ class MultiHeadAttention(Layer):
         checks.boolean("bias", bias)
         self.scale = (embed_dim // num_heads) ** -0.5
         stream = initial_stream(seed)
-        weights = [xavier_uniform(stream, embed_dim, embed_dim) for _ in range(3)]
-        # One array, so that one product makes Q, K and V.
-        self.qkv_weight = Parameter(
-            np.stack(weights).astype(self.dtype),
-            parts=("query.weight", "key.weight", "value.weight"),
-            decays=True,
-        )
-        self.qkv_bias = Parameter(
-            np.zeros((3, embed_dim if bias else 0), self.dtype),
-            parts=("query.bias", "key.bias", "value.bias") if bias else (),
-        )
+        names = ["query", "key", "value"]
+        widths = [embed_dim, self.kv_width, self.kv_width]
+        weights = [xavier_uniform(stream, embed_dim, width) for width in widths]
+
+        def parameters(part: slice) -> tuple[Parameter, Parameter]:
+            """Return one weight and one bias of some of the projections."""
+            width = widths[part][0] if bias else 0
+            return (
+                Parameter(
+                    np.stack(weights[part]).astype(self.dtype),
+                    parts=tuple(f"{name}.weight" for name in names[part]),
+                    decays=True,
+                ),
+                Parameter(
+                    np.zeros((len(widths[part]), width), self.dtype),
+                    parts=tuple(f"{name}.bias" for name in names[part]) if bias else (),
+                ),
+            )
+
+        # One array, so that one product makes Q, K and V; but where they have unlike widths.
+        if self.grouped:
+            self.query_weight, self.query_bias = parameters(slice(0, 1))
+            self.kv_weight, self.kv_bias = parameters(slice(1, 3))
+        else:
+            self.qkv_weight, self.qkv_bias = parameters(slice(0, 3))
         self.output = Linear(
             embed_dim,
             embed_dim,
@@ -123,6 +143,8 @@ class MultiHeadAttention(Layer):
     def sizes(self) -> dict[str, object]:
         """Return what a person is told of the layer beside its name."""
         sizes: dict[str, object] = {"embed_dim": self.embed_dim, "num_heads": self.num_heads}
+        if self.grouped:
+            sizes["num_kv_heads"] = self.num_kv_heads
         if self.causal:
             sizes["causal"] = True
         return sizes if self.positions is None else {**sizes, "positions": self.positions.kind}
@@ -156,10 +178,11 @@ class MultiHeadAttention(Layer):
                 checks.same_shape("MultiHeadAttention", "residual", residual, shape, self.dtype)
                 residual = self.apart(residual)
         self.prepare(x, batch, rows)
-        if rows is None:
+        if rows is None and not self.grouped:
             self._project(x, slice(0, 3), self.projected)
         else:
-            self.ops.gather_rows(x, rows, self.x_rows)
+            if rows is not None:
+                self.ops.gather_rows(x, rows, self.x_rows)
             self._project(self.x_rows, slice(0, 1), self.q)
             self._project(x, slice(1, 3), self.projected)
         places = (self._query_positions, batch._positions)
@@ -189,12 +212,13 @@ class MultiHeadAttention(Layer):
         x_rows = x
         self.attend_to(batch, rows)
         get = self.buffers.get
-        if rows is None:
+        if rows is None and not self.grouped:
             projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
         else:
-            x_rows = get("x_rows", rows.size, self.embed_dim)
-            q = get("q", rows.size, self.embed_dim)
-            projected, k, v = self.buffers.stacked("kv", 2, *x.shape)
+            if rows is not None:
+                x_rows = get("x_rows", rows.size, self.embed_dim)
+            q = get("q", *x_rows.shape)
+            projected, k, v = self.buffers.stacked("kv", 2, x.shape[0], self.kv_width)
         self.__dict__.update(
             x=x, x_rows=x_rows, projected=projected, q=q, k=k, v=v,
             attended=get("attended", *q.shape),
@@ -243,11 +267,11 @@ class MultiHeadAttention(Layer):
         dattended = self.scratch.get("attention.dattended", *shape, apart=apart)
         self.output.backward(self.dropout.backward(dout), dx=dattended)
         rows, columns = self.x.shape
-        if self._rows is None:
+        if self._rows is None and not self.grouped:
             dqkv, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, rows, columns, apart)
         else:
             dq = self.scratch.get("attention.dq", *shape, apart=apart)
-            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, columns, apart)
+            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, self.kv_width, apart)
         self.ops.attention_backward(
             dattended,
             self.q,
@@ -269,8 +293,12 @@ class MultiHeadAttention(Layer):
         places = (self._query_positions, self.batch._positions)
         self._turn(self.ops.rotary_backward, dq, dk, *places)
         dx = self.scratch.get("attention.dx", rows, columns, apart=apart)
-        if self._rows is None:
+        if self._rows is None and not self.grouped:
             return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
+        if self._rows is None:
+            through = self.scratch.get("attention.through", rows, columns, apart=apart)
+            self._project_backward(self.x, dkv, slice(1, 3), residual, through)
+            return self._project_backward(self.x, dq, slice(0, 1), through, dx)
         self._project_backward(self.x, dkv, slice(1, 3), None, dx)
         dx_rows = self.scratch.get("attention.dx_rows", *shape, apart=apart)
         self._project_backward(self.x_rows, dq, slice(0, 1), residual, dx_rows)
@@ -307,12 +335,33 @@ class MultiHeadAttention(Layer):
             tables = self.positions.cosines, self.positions.sines
             op(q, k, query_positions, key_positions, *tables)
 
+    def project(self, x: Array) -> tuple[Array, Array, Array]:
+        """Return x W_q, x W_k and x W_v, with biases, in buffers."""
+        if not self.grouped:
+            projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
+            self._project(x, slice(0, 3), projected)
+            return q, k, v
+        q = self.buffers.get("q", *x.shape)
+        projected, k, v = self.buffers.stacked("kv", 2, x.shape[0], self.kv_width)
+        self._project(x, slice(0, 1), q)
+        self._project(x, slice(1, 3), projected)
+        return q, k, v
+
+    def _projection(self, part: slice) -> tuple[Parameter, Parameter, slice]:
+        """Return the weight and bias that some of W_q, W_k, W_v are in, and their part of these."""
+        if not self.grouped:
+            return self.qkv_weight, self.qkv_bias, part
+        if part.start == 0:
+            return self.query_weight, self.query_bias, slice(0, 1)
+        return self.kv_weight, self.kv_bias, slice(0, 2)
+
     def _project(self, x: Array, part: slice, results: Array) -> None:
         """Multiply x by some of W_q, W_k, W_v; the results are stacked."""
+        weight, bias, part = self._projection(part)
         self.ops.matmul(
             x,
-            self.qkv_weight.value[part],
-            self.qkv_bias.value[part].reshape(-1),
+            weight.value[part],
+            bias.value[part].reshape(-1),
             self.nothing,
             NO_ACTIVATION,
             self.nothing,
@@ -323,16 +372,17 @@ class MultiHeadAttention(Layer):
         self, x: Array, dprojected: Array, part: slice, residual: Array | None, dx: Array
     ) -> Array:
         """Add the gradients of some of W_q, W_k, W_v, and write that of x plus residual to dx."""
+        weight, bias, part = self._projection(part)
         self.ops.matmul_backward(
             x,
-            self.qkv_weight.value[part],
+            weight.value[part],
             dprojected,
             self.nothing,
             self.nothing if residual is None else residual,
             NO_ACTIVATION,
             dx,
-            self.qkv_weight.gradient[part],
-            self.qkv_bias.gradient[part].reshape(-1),
+            weight.gradient[part],
+            bias.gradient[part].reshape(-1),
         )
         return dx
 
@@ -350,13 +400,14 @@ class MultiHeadAttention(Layer):
         """
         given, x_rows = p.given, x
         query_offsets, query_positions = given["offsets"], given["positions"]
-        if rows is None:
+        if rows is None and not self.grouped:
             projected = self._project_ops(p, x, slice(0, 3))
             q, k, v = projected.split(3)
         else:
-            query_offsets = given["one_row_offsets"]
-            query_positions = given[f"{rows}_positions"]
-            (x_rows,) = p.add(gather, x=x, rows=given[f"{rows}_rows"])
+            if rows is not None:
+                query_offsets = given["one_row_offsets"]
+                query_positions = given[f"{rows}_positions"]
+                (x_rows,) = p.add(gather, x=x, rows=given[f"{rows}_rows"])
             q = self._project_ops(p, x_rows, slice(0, 1))
             k, v = self._project_ops(p, x, slice(1, 3)).split(2)
         self._rotate(p, q, k, query_positions, 1.0)
@@ -381,17 +432,20 @@ class MultiHeadAttention(Layer):
         s = p.saved
         dout = p.backward(self.output, p.backward(self.dropout, dout))
         embed_dim, rows = self.embed_dim, s.x.axes[0]
-        if s._rows is None:
+        if s._rows is None and not self.grouped:
             dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), embed_dim)
             dq, dk, dv = dprojected.split(3)
         else:
             dq = p.new("dq", s.x_rows.axes[0], embed_dim)
-            dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), embed_dim)
+            dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), self.kv_width)
             dk, dv = dprojected.split(2)
         p.add(attention_gradient, dout=dout, out=s.attended, **s.places, dq=dq, dk=dk, dv=dv)
         self._rotate(p, dq, dk, s._query_positions, -1.0)
-        if s._rows is None:
+        if s._rows is None and not self.grouped:
             return self._project_back(p, s.x, dprojected, slice(0, 3), residual)
+        if s._rows is None:
+            through = self._project_back(p, s.x, dprojected, slice(1, 3), residual)
+            return self._project_back(p, s.x, dq, slice(0, 1), through)
         dx = self._project_back(p, s.x, dprojected, slice(1, 3), None)
         dx_rows = self._project_back(p, s.x_rows, dq, slice(0, 1), residual)
         p.add(scatter, dout=dx_rows, rows=p.given[f"{s._rows}_rows"], dx=dx)
@@ -410,10 +464,11 @@ class MultiHeadAttention(Layer):
         p.add(rotary, positions=p.given["positions"], **tables, direction=direction, x=k)
 
     def _project_ops(self, p: Program, x: Tensor, part: slice) -> Tensor:
+        weight, bias, part = self._projection(part)
         (found,) = p.add(
             PRODUCTS[self.precision].forward, x=x,
-            weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
-            bias=p.outside("qkv.bias", self.qkv_bias.value[part].reshape(-1)),
+            weight=p.outside("qkv.weight", weight.value[part]),
+            bias=p.outside("qkv.bias", bias.value[part].reshape(-1)),
             activation=NO_ACTIVATION,
         )  # fmt: skip
         return found
@@ -421,14 +476,15 @@ class MultiHeadAttention(Layer):
     def _project_back(
         self, p: Program, x: Tensor, dout: Tensor, part: slice, residual: Tensor | None
     ) -> Tensor:
+        weight, bias, part = self._projection(part)
         (dx,) = p.add(
             PRODUCTS[self.precision].input_gradient, dout=dout, residual=residual,
             activation=NO_ACTIVATION,
-            weight=p.outside("qkv.weight", self.qkv_weight.value[part]),
+            weight=p.outside("qkv.weight", weight.value[part]),
         )  # fmt: skip
         p.add(
             PRODUCTS[self.precision].weight_gradient, x=x, dout=dout, overwrites=0,
-            dweight=p.outside("qkv.weight gradient", self.qkv_weight.gradient[part]),
-            dbias=p.outside("qkv.bias gradient", self.qkv_bias.gradient[part].reshape(-1)),
+            dweight=p.outside("qkv.weight gradient", weight.gradient[part]),
+            dbias=p.outside("qkv.bias gradient", bias.gradient[part].reshape(-1)),
         )  # fmt: skip
         return dx

@@ -58,6 +58,7 @@ class TransformerBlock(Layer):
         self.attention = MultiHeadAttention(
             config.embed_dim,
             config.num_heads,
+            num_kv_heads=config.num_kv_heads,
             causal=causal,
             bias=config.attention_bias,
             dropout=config.dropout,

@@ -27,6 +27,13 @@ class ModelConfig:
     vocab_size: int = field(metadata={"help": "number of token ids"})
     embed_dim: int = field(default=64, metadata={"help": "width of the residual stream"})
     num_heads: int = field(default=4, metadata={"help": "attention heads; must divide embed_dim"})
+    num_kv_heads: int = field(
+        default=0,
+        metadata={
+            "help": "heads of keys and values, which groups of attention heads share; must divide "
+            "num_heads (0: as many; 1: multi-query attention)"
+        },
+    )
     num_layers: int = field(default=2, metadata={"help": "transformer blocks"})
     ffn_dim: int = field(default=256, metadata={"help": "hidden width of the feed-forward layer"})
     max_seq_len: int = field(default=50, metadata={"help": "longest sequence, in tokens"})
@@ -88,6 +95,7 @@ class ModelConfig:
                 f"num_heads must divide embed_dim, got num_heads={self.num_heads} and "
                 f"embed_dim={self.embed_dim}; the nearest that does is {near}"
             )
+        checks.kv_heads(self.num_heads, self.num_kv_heads)
         checks.choice("norm", self.norm, NORMS)
         checks.choice("norm_type", self.norm_type, NORM_TYPES)
         checks.choice("activation", self.activation, ACTIVATIONS)
