@@ -109,6 +109,15 @@ class Tensor:
             for part in range(parts)
         )
 
+    def by_heads(self, heads: int) -> "Tensor":
+        """Return the same with a row for each head: (N, C) as (N heads, C / heads)."""
+        rows, columns = self.axes
+        return self.reshaped(Axis(rows.factor * heads, rows.size), Axis(columns.factor // heads))
+
+    def reshaped(self, *axes: Axis) -> "Tensor":
+        """Return the same with other axes, of as many elements, in the same order."""
+        return Tensor(self.name, axes, self.dtype, self.memory, self.whole, self.part, self.offset)
+
     def start(self) -> Axis:
         """Return where it begins in the tensor of which it is a part, in bytes."""
         if self.part == 0:

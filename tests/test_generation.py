@@ -16,6 +16,7 @@ OPTIONS = [
     {"positions": "rotary"},
     {"positions": "alibi"},
     {"positions": "rotary", "num_kv_heads": 1, "attention_bias": True},
+    {"positions": "rotary", "num_kv_heads": 1, "qk_norm": True},
 ]
 END = 4
 
@@ -42,7 +43,8 @@ def test_the_cache_has_the_bits_of_the_full_forward(options, dtype, chunking):
     assert same_bits(logits, model.forward(ff.pack(sequences)))
     assert cache.lengths.tolist() == [6, 6, 6]
     # One weight that differs is seen: the comparison is not empty.
-    model.blocks[0].attention.qkv_weight.value[1] *= 1.01
+    weights = {name: value for name, value, _ in model.parameters()}
+    weights["blocks.0.attention.value.weight"] *= 1.01
     assert not same_bits(logits, model.forward(ff.pack(sequences)))
 
 

@@ -22,6 +22,10 @@ from fastformer.layers.relative_positions import RelativePositions
 
 WIDTH, HEADS = 6, 2
 BATCH = make_batch((3, 1, 4))
+OPTIONS = [
+    {"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True},
+    {"num_kv_heads": 1, "qk_norm": True},
+]  # fmt: skip
 LAST_ROWS, FIRST_ROWS = np.array([2, 3, 7]), np.array([0, 3, 4])
 PROJECTIONS = {"W_q": "query", "W_k": "key", "W_v": "value", "W_o": "output"}
 
@@ -124,7 +128,8 @@ def test_the_value_s_gradient_for_queries_or_keys_is_noticed(rng, backend, wrong
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    "options", [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}]
+    "options",
+    [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}, {"qk_norm": True}],
 )
 def test_gradients(rng, causal, options):
     """By x, by the residual, and by each parameter, biases too."""
@@ -139,7 +144,8 @@ def test_gradients(rng, causal, options):
 
 @pytest.mark.parametrize(("rows", "causal"), [(FIRST_ROWS, 0), (LAST_ROWS, 0), (LAST_ROWS, 1)])
 @pytest.mark.parametrize(
-    "options", [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}]
+    "options",
+    [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}, {"qk_norm": True}],
 )
 def test_gradients_of_chosen_rows(rng, rows, causal, options):
     """With the residual's gradient added to that of the chosen rows, as in a block."""

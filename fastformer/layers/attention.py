@@ -18,6 +18,7 @@ from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.feed_forward import drop_and_add
 from fastformer.layers.linear import PRODUCTS, Linear, xavier_uniform
 from fastformer.layers.relative_positions import RelativePositions, check_positions
+from fastformer.layers.rmsnorm import RMSNorm
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program
 from fastformer.tensors import LONGEST_AXIS, Axis, Tensor
@@ -62,6 +63,7 @@ class MultiHeadAttention(Layer):
         num_heads: int,
         *,
         num_kv_heads: int = 0,
+        qk_norm: bool = False,
         causal: bool = False,
         bias: bool = False,
         dropout: float = 0.0,
@@ -77,6 +79,8 @@ class MultiHeadAttention(Layer):
         Args:
             embed_dim: C, the width of x.    num_heads: H, which divides C.
             num_kv_heads: heads of keys and values, which divide H; 0 for as many as H.
+            qk_norm: whether queries and keys are normalised, head by head, by an RMSNorm of each,
+                before they are told positions; see Henry et al. 2020, arXiv:2010.04245.
             causal: whether a token sees only itself and those before it.
             bias: whether the four projections have biases.
             dropout: of the result, in [0, 1).    counter: of the dropout.
@@ -128,6 +132,11 @@ class MultiHeadAttention(Layer):
             self.kv_weight, self.kv_bias = parameters(slice(1, 3))
         else:
             self.qkv_weight, self.qkv_bias = parameters(slice(0, 3))
+        self.query_norm = self.key_norm = None
+        if checks.boolean("qk_norm", qk_norm):
+            size = embed_dim // num_heads
+            self.query_norm = RMSNorm(size, backend=backend, dtype=dtype)
+            self.key_norm = RMSNorm(size, backend=backend, dtype=dtype)
         self.output = Linear(
             embed_dim,
             embed_dim,
@@ -185,6 +194,7 @@ class MultiHeadAttention(Layer):
                 self.ops.gather_rows(x, rows, self.x_rows)
             self._project(self.x_rows, slice(0, 1), self.q)
             self._project(x, slice(1, 3), self.projected)
+        self.__dict__["q"], self.__dict__["k"] = self._normed(self.q, self.k)
         places = (self._query_positions, batch._positions)
         self._turn(self.ops.rotary_forward, self.q, self.k, *places)
         self.ops.attention_forward(
@@ -292,6 +302,7 @@ class MultiHeadAttention(Layer):
         )
         places = (self._query_positions, self.batch._positions)
         self._turn(self.ops.rotary_backward, dq, dk, *places)
+        self._norms_backward(dq, dk, apart)
         dx = self.scratch.get("attention.dx", rows, columns, apart=apart)
         if self._rows is None and not self.grouped:
             return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
@@ -335,17 +346,33 @@ class MultiHeadAttention(Layer):
             tables = self.positions.cosines, self.positions.sines
             op(q, k, query_positions, key_positions, *tables)
 
+    def _normed(self, q: Array, k: Array) -> tuple[Array, Array]:
+        """Return queries and keys normalised head by head, or as they are without norms."""
+        if self.query_norm is None or self.key_norm is None:
+            return q, k
+        size = self.query_norm.embed_dim
+        normed_q = self.query_norm.forward(q.reshape(-1, size)).reshape(q.shape)
+        return normed_q, self.key_norm.forward(k.reshape(-1, size)).reshape(k.shape)
+
+    def _norms_backward(self, dq: Array, dk: Array, apart: Apart) -> None:
+        """Turn gradients by what the norms gave into those by what they were given."""
+        for norm, gradient in ((self.query_norm, dq), (self.key_norm, dk)):
+            if norm is not None:
+                rows = gradient.reshape(-1, norm.embed_dim)
+                dx = self.scratch.get("attention.dnormed", *rows.shape, apart=apart)
+                rows[...] = norm.backward(rows, dx=dx)
+
     def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return x W_q, x W_k and x W_v, with biases, in buffers."""
+        """Return x W_q, x W_k and x W_v, with biases and norms, in buffers."""
         if not self.grouped:
             projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
             self._project(x, slice(0, 3), projected)
-            return q, k, v
+            return *self._normed(q, k), v
         q = self.buffers.get("q", *x.shape)
         projected, k, v = self.buffers.stacked("kv", 2, x.shape[0], self.kv_width)
         self._project(x, slice(0, 1), q)
         self._project(x, slice(1, 3), projected)
-        return q, k, v
+        return *self._normed(q, k), v
 
     def _projection(self, part: slice) -> tuple[Parameter, Parameter, slice]:
         """Return the weight and bias that some of W_q, W_k, W_v are in, and their part of these."""
@@ -410,6 +437,10 @@ class MultiHeadAttention(Layer):
                 (x_rows,) = p.add(gather, x=x, rows=given[f"{rows}_rows"])
             q = self._project_ops(p, x_rows, slice(0, 1))
             k, v = self._project_ops(p, x, slice(1, 3)).split(2)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_rows, k_rows = q.axes, k.axes
+            q = p.forward(self.query_norm, q.by_heads(self.num_heads)).reshaped(*q_rows)
+            k = p.forward(self.key_norm, k.by_heads(self.num_kv_heads)).reshaped(*k_rows)
         self._rotate(p, q, k, query_positions, 1.0)
         slopes = p.outside("slopes", self.slopes)
         places: dict[str, Any] = {
@@ -441,6 +472,12 @@ class MultiHeadAttention(Layer):
             dk, dv = dprojected.split(2)
         p.add(attention_gradient, dout=dout, out=s.attended, **s.places, dq=dq, dk=dk, dv=dv)
         self._rotate(p, dq, dk, s._query_positions, -1.0)
+        if self.query_norm is not None and self.key_norm is not None:
+            for norm, gradient, heads in (
+                (self.query_norm, dq, self.num_heads), (self.key_norm, dk, self.num_kv_heads),
+            ):  # fmt: skip
+                rows = gradient.by_heads(heads)
+                p.backward(norm, rows, dx=rows)
         if s._rows is None and not self.grouped:
             return self._project_back(p, s.x, dprojected, slice(0, 3), residual)
         if s._rows is None:

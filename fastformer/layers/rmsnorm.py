@@ -51,12 +51,19 @@ class RMSNorm(RowNorm):
         p.save(x=x, rrms=rrms)
         return out
 
-    def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Append the ops of backward."""
+    def backward_ops(
+        self,
+        p: Program,
+        dout: Tensor,
+        residual: Tensor | None = None,
+        dx: Tensor | None = None,
+    ) -> Tensor:
+        """Append the ops of backward, into dx, which may be dout, where one is given."""
         s, totals = p.saved, p.new("totals", MOST_PARTS, self.embed_dim, kind="double")
-        (dx,) = p.add(
+        dx = p.new("dx", *dout.axes) if dx is None else dx
+        p.add(
             rmsnorm_gradient, dout=dout, x=s.x, weight=p.value(self.weight), rrms=s.rrms,
-            residual=residual, totals=totals,
+            residual=residual, dx=dx, totals=totals,
         )  # fmt: skip
         p.add(
             add_rmsnorm_gradient, totals=totals, rows=dout.axes[0], shards=0, overwrites=0,

@@ -59,6 +59,7 @@ class TransformerBlock(Layer):
             config.embed_dim,
             config.num_heads,
             num_kv_heads=config.num_kv_heads,
+            qk_norm=config.qk_norm,
             causal=causal,
             bias=config.attention_bias,
             dropout=config.dropout,

@@ -34,6 +34,13 @@ class ModelConfig:
             "num_heads (0: as many; 1: multi-query attention)"
         },
     )
+    qk_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "normalise queries and keys of each head, so that scores stay small "
+            "(Henry et al. 2020)"
+        },
+    )
     num_layers: int = field(default=2, metadata={"help": "transformer blocks"})
     ffn_dim: int = field(default=256, metadata={"help": "hidden width of the feed-forward layer"})
     max_seq_len: int = field(default=50, metadata={"help": "longest sequence, in tokens"})
@@ -104,6 +111,7 @@ class ModelConfig:
             checks.even_head_size(self.embed_dim, self.num_heads)
         checks.number("dropout", self.dropout, at_least=0, below=1)
         checks.boolean("attention_bias", self.attention_bias)
+        checks.boolean("qk_norm", self.qk_norm)
         checks.number("layernorm_epsilon", self.layernorm_epsilon, above=0)
 
 
