@@ -34,14 +34,21 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "positions": ("sinusoidal", "learned"),
     "attention_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
+    "num_kv_heads": (0, 2),
+    "qk_norm": (False, True),
 }
 # Of options that choose a layer's formula, the usual ones.
-FORMS = {"norm_type": ("layernorm",), "activation": ("relu", "gelu")}
+FORMS = {
+    "norm_type": ("layernorm",), "activation": ("relu", "gelu"), "num_kv_heads": (0,),
+    "qk_norm": (False,),
+}  # fmt: skip
 # What the attention is told of positions, with fewer values of what it does not meet.
 RELATIVE: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu",),
     "positions": ("rotary", "alibi"),
     "layernorm_epsilon": (1e-5,),
+    "num_kv_heads": (0, 2),
+    "qk_norm": (True,),
 }
 KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "encoder": (ff.TransformerConfig, {"pooling": ("first", "mean", "last")}),
@@ -76,7 +83,13 @@ TRAINED = {
     "decoder, RMSNorm, Mish": ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
     "decoder, biases, epsilon": (
         "decoder",
-        {"attention_bias": True, "layernorm_epsilon": 1e-2, "positions": "alibi"},
+        {
+            "attention_bias": True,
+            "layernorm_epsilon": 1e-2,
+            "positions": "alibi",
+            "num_kv_heads": 2,
+            "qk_norm": True,
+        },  # fmt: skip
     ),
 }
 
@@ -137,8 +150,13 @@ def every_config() -> list[tuple[str, dict[str, Any]]]:
         others = [name for name in values if name not in ("norm", *FORMS)]
         for chosen in product(*values.values()):
             options = dict(zip(values, chosen, strict=True))
-            usual = all(options[name] in forms for name, forms in FORMS.items())
-            if usual or any(all(options[o] == values[o][end] for o in others) for end in (0, -1)):
+            unusual = [name for name, forms in FORMS.items() if options[name] not in forms]
+            fixed = others
+            if "num_kv_heads" in unusual or "qk_norm" in unusual:
+                fixed = [*others, "norm_type", "activation"]
+            if not unusual or any(
+                all(options[o] == values[o][end] for o in fixed) for end in (0, -1)
+            ):
                 found.append((kind, options))
     return found
 

@@ -64,6 +64,7 @@ class MultiHeadAttention(Layer):
         *,
         num_kv_heads: int = 0,
         qk_norm: bool = False,
+        norm_epsilon: float = 1e-5,
         causal: bool = False,
         bias: bool = False,
         dropout: float = 0.0,
@@ -81,6 +82,7 @@ class MultiHeadAttention(Layer):
             num_kv_heads: heads of keys and values, which divide H; 0 for as many as H.
             qk_norm: whether queries and keys are normalised, head by head, by an RMSNorm of each,
                 before they are told positions; see Henry et al. 2020, arXiv:2010.04245.
+            norm_epsilon: of these norms.
             causal: whether a token sees only itself and those before it.
             bias: whether the four projections have biases.
             dropout: of the result, in [0, 1).    counter: of the dropout.
@@ -134,9 +136,10 @@ class MultiHeadAttention(Layer):
             self.qkv_weight, self.qkv_bias = parameters(slice(0, 3))
         self.query_norm = self.key_norm = None
         if checks.boolean("qk_norm", qk_norm):
-            size = embed_dim // num_heads
-            self.query_norm = RMSNorm(size, backend=backend, dtype=dtype)
-            self.key_norm = RMSNorm(size, backend=backend, dtype=dtype)
+            self.query_norm, self.key_norm = (
+                RMSNorm(embed_dim // num_heads, epsilon=norm_epsilon, backend=backend, dtype=dtype)
+                for _ in range(2)
+            )
         self.output = Linear(
             embed_dim,
             embed_dim,

@@ -60,6 +60,7 @@ class TransformerBlock(Layer):
             config.num_heads,
             num_kv_heads=config.num_kv_heads,
             qk_norm=config.qk_norm,
+            norm_epsilon=config.layernorm_epsilon,
             causal=causal,
             bias=config.attention_bias,
             dropout=config.dropout,

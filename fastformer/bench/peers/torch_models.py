@@ -35,7 +35,15 @@ class Block(nn.Module):
         C, F_, bias = config.embed_dim, config.ffn_dim, config.attention_bias
         self.causal, self.heads = causal, config.num_heads
         self.is_pre_norm, self.activation = config.norm == "pre", config.activation
-        self.qkv = nn.Linear(C, 3 * C, bias=bias)
+        self.kv_heads = config.num_kv_heads or self.heads
+        # Columns of queries, keys and values.
+        self.widths = [C, *[C // self.heads * self.kv_heads] * 2]
+        self.qkv = nn.Linear(C, sum(self.widths), bias=bias)
+        self.query_norm = self.key_norm = None
+        if config.qk_norm:
+            self.query_norm, self.key_norm = (
+                nn.RMSNorm(C // self.heads, config.layernorm_epsilon) for _ in range(2)
+            )
         self.output = nn.Linear(C, C, bias=bias)
         self.norm1, self.norm2 = (_norm(config) for _ in range(2))
         self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
@@ -46,9 +54,13 @@ class Block(nn.Module):
     def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).unbind(2)
+        parts = self.qkv(x).split(self.widths, dim=-1)
+        q, k, v = (part.view(B, T, -1, C // self.heads) for part in parts)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         if self.turns:
             q, k = _turned(q), _turned(k)
+        k, v = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (k, v))
         heads = (part.transpose(1, 2) for part in (q, k, v))
         causal = self.causal and seen is None
         if self.slopes is not None:
@@ -201,6 +213,9 @@ def named(model: Model) -> Iterator[tuple[Tensor, tuple[str, ...], bool]]:
         parts = ("query", "key", "value")
         yield from of(block.qkv, *(f"{stem}.attention.{part}" for part in parts))
         yield from of(block.output, f"{stem}.attention.output")
+        for norm in ("query_norm", "key_norm"):
+            if getattr(block, norm) is not None:
+                yield from of(getattr(block, norm), f"{stem}.attention.{norm}")
         for norm in ("norm1", "norm2"):
             yield from of(getattr(block, norm), f"{stem}.{norm}")
         for layer in ("expand", "gate", "contract"):
@@ -221,7 +236,8 @@ def as_fastformer(model: Model, *, gradients: bool = False) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for parameter, names, is_transposed in named(model):
         whole = (parameter.grad if gradients else parameter.detach()).numpy()
-        for name, part in zip(names, np.split(whole, len(names)), strict=True):
+        ends = np.cumsum(model.blocks[0].widths)[: len(names) - 1]  # of queries, keys, values
+        for name, part in zip(names, np.split(whole, ends), strict=True):
             found[name] = np.array(part.T if is_transposed else part, order="C")
     return found
 
