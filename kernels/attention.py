@@ -189,20 +189,6 @@ def longest_sequence(offsets):
     return longest
 
 
-def _query_key_value(q, projected, tokens):
-    """Return the three: keys and values are the last of what is stacked, or all of it with q."""
-    stacked = projected.shape[0] // max(1, tokens)
-    first = projected[:tokens]
-    return (
-        q if stacked == 2 else first,
-        projected[(stacked - 2) * tokens : (stacked - 1) * tokens],
-        projected[(stacked - 1) * tokens :],
-    )
-
-
-query_key_value = kernel(_query_key_value)
-
-
 @kernel
 def attention_tasks(pairs, queries, keys, longest):
     """Return the number of tasks for so many pairs, elements of queries, and of keys.

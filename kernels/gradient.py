@@ -109,12 +109,6 @@ def zero_gradient(gradients):
 
 
 @kernel
-def sum_tasks(copies):
-    """Return in how many tasks copies of a gradient are added to it."""
-    return (copies.shape[1] + CHUNK - 1) // CHUNK if copies.shape[0] > 0 else 0
-
-
-@kernel
 def add_copies(task, copies, gradients):
     """Add a part of several gradients of all parameters, in order.
 

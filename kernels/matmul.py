@@ -391,20 +391,6 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
 
 
 @kernel
-def product_rows(form, first, last, x, weight, y, bias, addend, activation, saved, dx):
-    """Compute rows first to last of y, or of dx, in each group, in one thread; see `_product`."""
-    plan = product_plan(form, x.shape[0], weight.shape, y.shape[0])
-    left, out = flat(x), flat(y)
-    if form == INPUT_GRADIENT:
-        left, out = out, flat(dx)
-    panels = (plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out))
-    _product_part(
-        plan, first, last, np.int64(0), plan.groups * panels, left, flat(weight), bias,
-        flat(addend), np.int64(activation), flat(saved), out,
-    )  # fmt: skip
-
-
-@kernel
 def weight_gradient_task(
     form, task, row_tasks, column_tasks, first, last, x, y, column_sums, dweight
 ):  # fmt: skip
@@ -636,10 +622,11 @@ def _linear_input_gradient_reference(dout, weight, saved, residual, activation, 
 
 
 @kernel
-def _product_of_part(
-    part, form, x_rows, weight_shape, y_rows, left, right, bias, addend, activation, saved, out
-):
-    """Compute a part of a product: some rows of each group, or a task of its grid."""
+def part_of_product(part, form, x_rows, weight_shape, y_rows, out):
+    """Return a product's plan, and the first and last row and panel of a part of it.
+
+    These are some rows of each group and all panels, or those of a task of the product's grid.
+    """
     plan = product_plan(form, x_rows, weight_shape, y_rows)
     panels = plan.groups * ((plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out)))
     first, last, first_panel = part.first, part.last, np.int64(0)
@@ -648,9 +635,21 @@ def _product_of_part(
         first, last, first_panel, panels = task_part(
             part.index, grid[0], grid[1], plan.rows, panels
         )
-    _product_part(
-        plan, first, last, first_panel, panels, left, right, bias, addend, activation, saved, out
+    return plan, first, last, first_panel, panels
+
+
+@kernel
+def _product_of_part(
+    part, form, x_rows, weight_shape, y_rows, left, right, bias, addend, activation, saved, out
+):
+    """Compute a part of a product: some rows of each group, or a task of its grid."""
+    plan, first, last, first_panel, last_panel = part_of_product(
+        part, form, x_rows, weight_shape, y_rows, out
     )
+    _product_part(
+        plan, first, last, first_panel, last_panel, left, right, bias, addend, activation, saved,
+        out,
+    )  # fmt: skip
 
 
 @op(

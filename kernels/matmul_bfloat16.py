@@ -56,6 +56,7 @@ from .matmul import (
     matmul_reference,
     matmul_tn_reference,
     operands_of,
+    part_of_product,
     product_grid,
     product_plan,
     turn_of,
@@ -343,17 +344,13 @@ def _product_of_part(
     part, form, x_rows, weight_shape, y_rows, left, right, bias, addend, activation, saved, out
 ):
     """Compute a part of a product: some rows of each group, or a task of its grid."""
-    plan = product_plan(form, x_rows, weight_shape, y_rows)
-    panels = plan.groups * ((plan.columns + WIDE * lanes(out) - 1) // (WIDE * lanes(out)))
-    first, last, first_panel = part.first, part.last, np.int64(0)
-    if first < 0:
-        grid = product_grid(form, x_rows, weight_shape, y_rows, out, part.threads)
-        first, last, first_panel, panels = task_part(
-            part.index, grid[0], grid[1], plan.rows, panels
-        )
-    _product_part(
-        plan, first, last, first_panel, panels, left, right, bias, addend, activation, saved, out
+    plan, first, last, first_panel, last_panel = part_of_product(
+        part, form, x_rows, weight_shape, y_rows, out
     )
+    _product_part(
+        plan, first, last, first_panel, last_panel, left, right, bias, addend, activation, saved,
+        out,
+    )  # fmt: skip
 
 
 @op(
