@@ -42,6 +42,7 @@ from ._simd import (
     store_first,
     stream_first,
 )
+from .op import op
 
 NO_ACTIVATION, RELU, GELU, MISH = 0, 1, 2, 3
 # Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
@@ -272,6 +273,20 @@ def relu_gradient_vector(dout, x):
     return select(x > 0.0, dout, maximum(0.0, x))
 
 
+@kernel
+def _activate(start, stop, x, activation, out):
+    """Write an activation of the elements from start to stop of x, which has one axis."""
+    for i in range(start, stop, lanes(x)):
+        v = load_first(x, stop - i, i)
+        if activation == RELU:
+            v = relu_vector(v)
+        elif activation == GELU:
+            v = gelu_and_slope(v)[0]
+        else:
+            v = mish_and_slope(v)[0]
+        store_first(out, stop - i, v, i)
+
+
 @kernel(parallel=True)
 def activation_forward(x, activation, out):
     """Write relu(x), gelu(x) or mish(x) to out.
@@ -284,15 +299,7 @@ def activation_forward(x, activation, out):
     flat_x, flat_out = flat(x), flat(out)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)
-        for i in range(task * CHUNK, stop, lanes(flat_x)):
-            v = load_first(flat_x, stop - i, i)
-            if activation == RELU:
-                v = relu_vector(v)
-            elif activation == GELU:
-                v = gelu_and_slope(v)[0]
-            else:
-                v = mish_and_slope(v)[0]
-            store_first(flat_out, stop - i, v, i)
+        _activate(task * CHUNK, stop, flat_x, activation, flat_out)
 
 
 @kernel(inline=True)
@@ -303,6 +310,21 @@ def _relu_gradients(start, stop, dout, x, dx):
         store(dx, relu_gradient_vector(load(dout, i), load(x, i)), i)
     d, v = load_first(dout, stop - whole, whole), load_first(x, stop - whole, whole)
     store_first(dx, stop - whole, relu_gradient_vector(d, v), whole)
+
+
+@kernel
+def _differentiate(start, stop, dout, x, activation, dx):
+    """Write dout times the derivative at x, from start to stop of arrays of one axis."""
+    if activation == RELU:
+        _relu_gradients(start, stop, dout, x, dx)
+        return
+    for i in range(start, stop, lanes(x)):
+        d, v = load_first(dout, stop - i, i), load_first(x, stop - i, i)
+        if activation == GELU:
+            d = d * gelu_and_slope(v)[1]
+        else:
+            d = d * mish_and_slope(v)[1]
+        store_first(dx, stop - i, d, i)
 
 
 @kernel(parallel=True)
@@ -318,17 +340,24 @@ def activation_backward(dout, x, activation, dx):
     flat_dout, flat_x, flat_dx = dout.reshape(x.size), flat(x), dx.reshape(x.size)
     for task in prange((x.size + CHUNK - 1) // CHUNK):
         stop = min(x.size, (task + 1) * CHUNK)
-        if activation == RELU:
-            _relu_gradients(task * CHUNK, stop, flat_dout, flat_x, flat_dx)
-            continue
-        for i in range(task * CHUNK, stop, lanes(flat_x)):
-            d = load_first(flat_dout, stop - i, i)
-            v = load_first(flat_x, stop - i, i)
-            if activation == GELU:
-                d = d * gelu_and_slope(v)[1]
-            else:
-                d = d * mish_and_slope(v)[1]
-            store_first(flat_dx, stop - i, d, i)
+        _differentiate(task * CHUNK, stop, flat_dout, flat_x, activation, flat_dx)
+
+
+@op("x[R,C] activation:int -> out[R,C]", cut="R", cost="C", twin=activation_forward_reference)
+def activated(part, x, activation, out):
+    """Write an activation of each element; see `activation_forward`."""
+    C = x.shape[1]
+    _activate(part.first * C, part.last * C, flat(x), activation, flat(out))
+
+
+@op(
+    "dout[R,C] x[R,C] activation:int -> dx[R,C]",
+    cut="R", cost="C", twin=activation_backward_reference,
+)  # fmt: skip
+def activated_gradient(part, dout, x, activation, dx):
+    """Write dout times the derivative at x; see `activation_backward`."""
+    C = x.shape[1]
+    _differentiate(part.first * C, part.last * C, flat(dout), flat(x), activation, flat(dx))
 
 
 @kernel

@@ -25,6 +25,7 @@ from ._simd import (
     store_first,
     sum_lanes,
 )
+from .op import op
 
 
 def softmax_forward_reference(x, out):
@@ -148,3 +149,17 @@ def softmax_backward(dout, out, dx):
     for task in prange(tasks):
         for i in range(N * task // tasks, N * (task + 1) // tasks):
             _softmax_backward_row(i, dout, out, dx)
+
+
+@op("x[R,V] -> out[R,V]", cut="R", cost="V", twin=softmax_forward_reference)
+def softmax(part, x, out):
+    """Write the softmax of each row; see `softmax_forward`."""
+    for i in range(part.first, part.last):
+        _softmax_forward_row(i, x, out)
+
+
+@op("dout[R,V] out[R,V] -> dx[R,V]", cut="R", cost="V", twin=softmax_backward_reference)
+def softmax_gradient(part, dout, out, dx):
+    """Differentiate the softmax of each row; see `softmax_backward`."""
+    for i in range(part.first, part.last):
+        _softmax_backward_row(i, dout, out, dx)

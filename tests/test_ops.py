@@ -14,6 +14,7 @@ from twins import COMPARED_DTYPES, Out, assert_equals_twin
 import fastformer as ff
 from fastformer import kernels
 from fastformer.backend import get_backend
+from fastformer.kernels import activation as activation_file
 from fastformer.kernels import attention as attention_file
 from fastformer.kernels import cross_entropy as cross_entropy_file
 from fastformer.kernels import dropout as dropout_file
@@ -25,10 +26,11 @@ from fastformer.kernels import matmul_bfloat16 as bfloat16_file
 from fastformer.kernels import pooling as pooling_file
 from fastformer.kernels import rmsnorm as rmsnorm_file
 from fastformer.kernels import rotary as rotary_file
+from fastformer.kernels import softmax as softmax_file
 from fastformer.kernels import swiglu as swiglu_file
 from fastformer.kernels._compile import BUILD
 from fastformer.kernels._rows import count_row_tasks
-from fastformer.kernels.activation import GELU, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU
 from fastformer.kernels.op import Op, op
 from fastformer.kernels.program import shard_count
 from fastformer.layers.relative_positions import alibi_slopes
@@ -294,6 +296,10 @@ def rotation_tables(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
     return {"positions": batch._positions, "cosines": np.cos(angles), "sines": np.sin(angles)}
 
 
+def probabilities(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
+    return {"out": rng.dirichlet(np.ones(VOCABULARY), batch.num_tokens)}
+
+
 def chosen_rows(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
     return {"rows": batch._last_rows}
 
@@ -334,6 +340,11 @@ def product_cases(file: Any, ending: str) -> list[Case]:
 
 
 CASES = [
+    *(
+        Case(an_op, WIDE, {"activation": activation})
+        for an_op in (activation_file.activated, activation_file.activated_gradient)
+        for activation in (RELU, GELU, MISH)
+    ),
     *attention_cases(),
     *(
         Case(
@@ -399,6 +410,8 @@ CASES = [
         )
         for direction in (1.0, -1.0)
     ),
+    Case(softmax_file.softmax, {"R": ROWS, "V": VOCABULARY}),
+    Case(softmax_file.softmax_gradient, {"R": ROWS, "V": VOCABULARY}, given=probabilities),
     Case(swiglu_file.swiglu, GATED),
     Case(swiglu_file.swiglu_gradient, GATED),
 ]  # fmt: skip
