@@ -123,6 +123,15 @@ class PackedBatch:
         selected._keep(self._tokens[rows], offsets, lengths)
         return selected
 
+    def going_on(self, read: Ids) -> "PackedBatch":
+        """Return the same batch, whose sequences go on behind so many tokens of each, (B,)."""
+        begun = PackedBatch.__new__(PackedBatch)
+        begun.__dict__.update(self.__dict__)
+        begun.__dict__.pop("positions", None)
+        behind = np.repeat(read, np.diff(self._offsets))
+        begun.__dict__["_positions"] = self._positions + behind
+        return begun
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse.
 

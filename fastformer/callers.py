@@ -89,14 +89,14 @@ class ThreadGuard:
         holder: the thread that is within a whole pass, or 0.
         owner: the thread that called a layer by itself, or 0.
         left_by: the thread whose forward left what backward needs, or 0.
-        whole: whether that was the forward of a whole model, and came to its end.
+        shown: the workspace of the run whose results the layers show, or None.
     """
 
     def __init__(self) -> None:
         """Begin with no thread."""
         self.lock = threading.RLock()
         self.holder = self.owner = self.left_by = self._depth = 0
-        self.whole = False
+        self.shown: Any = None
         _GUARDS.add(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ThreadGuard":
@@ -127,28 +127,24 @@ class ThreadGuard:
 
     def begin(self) -> None:
         """Within a whole pass: what layers leave from here on is this thread's."""
-        self.left_by, self.whole = threading.get_ident(), False
+        self.left_by = threading.get_ident()
 
-    def claim(self) -> bool:
-        """Begin the forward of a layer; tell whether it is called by itself.
+    def claim(self) -> None:
+        """Begin the forward of a layer that is called by itself.
 
         Raises:
             OtherThreadError: another thread has a buffer of it.
         """
         thread = threading.get_ident()
-        if self.holder == thread:
-            return False
         if self.owner != thread:
             with self.lock:
                 threading.current_thread()  # so that threads that Python did not start are listed
                 if self.owner and _alive(self.owner):
                     raise OtherThreadError(_OWNED)
                 self.owner = self.left_by = thread
-                self.whole = False
-        return True
 
-    def check_left(self) -> bool:
-        """Begin what needs what forward left; tell whether it is not within a whole pass.
+    def check_left(self) -> None:
+        """Begin what needs what forward left.
 
         Raises:
             OtherThreadError: another thread's forward came in between.
@@ -159,7 +155,6 @@ class ThreadGuard:
                 "the last forward was another thread's, and what it left is not this one's: let "
                 "one thread train a model, or give each a copy.deepcopy of it"
             )
-        return self.holder != thread
 
     def reset_in_child(self) -> None:
         """Forget threads that are not in this process, which was forked."""

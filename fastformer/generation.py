@@ -15,12 +15,15 @@ from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack
 from fastformer.errors import InvalidTypeError
 from fastformer.fixed import Fixed
-from fastformer.layers.attention import MultiHeadAttention
-from fastformer.layers.transformer_block import TransformerBlock
+from fastformer.kernels.pooling import keep_rows
+from fastformer.models.base import Model
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.parameters import Array
+from fastformer.program import Program
 from fastformer.random import generator
-from fastformer.warmup import ensure_compiled, generation_kernels
+from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis, Tensor
+from fastformer.warmup import ensure_compiled
+from fastformer.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,10 @@ class KeyValueCache(Fixed):
                 f"generation needs a TransformerDecoder, got {type(model).__name__}"
             )
         num_sequences = checks.integer("num_sequences", num_sequences, 1)
-        if model.ops.name == "numba" and model.dtype == np.float32:
-            ensure_compiled(generation_kernels(model.precision))
         self.model = model
         self._lengths: Ids = np.zeros(num_sequences, np.int64)
+        # Each sequence has a slot: so many rows of every layer's keys, and of its values.
+        self._slots: Ids = np.arange(num_sequences)
         shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)
         self._kept = np.zeros((*shape, model.blocks[0].attention.kv_width), model.dtype)
 
@@ -88,34 +91,29 @@ class KeyValueCache(Fixed):
         """
         with self.model.guard:
             self._check(batch)
-            with self.model.threads.at("generation", batch.num_tokens):
+            with self.model.evaluating(), self.model.threads.at("generation", batch.num_tokens):
                 return self._extend(batch)
 
     def _extend(self, batch: PackedBatch) -> Array:
-        new = np.diff(batch._offsets)
-        positions = batch._positions + np.repeat(self._lengths, new)
-        self._places = (np.repeat(np.arange(self._lengths.size), new), positions)
-        total = self._lengths + new
-        self._key_offsets = np.concatenate([[0], np.cumsum(total)])
-        self._read = np.arange(self.model.config.max_seq_len) < total[:, None]
-        model = self.model
-        model.guard.begin()
-        with model.evaluating():
-            x = np.empty((batch.num_tokens, model.config.embed_dim), model.dtype)
-            model.ops.embedding_forward(
-                batch._tokens,
-                positions,
-                model.embedding.weight.value,
-                model.nothing if model.positions is None else model.positions.table,
-                x,
-            )
-            for layer, block in enumerate(model.blocks):
-                x = self._block(layer, block, x, batch)
-            if model.final_norm is not None:
-                x = model.final_norm.forward(x)
-            logits = np.array(model.output.forward(x))
-        self._lengths = total
-        return logits
+        space = generation_workspace(self.model)
+        ensure_compiled(space.kernels())
+        begun = batch.going_on(self._lengths)
+        new, starts = np.diff(batch._offsets), self._slots * self._kept.shape[3]
+        ends, rows = self._lengths + new, np.repeat(starts, new) + begun._positions
+        bound = {
+            tensor: self._kept[block, part].reshape(-1, self._kept.shape[4])
+            for block, kept in enumerate(_kept_of(space))
+            for part, tensor in enumerate(kept)
+        }
+        space.run(
+            begun,
+            longest=int(ends.max()),
+            numbers={"kept rows": len(next(iter(bound.values())))},
+            bound=bound,
+            copied={"kept.rows": rows, "kept.starts": starts, "kept.ends": starts + ends},
+        )
+        self._lengths = ends
+        return space.left("logits", batch.num_tokens).copy()
 
     def select(self, sequences: npt.ArrayLike) -> None:
         """Go on with some of the sequences, in the order given; one may be taken several times.
@@ -126,8 +124,19 @@ class KeyValueCache(Fixed):
         """
         with self.model.guard.lock:
             chosen = checks.indices("sequences", sequences, self._lengths.size)
-            self._lengths = self._lengths[chosen]
-            self._kept = self._kept[:, :, chosen]
+            slots = self._slots[chosen]
+            again = np.ones(slots.size, bool)
+            again[np.unique(slots, return_index=True)[1]] = False
+            free = np.setdiff1d(np.arange(self._kept.shape[2]), slots)
+            missing = int(again.sum()) - free.size
+            if missing > 0:
+                self._kept = np.pad(self._kept, [(0, missing if a == 2 else 0) for a in range(5)])
+                free = np.setdiff1d(np.arange(self._kept.shape[2]), slots)
+            read = int(self._lengths[chosen].max())
+            copies = free[: int(again.sum())]
+            self._kept[:, :, copies, :read] = self._kept[:, :, slots[again], :read]
+            slots[again] = copies
+            self._slots, self._lengths = slots, self._lengths[chosen]
 
     def _check(self, batch: PackedBatch) -> None:
         if not isinstance(batch, PackedBatch):
@@ -148,44 +157,48 @@ class KeyValueCache(Fixed):
             )
         check_room(int((self._lengths + np.diff(batch._offsets)).max()), config.max_seq_len)
 
-    def _block(self, layer: int, block: TransformerBlock, x: Array, batch: PackedBatch) -> Array:
-        """Do what `TransformerBlock.forward` does, with the kept keys and values."""
-        attention, feed_forward = block.attention, block.feed_forward
-        if block.pre_norm:
-            b = self._attend(layer, attention, block.norm1.forward(x), x, batch)
-            return feed_forward.forward(block.norm2.forward(b), residual=b)
-        b = block.norm1.forward(self._attend(layer, attention, x, x, batch))
-        return block.norm2.forward(feed_forward.forward(b, residual=b))
 
-    def _attend(
-        self,
-        layer: int,
-        attention: MultiHeadAttention,
-        x: Array,
-        residual: Array,
-        batch: PackedBatch,
-    ) -> Array:
-        """Do what `MultiHeadAttention.forward` does, and keep the new keys and values."""
-        queries, keys, values = attention.project(x)
-        positions = self._places[1]
-        attention._turn(attention.ops.rotary_forward, queries, keys, positions, positions)
-        kept_keys, kept_values = self._kept[layer]
-        kept_keys[self._places], kept_values[self._places] = keys, values
-        attended = np.empty_like(queries)
-        attention.ops.attention_forward(
-            queries,
-            kept_keys[self._read],
-            kept_values[self._read],
-            batch._offsets,
-            self._key_offsets,
-            self._places[1],
-            attention.slopes,
-            True,
-            attention.scale,
-            attended,
-            *np.empty((2, len(queries), attention.num_heads), attention.dtype),
+class _Kept:
+    """Where a program of generation keeps keys and values: arrays that each run brings.
+
+    Attributes:
+        tensors: of each block, its keys and its values, a row for each token of each slot.
+    """
+
+    def __init__(self, p: Program) -> None:
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+        self._rows = p.copied("kept.rows", ROWS, kind="int")
+        self._starts = p.copied("kept.starts", SEQUENCE_ROWS, kind="int")
+        self._ends = p.copied("kept.ends", SEQUENCE_ROWS, kind="int")
+
+    def keep(self, p: Program, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Append the ops that keep a block's new keys and values; see `program.KeyValues`."""
+        block = len(self.tensors)
+        keys, values = (
+            p.bound(f"{name}.{block}", p.number("kept rows"), k.axes[1])
+            for name in ("keys", "values")
         )
-        return attention.output.forward(attended, residual=residual)
+        self.tensors.append((keys, values))
+        for x, kept in ((k, keys), (v, values)):
+            p.add(keep_rows, x=x, rows=self._rows, kept=kept)
+        return keys, values, self._starts, self._ends
+
+
+def _generation_program(model: Model, p: Program) -> None:
+    """Append forward with a cache."""
+    p.cache = _Kept(p)
+    p.forward(model, p.copied("logits", model.logits_rows, Axis(model.config.vocab_size)))
+
+
+def generation_workspace(model: TransformerDecoder) -> Workspace:
+    """Return the workspace of the program that reads more tokens."""
+    return model.workspace("generation", _generation_program, "ops")
+
+
+def _kept_of(space: Workspace) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors of each block's keys and values."""
+    assert isinstance(space.program.cache, _Kept)
+    return space.program.cache.tensors
 
 
 def check_room(needed: int, max_seq_len: int) -> None:

@@ -8,7 +8,7 @@ arrays lie in the workspace and how long, the pure NumPy form, the profile and t
 import contextlib
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -35,6 +35,17 @@ def _divided(axis: Axis, by: Axis) -> Axis | None:
 
 
 Field = Tensor | int | float | Axis | None
+
+
+class KeyValues(Protocol):
+    """Keys and values of tokens that were read before, for programs of generation."""
+
+    def keep(self, p: "Program", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Append ops that keep a layer's new keys and values, (N, E).
+
+        Returns:
+            All that are kept, (rows, E) each, and for each sequence its first row and its end.
+        """
 
 
 class Step:
@@ -141,6 +152,7 @@ class Program:
         given: what the batch brings: tokens, positions, offsets, first_rows, last_rows,
             one_row_offsets, targets.
         stages: the number of steps at the end of each stage: what can be run by itself.
+        cache: where attention keeps keys and values; None where each batch brings all tokens.
     """
 
     def __init__(self, dtype: str, root: "Layer | None" = None, training: bool = False) -> None:
@@ -166,6 +178,13 @@ class Program:
                 ("last_positions", SEQUENCE_ROWS),
             )
         }  # fmt: skip
+        # Views of where sequences begin, and where they end.
+        for name, offset in (("starts", 0), ("ends", DTYPES["int"].itemsize)):
+            offsets = self.given["offsets"]
+            self.given[name] = Tensor(
+                name, (SEQUENCE_ROWS,), DTYPES["int"], whole=offsets, offset=offset
+            )
+        self.cache: KeyValues | None = None
         self._outside: dict[int, Tensor] = {}
         self._names = dict(_names_of(root)) if root is not None else {}
         self._layers: list[Layer] = []

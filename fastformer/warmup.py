@@ -30,7 +30,7 @@ KERNELS = {
     "attention.attention_backward_pairs": "i i i m m m m m m m k k k r b f m m m r",
     "matmul._product_part": "p i i i i r r r r i r r",
     "matmul_bfloat16._product_part": "p i i i i r r r r i r r",
-    "attention.attention_forward_pairs": "i i i m m m k k k r b f m m m r",
+    "attention.attention_forward_pairs": "i i i m m m k k k k r b f m m m r",
     "layernorm.layernorm_backward_rows": "i i m m r r r m m i t",
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "program.run_program": "n n k n k k k m n",
@@ -72,14 +72,6 @@ STEP_KERNELS = (
 # The driver of all programs.
 DRIVER = "program.run_program"
 MOST_PROCESSES = 4
-
-
-def generation_kernels(precision: str) -> tuple[str, ...]:
-    """Return the kernels that generation calls, for products of a precision."""
-    return (
-        "attention.attention_forward", "embedding.embedding_forward",
-        "layernorm.layernorm_forward", PRODUCTS[precision],
-    )  # fmt: skip
 
 
 def signature(name: str) -> tuple[Any, ...]:

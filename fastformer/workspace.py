@@ -158,9 +158,12 @@ class Workspace:
             max(tokens, int(capacity[TOKENS])),
             max(sequences, int(capacity[SEQUENCES])),
         )
-        _set_sizes(capacity, self.way, tokens, sequences, min(tokens, self.longest))
+        longest = self.longest if self.program.cache else min(tokens, self.longest)
+        _set_sizes(capacity, self.way, tokens, sequences, longest)
         capacity[SHARDS] = MOST_SHARDS
         for tensor in self.program.given.values():
+            if tensor.whole is not tensor:
+                continue
             tensor.memory = np.zeros(tensor.shape(capacity), tensor.dtype)
         self.program.given["one_row_offsets"].memory = np.arange(sequences + 1)
         places = Places(self.segments, capacity)
@@ -205,6 +208,7 @@ class Workspace:
         batch: PackedBatch,
         *,
         stages: tuple[int, int] | None = None,
+        longest: int | None = None,
         numbers: Mapping[str, float | int] | None = None,
         bound: Mapping[Tensor, Array] | None = None,
         copied: Mapping[str, Array] | None = None,
@@ -214,6 +218,7 @@ class Workspace:
         Args:
             batch: its tokens, sequences and offsets.
             stages: first and last + 1; None for all.
+            longest: of the sequences with what was read before; of the batch's unless given.
             numbers: by name, those that `Program.number` names.
             bound: arrays that stand for tensors in this run: C-contiguous, of the tensor's shape.
             copied: arrays that are copied into those that `Program.copied` names.
@@ -224,20 +229,22 @@ class Workspace:
         """
         self.batch = None  # where the run fails, there is none to go on with
         tokens, sequences = batch.num_tokens, batch.num_sequences
-        if batch.longest > self.longest:
+        longest = batch.longest if longest is None else longest
+        if longest > self.longest:
             raise InvalidValueError(
-                f"a sequence has {batch.longest} tokens, and the program is for {self.longest}"
+                f"a sequence has {longest} tokens, and the program is for {self.longest}"
             )
         if tokens > self.capacity[TOKENS] or sequences > self.capacity[SEQUENCES]:
             self.grow(tokens, sequences)
         sizes = self.sizes
-        if self._sized != (tokens, sequences, batch.longest):
-            self._sized = tokens, sequences, batch.longest
-            _set_sizes(sizes, self.way, tokens, sequences, batch.longest)
+        if self._sized != (tokens, sequences, longest):
+            self._sized = tokens, sequences, longest
+            _set_sizes(sizes, self.way, tokens, sequences, longest)
         first, last = stages or (0, len(self.bounds) - 1)
         if (first, last) not in self._loaded:
             self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
+        nothing = self.bounds[first] == self.bounds[last]
         for name, value in (numbers or {}).items():
             if name not in self.program.numbers:
                 names = ", ".join(self.program.numbers) or "none"
@@ -262,7 +269,9 @@ class Workspace:
             fits = brought.nbytes == factor * sizes[size] and brought.dtype == tensor.dtype
             if not fits or not brought.flags.c_contiguous:
                 _fail_to_bind(tensor, brought, sizes)
-        if self.ops.name == "reference":
+        if nothing:
+            pass
+        elif self.ops.name == "reference":
             self.ops.run_program(calls_of(self, first, last))
         elif BUILD == "python":
             run_shuffled(self, first, last, batch._offsets)

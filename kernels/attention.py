@@ -74,13 +74,13 @@ KEY_DEPTH = 64
 UNPACKED_LENGTH = 256
 
 
-def _sequence_heads(q, key_columns, query_offsets, key_offsets, num_heads):
+def _sequence_heads(q, key_columns, query_offsets, key_starts, key_ends, num_heads):
     """Yield (rows of q, rows of k, columns of q, columns of k, head) for each sequence and head."""
     D = q.shape[1] // num_heads
     group = q.shape[1] // key_columns  # of heads that share keys and values
     for b in range(query_offsets.size - 1):
         queries = slice(query_offsets[b], query_offsets[b + 1])
-        keys = slice(key_offsets[b], key_offsets[b + 1])
+        keys = slice(key_starts[b], key_ends[b])
         for head in range(num_heads):
             shared = head // group
             parts = slice(head * D, (head + 1) * D), slice(shared * D, (shared + 1) * D)
@@ -106,9 +106,19 @@ def attention_forward_reference(
     q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, largest, total
 ):
     """Compute `attention_forward` in NumPy."""
+    _attend_reference(
+        q, k, v, query_offsets, key_offsets[:-1], key_offsets[1:], positions, slopes, causal, scale,
+        out, largest, total,
+    )  # fmt: skip
+
+
+def _attend_reference(
+    q, k, v, query_offsets, key_starts, key_ends, positions, slopes, causal, scale, out, largest,
+    total,
+):  # fmt: skip
     heads = largest.shape[1]
     for rows, keys, part, shared, head in _sequence_heads(
-        q, k.shape[1], query_offsets, key_offsets, heads
+        q, k.shape[1], query_offsets, key_starts, key_ends, heads
     ):
         bend = positions[rows], slopes[head : head + 1]
         scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
@@ -126,7 +136,7 @@ def attention_backward_reference(
     heads = largest.shape[1]
     dk[...], dv[...] = 0, 0
     for rows, keys, part, shared, head in _sequence_heads(
-        q, k.shape[1], query_offsets, key_offsets, heads
+        q, k.shape[1], query_offsets, key_offsets[:-1], key_offsets[1:], heads
     ):
         bend = positions[rows], slopes[head : head + 1]
         scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
@@ -146,7 +156,7 @@ def attention_weights_reference(
     heads = weights.shape[1]
     sequence = -1
     for rows, keys, part, shared, head in _sequence_heads(
-        q, k.shape[1], query_offsets, key_offsets, heads
+        q, k.shape[1], query_offsets, key_offsets[:-1], key_offsets[1:], heads
     ):
         sequence += head == 0
         bend = positions[rows], slopes[head : head + 1]
@@ -454,12 +464,12 @@ def forward_room(q, heads, longest):
 
 @kernel(once=True, allocates=False)
 def attention_forward_pairs(
-    first_pair, last_pair, longest, q, k, v, query_offsets, key_offsets, positions, slopes, causal,
-    scale, out, largest, total, room,
+    first_pair, last_pair, longest, q, k, v, query_offsets, key_starts, key_ends, positions, slopes,
+    causal, scale, out, largest, total, room,
 ):  # fmt: skip
     """Attend in some pairs of sequence and head, in one thread; see `attention_forward`.
 
-    `room` is of `forward_room` elements.
+    Keys of sequence b are rows key_starts[b] to key_ends[b]. `room` is of `forward_room` elements.
     """
     heads = largest.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
@@ -473,8 +483,8 @@ def attention_forward_pairs(
     for pair in range(first_pair, last_pair):
         b, head = pair // heads, pair % heads
         _attention_forward_pair(
-            flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_offsets[b],
-            key_offsets[b + 1], positions, slopes, Head(head, head // group, k.shape[1]), causal,
+            flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_starts[b],
+            key_ends[b], positions, slopes, Head(head, head // group, k.shape[1]), causal,
             scale, flat_out, largest, total, queries, values, scores, tile_largest, tile_total,
             factor,
         )  # fmt: skip
@@ -505,8 +515,8 @@ def attention_forward(
     for task in prange(tasks):
         attention_forward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
-            key_offsets, positions, slopes, causal, scale, out, largest, total,
-            np.empty(forward_room(q, heads, longest), q.dtype),
+            key_offsets[:-1], key_offsets[1:], positions, slopes, causal, scale, out, largest,
+            total, np.empty(forward_room(q, heads, longest), q.dtype),
         )  # fmt: skip
 
 
@@ -809,12 +819,12 @@ def attention_weights(q, k, query_offsets, key_offsets, positions, slopes, causa
 
 
 def _attention_reference(
-    q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale, out,
-    row_max, row_sum,
+    q, k, v, query_offsets, key_starts, key_ends, positions, slopes, longest, heads, causal, scale,
+    out, row_max, row_sum,
 ):  # fmt: skip
-    attention_forward_reference(
-        q, k, v, query_offsets, key_offsets, positions, slopes, bool(causal), scale, out, row_max,
-        row_sum,
+    _attend_reference(
+        q, k, v, query_offsets, key_starts, key_ends, positions, slopes, bool(causal), scale, out,
+        row_max, row_sum,
     )  # fmt: skip
 
 
@@ -829,8 +839,8 @@ def _attention_gradient_reference(
 
 
 def _attention_tasks(
-    threads, q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale,
-    out, row_max, row_sum, room,
+    threads, q, k, v, query_offsets, key_starts, key_ends, positions, slopes, longest, heads,
+    causal, scale, out, row_max, row_sum, room,
 ):  # fmt: skip
     return attention_tasks((query_offsets.size - 1) * heads, q.size, k.size, longest)
 
@@ -865,20 +875,24 @@ def _pairs_of(part, query_offsets, heads, q, k, longest):
 
 
 @op(
-    "q[Q,C] k[N,E] v[N,E] query_offsets:int[P] key_offsets:int[P] positions?:int[Q] slopes?[H] "
-    "longest:int heads:int causal:int scale:float -> out[Q,C] row_max[Q,H] row_sum[Q,H] room:room",
+    "q[Q,C] k[N,E] v[N,E] query_offsets:int[P] key_starts:int[B] key_ends:int[B] "
+    "positions?:int[Q] slopes?[H] longest:int heads:int causal:int scale:float "
+    "-> out[Q,C] row_max[Q,H] row_sum[Q,H] room:room",
     cut="sequences", times="H", tasks=_attention_tasks, twin=_attention_reference,
     room=_forward_room_of,
 )  # fmt: skip
 def attention(
-    part, q, k, v, query_offsets, key_offsets, positions, slopes, longest, heads, causal, scale,
-    out, row_max, row_sum, room,
+    part, q, k, v, query_offsets, key_starts, key_ends, positions, slopes, longest, heads, causal,
+    scale, out, row_max, row_sum, room,
 ):  # fmt: skip
-    """Attend from every query, in every head; see `attention_forward`."""
+    """Attend from every query, in every head, to rows key_starts to key_ends of each sequence.
+
+    See `attention_forward`, where the keys of a sequence begin where those before end.
+    """
     first, last = _pairs_of(part, query_offsets, heads, q, k, longest)
     attention_forward_pairs(
-        first, last, longest, q, k, v, query_offsets, key_offsets, positions, slopes, causal != 0,
-        scale, out, row_max, row_sum, room,
+        first, last, longest, q, k, v, query_offsets, key_starts, key_ends, positions, slopes,
+        causal != 0, scale, out, row_max, row_sum, room,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""One row for each packed sequence: a chosen row, or the mean of all.
+"""One row for each packed sequence: a chosen row, or the mean of all; and rows that are kept.
 
 gather_rows:   out[b] = x[rows[b]]                     scatter_rows:  dx[rows[b]] += dout[b]
+keep_rows:     kept[rows[i]] = x[i]
 mean_forward:  out[b] = mean of x[offsets[b]:offsets[b + 1]]
 mean_backward: dx[i] = dout[b] / length of b, for every row i of sequence b
 """
@@ -158,6 +159,20 @@ def gather(part, x, rows, out):
 def scatter(part, dout, rows, dx):
     """Add to the chosen row of each sequence."""
     add_rows(part.first, part.last, dout, rows, dx)
+
+
+def keep_rows_reference(x, rows, kept):
+    """Compute `keep_rows` in NumPy."""
+    kept[rows] = x
+
+
+@op("x[R,C] rows:int[R] -> +kept[N,C]", cut="R", cost="C", twin=keep_rows_reference)
+def keep_rows(part, x, rows, kept):
+    """Write each row to its place among those that are kept."""
+    C = x.shape[1]
+    for i in range(part.first, part.last):
+        for j in range(0, C, lanes(x)):
+            store_first(kept, C - j, load_first(x, C - j, i, j), rows[i], j)
 
 
 @op("x[N,C] offsets:int[P] -> out[B,C]", cut="B", cost="C", twin=mean_forward_reference)

@@ -1,14 +1,12 @@
 """Multi-head self-attention over packed sequences."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastformer import checks
-from fastformer.batch import Ids, PackedBatch
-from fastformer.buffers import Apart
-from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.batch import PackedBatch
+from fastformer.errors import InvalidValueError
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.kernels.attention import attention, attention_gradient
 from fastformer.kernels.pooling import gather, scatter
@@ -21,17 +19,7 @@ from fastformer.layers.relative_positions import RelativePositions, check_positi
 from fastformer.layers.rmsnorm import RMSNorm
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program
-from fastformer.tensors import LONGEST_AXIS, Axis, Tensor
-
-# Where nothing depends on them, no positions are looked up.
-NO_POSITIONS = np.zeros(0, np.int64)
-
-
-def own_rows(batch: PackedBatch, rows: Ids | None) -> Ids | None:
-    """Return rows, or a copy where they are not a batch's own: nobody may change them later."""
-    if not isinstance(rows, np.ndarray) or not isinstance(batch, PackedBatch):
-        return rows
-    return rows if rows is batch._first_rows or rows is batch._last_rows else rows.copy()
+from fastformer.tensors import LONGEST_AXIS, ROWS, SEQUENCE_ROWS, Axis, Tensor
 
 
 class MultiHeadAttention(Layer):
@@ -42,19 +30,12 @@ class MultiHeadAttention(Layer):
     a group of the queries' heads (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
     """
 
-    left = (
-        "x", "x_rows", "projected", "q", "k", "v", "attended", "largest", "total", "batch",
-        "_rows", "_query_offsets", "_query_positions",
-    )  # fmt: skip
+    left = ("x", "q", "k", "v", "attended", "batch", "_query_offsets", "_query_positions")
+    reads_batch = True
     x: Array
-    x_rows: Array
-    projected: Array
     q: Array
     k: Array
-    v: Array
     attended: Array
-    largest: Array
-    total: Array
     batch: PackedBatch
 
     def __init__(
@@ -104,7 +85,7 @@ class MultiHeadAttention(Layer):
         if positions is not None:
             check_positions(positions, embed_dim, num_heads, self.dtype)
         self.positions = positions
-        self.slopes = self.no_vector if positions is None else positions.slopes
+        self.slopes = np.zeros(0, self.dtype) if positions is None else positions.slopes
         self.causal = checks.boolean("causal", causal)
         checks.boolean("bias", bias)
         self.scale = (embed_dim // num_heads) ** -0.5
@@ -161,163 +142,20 @@ class MultiHeadAttention(Layer):
             sizes["causal"] = True
         return sizes if self.positions is None else {**sizes, "positions": self.positions.kind}
 
-    def forward(
-        self,
-        x: Array,
-        batch: PackedBatch,
-        *,
-        rows: Ids | None = None,
-        residual: Array | None = None,
-    ) -> Array:
-        """Attend.
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shapes of what forward is given."""
+        width = Axis(self.embed_dim)
+        rows = ROWS if options.get("rows") is None else SEQUENCE_ROWS
+        return {"x": (ROWS, width), "residual": (rows, width)}
 
-        Args:
-            x: (N, C).    batch: where the sequences of x begin.
-            rows: (B,), one row of x for each sequence, whose result alone is wanted, or None.
-                The layer must not be causal unless they are the last rows.
-            residual: added to the result, of its shape, or None.
-
-        Returns:
-            (N, C), or (B, C) with rows, in a buffer.
-        """
-        by_itself = self.guard.claim()
-        rows = own_rows(batch, rows)
-        if by_itself:
-            self.check(x, batch, rows)
-            x = self.apart(x)
-            if residual is not None:
-                shape = x.shape if rows is None else (rows.size, self.embed_dim)
-                checks.same_shape("MultiHeadAttention", "residual", residual, shape, self.dtype)
-                residual = self.apart(residual)
-        self.prepare(x, batch, rows)
-        if rows is None and not self.grouped:
-            self._project(x, slice(0, 3), self.projected)
-        else:
-            if rows is not None:
-                self.ops.gather_rows(x, rows, self.x_rows)
-            self._project(self.x_rows, slice(0, 1), self.q)
-            self._project(x, slice(1, 3), self.projected)
-        self.__dict__["q"], self.__dict__["k"] = self._normed(self.q, self.k)
-        places = (self._query_positions, batch._positions)
-        self._turn(self.ops.rotary_forward, self.q, self.k, *places)
-        self.ops.attention_forward(
-            self.q,
-            self.k,
-            self.v,
-            self._query_offsets,
-            batch._offsets,
-            self._query_positions,
-            self.slopes,
-            self.causal,
-            self.scale,
-            self.attended,
-            self.largest,
-            self.total,
-        )
-        if self.dropout.active:
-            return self.dropout.forward(self.output.forward(self.attended), residual)
-        self.dropout.skip()
-        return self.output.forward(self.attended, residual=residual)
-
-    def prepare(self, x: Array, batch: PackedBatch, rows: Ids | None) -> None:
-        """Keep what backward needs, and take the buffers for what is made of x."""
-        self.check(x, batch, rows)
-        x_rows = x
-        self.attend_to(batch, rows)
-        get = self.buffers.get
-        if rows is None and not self.grouped:
-            projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
-        else:
-            if rows is not None:
-                x_rows = get("x_rows", rows.size, self.embed_dim)
-            q = get("q", *x_rows.shape)
-            projected, k, v = self.buffers.stacked("kv", 2, x.shape[0], self.kv_width)
-        self.__dict__.update(
-            x=x, x_rows=x_rows, projected=projected, q=q, k=k, v=v,
-            attended=get("attended", *q.shape),
-            largest=get("largest", q.shape[0], self.num_heads),
-            total=get("total", q.shape[0], self.num_heads),
-        )  # fmt: skip
-
-    def check(
-        self, x: Array, batch: PackedBatch, rows: Ids | None, owner: str = "MultiHeadAttention"
-    ) -> None:
-        """Raise unless x has a row for each token of the batch, and rows one for each sequence."""
-        if not isinstance(batch, PackedBatch):
-            raise InvalidTypeError(
-                f"{owner}: batch must be a PackedBatch, got {type(batch).__name__}"
-            )
-        checks.matrix(owner, "x", x, batch.num_tokens, self.embed_dim, self.dtype)
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise for rows that cannot be chosen, and sequences longer than the positions'."""
+        if given.get("rows") is not None:
+            checks.choice("rows", given["rows"], ("first", "last"))
+            if self.causal and given["rows"] == "first":
+                checks.fail("rows must be 'last' or None where attention is causal, got 'first'")
         if self.positions is not None:
             self.positions.check(batch)
-        # A batch's own first and last rows need no look.
-        if rows is not None and rows is not batch._first_rows and rows is not batch._last_rows:
-            checks.chosen_rows(owner, rows, batch._offsets)
-
-    def attend_to(self, batch: PackedBatch, rows: Ids | None) -> None:
-        """Keep where the sequences begin, and which rows ask."""
-        positions = batch._positions if rows is None else NO_POSITIONS
-        if rows is not None and self.positions is not None:
-            positions = batch._positions[rows]
-        self.__dict__.update(
-            batch=batch, _rows=rows, _query_positions=positions,
-            _query_offsets=batch._offsets if rows is None else batch._one_row_offsets,
-        )  # fmt: skip
-
-    def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
-        """Add the gradients of the weights, and return that of x, (N, C), in a shared buffer.
-
-        Args:
-            dout: of the result's shape.
-            residual: of dout's shape, added to the gradient of the rows of x that made it.
-        """
-        apart: Apart = (dout, residual) if self.guard.check_left() else ()
-        owner, shape = "MultiHeadAttention.backward", self.attended.shape
-        if apart:
-            checks.same_shape(owner, "dout", dout, shape, self.dtype)
-        if residual is not None:
-            checks.same_shape(owner, "residual", residual, shape, self.dtype)
-        dattended = self.scratch.get("attention.dattended", *shape, apart=apart)
-        self.output.backward(self.dropout.backward(dout), dx=dattended)
-        rows, columns = self.x.shape
-        if self._rows is None and not self.grouped:
-            dqkv, dq, dk, dv = self.scratch.stacked("attention.dqkv", 3, rows, columns, apart)
-        else:
-            dq = self.scratch.get("attention.dq", *shape, apart=apart)
-            dkv, dk, dv = self.scratch.stacked("attention.dkv", 2, rows, self.kv_width, apart)
-        self.ops.attention_backward(
-            dattended,
-            self.q,
-            self.k,
-            self.v,
-            self.attended,
-            self.largest,
-            self.total,
-            self._query_offsets,
-            self.batch._offsets,
-            self._query_positions,
-            self.slopes,
-            self.causal,
-            self.scale,
-            dq,
-            dk,
-            dv,
-        )
-        places = (self._query_positions, self.batch._positions)
-        self._turn(self.ops.rotary_backward, dq, dk, *places)
-        self._norms_backward(dq, dk, apart)
-        dx = self.scratch.get("attention.dx", rows, columns, apart=apart)
-        if self._rows is None and not self.grouped:
-            return self._project_backward(self.x, dqkv, slice(0, 3), residual, dx)
-        if self._rows is None:
-            through = self.scratch.get("attention.through", rows, columns, apart=apart)
-            self._project_backward(self.x, dkv, slice(1, 3), residual, through)
-            return self._project_backward(self.x, dq, slice(0, 1), through, dx)
-        self._project_backward(self.x, dkv, slice(1, 3), None, dx)
-        dx_rows = self.scratch.get("attention.dx_rows", *shape, apart=apart)
-        self._project_backward(self.x_rows, dq, slice(0, 1), residual, dx_rows)
-        self.ops.scatter_rows(dx_rows, self._rows, dx)
-        return dx
 
     def weights(self) -> Array:
         """Return the weights of the last forward, (B, H, longest, longest), 0 beyond a sequence.
@@ -325,7 +163,9 @@ class MultiHeadAttention(Layer):
         With rows given, the third axis has the one row. They are computed again on request.
         """
         self.guard.check_left()
-        queries = 1 if self._rows is not None else self.batch.longest
+        no_positions = np.zeros(0, np.int64)
+        positions = self._query_positions if self.slopes.size else no_positions
+        queries = int(np.diff(self._query_offsets).max())
         shape = (self.batch.num_sequences, self.num_heads, queries, self.batch.longest)
         weights = np.empty(shape, self.dtype)
         self.ops.attention_weights(
@@ -333,49 +173,13 @@ class MultiHeadAttention(Layer):
             self.k,
             self._query_offsets,
             self.batch._offsets,
-            self._query_positions,
+            positions,
             self.slopes,
             self.causal,
             self.scale,
             weights,
         )
         return weights
-
-    def _turn(
-        self, op: Callable[..., Any], q: Array, k: Array, query_positions: Ids, key_positions: Ids
-    ) -> None:
-        """Turn queries and keys, or their gradients, where positions are rotary."""
-        if self.positions is not None and self.positions.cosines.size:
-            tables = self.positions.cosines, self.positions.sines
-            op(q, k, query_positions, key_positions, *tables)
-
-    def _normed(self, q: Array, k: Array) -> tuple[Array, Array]:
-        """Return queries and keys normalised head by head, or as they are without norms."""
-        if self.query_norm is None or self.key_norm is None:
-            return q, k
-        size = self.query_norm.embed_dim
-        normed_q = self.query_norm.forward(q.reshape(-1, size)).reshape(q.shape)
-        return normed_q, self.key_norm.forward(k.reshape(-1, size)).reshape(k.shape)
-
-    def _norms_backward(self, dq: Array, dk: Array, apart: Apart) -> None:
-        """Turn gradients by what the norms gave into those by what they were given."""
-        for norm, gradient in ((self.query_norm, dq), (self.key_norm, dk)):
-            if norm is not None:
-                rows = gradient.reshape(-1, norm.embed_dim)
-                dx = self.scratch.get("attention.dnormed", *rows.shape, apart=apart)
-                rows[...] = norm.backward(rows, dx=dx)
-
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return x W_q, x W_k and x W_v, with biases and norms, in buffers."""
-        if not self.grouped:
-            projected, q, k, v = self.buffers.stacked("qkv", 3, *x.shape)
-            self._project(x, slice(0, 3), projected)
-            return *self._normed(q, k), v
-        q = self.buffers.get("q", *x.shape)
-        projected, k, v = self.buffers.stacked("kv", 2, x.shape[0], self.kv_width)
-        self._project(x, slice(0, 1), q)
-        self._project(x, slice(1, 3), projected)
-        return *self._normed(q, k), v
 
     def _projection(self, part: slice) -> tuple[Parameter, Parameter, slice]:
         """Return the weight and bias that some of W_q, W_k, W_v are in, and their part of these."""
@@ -384,37 +188,6 @@ class MultiHeadAttention(Layer):
         if part.start == 0:
             return self.query_weight, self.query_bias, slice(0, 1)
         return self.kv_weight, self.kv_bias, slice(0, 2)
-
-    def _project(self, x: Array, part: slice, results: Array) -> None:
-        """Multiply x by some of W_q, W_k, W_v; the results are stacked."""
-        weight, bias, part = self._projection(part)
-        self.ops.matmul(
-            x,
-            weight.value[part],
-            bias.value[part].reshape(-1),
-            self.nothing,
-            NO_ACTIVATION,
-            self.nothing,
-            results,
-        )
-
-    def _project_backward(
-        self, x: Array, dprojected: Array, part: slice, residual: Array | None, dx: Array
-    ) -> Array:
-        """Add the gradients of some of W_q, W_k, W_v, and write that of x plus residual to dx."""
-        weight, bias, part = self._projection(part)
-        self.ops.matmul_backward(
-            x,
-            weight.value[part],
-            dprojected,
-            self.nothing,
-            self.nothing if residual is None else residual,
-            NO_ACTIVATION,
-            dx,
-            weight.gradient[part],
-            bias.gradient[part].reshape(-1),
-        )
-        return dx
 
     def forward_ops(
         self,
@@ -445,18 +218,20 @@ class MultiHeadAttention(Layer):
             q = p.forward(self.query_norm, q.by_heads(self.num_heads)).reshaped(*q_rows)
             k = p.forward(self.key_norm, k.by_heads(self.num_kv_heads)).reshaped(*k_rows)
         self._rotate(p, q, k, query_positions, 1.0)
+        keys, values, starts, ends = k, v, given["starts"], given["ends"]
+        if p.cache is not None:
+            keys, values, starts, ends = p.cache.keep(p, k, v)
         slopes = p.outside("slopes", self.slopes)
         places: dict[str, Any] = {
-            "q": q, "k": k, "v": v, "query_offsets": query_offsets,
-            "key_offsets": given["offsets"], "slopes": slopes,
+            "q": q, "k": keys, "v": values, "query_offsets": query_offsets, "slopes": slopes,
             "positions": None if slopes is None else query_positions, "longest": LONGEST_AXIS,
             "heads": self.num_heads, "causal": int(self.causal), "scale": self.scale,
             "row_max": p.new("row_max", q.axes[0], self.num_heads),
             "row_sum": p.new("row_sum", q.axes[0], self.num_heads),
         }  # fmt: skip
-        (out,) = p.add(attention, **places)
+        (out,) = p.add(attention, **places, key_starts=starts, key_ends=ends)
         p.save(
-            x=x, x_rows=x_rows, places=places, q=q, k=k, v=v, attended=out, _rows=rows,
+            x=x, x_rows=x_rows, places=places, q=q, k=k, v=v, attended=out, rows=rows,
             _query_offsets=query_offsets, _query_positions=query_positions,
         )  # fmt: skip
         return drop_and_add(p, self.output, self.dropout, out, residual)
@@ -466,14 +241,17 @@ class MultiHeadAttention(Layer):
         s = p.saved
         dout = p.backward(self.output, p.backward(self.dropout, dout))
         embed_dim, rows = self.embed_dim, s.x.axes[0]
-        if s._rows is None and not self.grouped:
+        if s.rows is None and not self.grouped:
             dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), embed_dim)
             dq, dk, dv = dprojected.split(3)
         else:
             dq = p.new("dq", s.x_rows.axes[0], embed_dim)
             dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), self.kv_width)
             dk, dv = dprojected.split(2)
-        p.add(attention_gradient, dout=dout, out=s.attended, **s.places, dq=dq, dk=dk, dv=dv)
+        p.add(
+            attention_gradient, dout=dout, out=s.attended, **s.places,
+            key_offsets=p.given["offsets"], dq=dq, dk=dk, dv=dv,
+        )  # fmt: skip
         self._rotate(p, dq, dk, s._query_positions, -1.0)
         if self.query_norm is not None and self.key_norm is not None:
             for norm, gradient, heads in (
@@ -481,14 +259,14 @@ class MultiHeadAttention(Layer):
             ):  # fmt: skip
                 rows = gradient.by_heads(heads)
                 p.backward(norm, rows, dx=rows)
-        if s._rows is None and not self.grouped:
+        if s.rows is None and not self.grouped:
             return self._project_back(p, s.x, dprojected, slice(0, 3), residual)
-        if s._rows is None:
+        if s.rows is None:
             through = self._project_back(p, s.x, dprojected, slice(1, 3), residual)
             return self._project_back(p, s.x, dq, slice(0, 1), through)
         dx = self._project_back(p, s.x, dprojected, slice(1, 3), None)
         dx_rows = self._project_back(p, s.x_rows, dq, slice(0, 1), residual)
-        p.add(scatter, dout=dx_rows, rows=p.given[f"{s._rows}_rows"], dx=dx)
+        p.add(scatter, dout=dx_rows, rows=p.given[f"{s.rows}_rows"], dx=dx)
         return dx
 
     def _rotate(

@@ -1,23 +1,25 @@
-"""What all layers share: a backend, a dtype, buffers, and the walk over parameters."""
+"""What all layers share: a backend, a dtype, calls on arrays, and the walk over parameters."""
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastformer import checks
+from fastformer import checks, eager
 from fastformer.backend import check_precision, get_backend
-from fastformer.buffers import Buffers
+from fastformer.batch import PackedBatch
 from fastformer.callers import ThreadGuard
 from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
 from fastformer.parameters import Array, Parameter, Parameters
 from fastformer.random import generator
+from fastformer.tensors import Axis
 
 if TYPE_CHECKING:
     from fastformer.program import Program
+    from fastformer.workspace import Workspace
 
 DTYPES = ("float32", "float64")
 LayerT = TypeVar("LayerT", bound="Layer")
@@ -34,22 +36,28 @@ def initial_stream(seed: Seed) -> np.random.Generator:
 
 
 class Layer(Fixed):
-    """A part of a model: it owns parameters and buffers, and calls kernels.
+    """A part of a model: it owns parameters, and says what it computes as ops of a program.
 
-    `forward` gives a buffer that the layer's next forward overwrites, and keeps what `backward`
-    needs: not a copy of its input, which must stay as it is until then. `backward(dout)` adds to
-    the parameters' gradients and gives the gradient by the input, in a buffer that is shared by
-    all layers of a model: use it before the next call. Attributes cannot be set.
+    It says so once, in `forward_ops`, and its mirror image in `backward_ops`; a model's program is
+    made of these. `forward` and `backward` run the same ops on arrays, for this layer alone.
 
-    A layer is for one thread at a time: another one's call is an `OtherThreadError`. Whole models
-    may be shared.
+    A layer that is called on arrays is for one thread at a time: another one's call is an
+    `OtherThreadError`. Whole models may be shared. Attributes cannot be set.
 
     Attributes:
-        left: names of the public attributes that forward leaves.
-        guard: whose turn it is.
+        left: names of the public attributes that forward leaves: what it has saved for backward.
+        reads_batch: whether `forward` is given a PackedBatch, after the arrays that it must have.
+        elementwise: whether arrays may have any shape, for each element is by itself.
+        active: whether it drops anything now.    guard: whose turn it is.
     """
 
-    def __init__(self, backend: str, dtype: str, precision: str = "float32") -> None:
+    reads_batch: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
+    active: bool = False
+
+    def __init__(
+        self, backend: str = "numba", dtype: str = "float32", precision: str = "float32"
+    ) -> None:
         """Choose how the layer computes.
 
         Args:
@@ -61,10 +69,6 @@ class Layer(Fixed):
         check_precision(precision, dtype)
         self.precision = precision
         self.ops = get_backend(backend, precision)
-        self.buffers = Buffers(self.dtype)
-        self.scratch = Buffers(self.dtype)
-        self.nothing = np.zeros((0, 0), self.dtype)
-        self.no_vector = np.zeros(0, self.dtype)
         self.guard = ThreadGuard()
         self._parameters: Parameters | None = None
 
@@ -95,7 +99,7 @@ class Layer(Fixed):
         memo[id(self)] = copied
         with self.guard.lock:
             for name, value in vars(self).items():
-                if name not in (*self.left, "_shown"):
+                if name not in ("_shown", "_uses", "_last_use"):
                     kept = name in ("ops", "_parameters")
                     vars(copied)[name] = value if kept else copy.deepcopy(value, memo)
         if self._parameters is not None:
@@ -113,6 +117,43 @@ class Layer(Fixed):
         """Show the layers that this one is made of, their sizes, and how many numbers it trains."""
         return f"{tree(self)}\n{self.num_parameters:,} parameters, {self.dtype}, {self.ops.name}"
 
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Compute the layer by itself, on arrays.
+
+        Args:
+            arguments, options: those of `forward_ops` after the program: where that is given
+                tensors, C-contiguous arrays of the layer's dtype, a row for each token. They are
+                not copied: they must stay as they are until backward. A layer that reads a batch
+                is given a `PackedBatch` after the arrays that it must have.
+
+        Returns:
+            The result: an array that the layer's next forward overwrites.
+
+        Raises:
+            TypeError, ValueError: an array of another dtype, shape or layout, a batch of other
+                rows, or an option that is not allowed.
+            OtherThreadError: another thread called the layer, or one of the same model, by itself.
+        """
+        return eager.forward(self, arguments, options)
+
+    def backward(self, dout: Array) -> Any:
+        """Undo the layer's last forward by itself: add the gradients of its parameters.
+
+        Args:
+            dout: the gradient by the result, of its shape.
+
+        Returns:
+            The gradient by forward's first array, which the next backward overwrites; None of a
+            layer that is given ids alone. Where forward was given a residual, its gradient is dout.
+
+        Raises:
+            NotForwardedError: there was no such forward, or one of a whole model came after it.
+            TypeError, ValueError: what is no such gradient.
+            NotImplementedError: the layer has no `backward_ops`.
+            OtherThreadError: another thread's forward came in between.
+        """
+        return eager.backward(self, dout)
+
     def forward_ops(self, p: "Program", *arguments: Any, **options: Any) -> Any:
         """Append the ops of forward to a program, and return its result's tensor."""
         raise NotImplementedError(f"{type(self).__name__} appends no ops of forward to a program")
@@ -121,21 +162,45 @@ class Layer(Fixed):
         """Append the ops of backward, and return the tensor of the gradient of forward's input."""
         raise NotImplementedError(f"{type(self).__name__} appends no ops of backward to a program")
 
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shapes of the arrays that forward is given, by name, for its options.
+
+        A width of None stands for any. Arrays that are not named may have any width, and a row for
+        each token; but where some are named, others are refused.
+        """
+        return {}
+
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise where forward, by itself, is given what it cannot compute."""
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether the layer says how it is undone."""
+        return type(self).backward_ops is not Layer.backward_ops
+
+    @property
+    def drops(self) -> bool:
+        """Whether this layer, or one that it is made of, drops anything now."""
+        return any(layer.active for layer in self.layers())
+
+    def numbers_of(self, space: "Workspace") -> dict[str, float | int]:
+        """Return the numbers of this forward pass, by the names of a program's."""
+        counters = (vars(layer).get("counter") for layer in self.layers())
+        counter = next((c for c in counters if c is not None), None)
+        if counter is None or "dropout call" not in space.program.numbers:
+            return {}
+        return {"dropout call": counter.forwards * counter.places}
+
+    def show(self, space: "Workspace") -> None:
+        """Let this layer, and those that it is made of, show what a program's run left."""
+        if self.guard.shown is not space:
+            self.guard.shown = space
+            for layer in self.layers():
+                layer.__dict__["_shown"] = space
+
     def sizes(self) -> dict[str, object]:
         """Return what a person is told of the layer beside its name."""
         return {}
-
-    def apart(self, x: Array) -> Array:
-        """Return a view of x, whose caller may give x itself another shape later.
-
-        Where x lies in a buffer that forward or backward writes to, it is a copy.
-        """
-        return x.copy() if self.overlaps(x) else x.view()
-
-    def overlaps(self, x: Array) -> bool:
-        """Tell whether x lies in a buffer that forward or backward writes to."""
-        layers = list(self.layers())
-        return self.scratch.overlap(x) or any(layer.buffers.overlap(x) for layer in layers)
 
     def layers(self) -> Iterator["Layer"]:
         """Yield this layer, and those that it is made of."""
@@ -167,9 +232,9 @@ class Layer(Fixed):
                 yield name, parameter
 
     def share(self) -> None:
-        """Let all layers that this one is made of have its scratch and its guard."""
+        """Let all layers that this one is made of have its guard."""
         for layer in self.layers():
-            layer.__dict__.update(scratch=self.scratch, guard=self.guard)
+            layer.__dict__["guard"] = self.guard
 
     def parameters(self) -> Parameters:
         """Return all parameters, gathered into one flat array on the first call."""

@@ -4,15 +4,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
-
 from fastformer import checks
 from fastformer.fixed import Fixed
 from fastformer.kernels.dropout import dropout
 from fastformer.layers.base import Layer
-from fastformer.parameters import Array
 from fastformer.program import Program
-from fastformer.tensors import Tensor
+from fastformer.tensors import ROWS, Axis, Tensor
 
 # With any number of layers, all are numbered within 64 bits.
 MOST_FORWARDS = 1 << 48
@@ -57,9 +54,7 @@ class DropoutCounter(Fixed):
 class Dropout(Layer):
     """x * mask / (1 - rate), and the residual sum in the same pass; see kernels/dropout.py."""
 
-    left = ("shape", "call")
-    shape: tuple[int, ...]
-    call: int
+    elementwise = True
 
     def __init__(
         self,
@@ -82,53 +77,19 @@ class Dropout(Layer):
             checks.instance("Dropout", "counter", counter, DropoutCounter)
         self.counter = counter or DropoutCounter()
         self.place = self.counter.new_place()
-        self._dropped = False
 
     def sizes(self) -> dict[str, object]:
         """Return what a person is told of the layer beside its name."""
         return {"rate": self.rate}
 
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return what forward is given: arrays of any shape."""
+        return {"x": (ROWS, None), "residual": (ROWS, None)}
+
     @property
-    def active(self) -> bool:
+    def active(self) -> bool:  # type: ignore[override]
         """Whether forward drops anything."""
         return self.rate > 0 and self.counter.training
-
-    def forward(self, x: Array, residual: Array | None = None) -> Array:
-        """Return dropout(x) + residual, of x's shape, in a buffer; x itself if there is neither."""
-        checks.same_shape("Dropout", "x", x, np.shape(x), self.dtype)
-        if residual is not None:
-            checks.same_shape("Dropout", "residual", residual, x.shape, self.dtype)
-        by_itself = self.guard.claim()
-        kept = self.__dict__
-        dropped = kept["_dropped"] = self.active
-        kept["shape"] = x.shape
-        if not dropped and residual is None:
-            return x
-        if by_itself:
-            x, residual = self.apart(x), None if residual is None else self.apart(residual)
-        out = self.buffers.get("out", *x.shape)
-        kept["call"] = self.counter.forwards * self.counter.places + self.place
-        rate = self.rate if dropped else 0.0
-        added = x[:0] if residual is None else residual
-        self.ops.dropout_forward(x, added, rate, *self._key(), out)
-        return out
-
-    def skip(self) -> None:
-        """Do what a forward does that drops nothing, where its result is known already."""
-        self.__dict__["_dropped"] = False
-
-    def backward(self, dout: Array) -> Array:
-        """Return the gradient by x, in a shared buffer, or dout itself if nothing was dropped."""
-        self.guard.check_left()
-        if not self._dropped:
-            return dout
-        checks.same_shape("Dropout.backward", "dout", dout, self.shape, self.dtype)
-        dx = self.scratch.get("dropout.dx", *dout.shape, apart=(dout,))
-        self.ops.dropout_backward(dout, self.rate, *self._key(), dx)
-        return dx
-
-    def _key(self) -> tuple[np.uint64, np.uint64]:
-        return np.uint64(self.counter.seed), np.uint64(self.call)
 
     def forward_ops(self, p: Program, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Append the ops of forward: x itself where nothing is dropped or added."""

@@ -1,12 +1,14 @@
 """Token embedding: a row of a learned table for each id."""
 
+from typing import Any
+
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.kernels.embedding import embedding, embedding_gradient
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.positional_encoding import PositionalEncoding
-from fastformer.parameters import Array, Parameter
+from fastformer.parameters import Parameter
 from fastformer.program import Program
 from fastformer.tensors import Tensor
 
@@ -14,8 +16,7 @@ from fastformer.tensors import Tensor
 class Embedding(Layer):
     """table[token], and the position's row in the same pass where positions are given."""
 
-    left = ("used",)
-    used: tuple[PackedBatch, PositionalEncoding | None]
+    reads_batch = True
 
     def __init__(
         self,
@@ -46,29 +47,9 @@ class Embedding(Layer):
         """Return what a person is told of the layer beside its name."""
         return {"vocab_size": self.vocab_size, "embed_dim": self.embed_dim}
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        positions: PositionalEncoding | None = None,
-    ) -> Array:
-        """Return (N, C), in a buffer.
-
-        Args:
-            batch: the packed tokens.    positions: whose rows are added, or None.
-
-        Raises:
-            TypeError: not a PackedBatch.
-            ValueError: an id that is not in the table, or a sequence longer than the positions'.
-        """
-        self.check(batch, positions)
-        self.guard.claim()
-        table = self.nothing if positions is None else positions.table
-        # In a tuple, for positions are not a part of this layer.
-        self.__dict__["used"] = (batch, positions)
-        out = self.buffers.get("out", batch.num_tokens, self.embed_dim)
-        tokens, places = batch._tokens, batch._positions
-        self.ops.embedding_forward(tokens, places, self.weight.value, table, out)
-        return out
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise for an id that is not in the table, and a sequence longer than the positions'."""
+        self.check(batch, given.get("positions"))
 
     def check(self, batch: PackedBatch, positions: PositionalEncoding | None = None) -> None:
         """Raise what forward raises of a batch."""
@@ -92,20 +73,12 @@ class Embedding(Layer):
                     f"{positions.embed_dim} and {positions.dtype}"
                 )
 
-    def backward(self, dout: Array) -> None:
-        """Add the gradient of the table, and of learned positions; ids have none."""
-        by_itself = self.guard.check_left()
-        batch, positions = self.used
-        rows, gradients = batch.num_tokens, self.weight.gradient
-        checks.matrix("Embedding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
-        if by_itself:
-            checks.apart("Embedding.backward", "dout", dout, gradient=gradients)
-        if positions is not None:
-            positions.add_gradient(dout, batch)
-        self.ops.embedding_backward(batch._tokens, dout, self.weight.gradient)
-
     def forward_ops(self, p: Program, positions: PositionalEncoding | None = None) -> Tensor:
-        """Append the ops of forward."""
+        """Append the ops of forward: a row for each token of the batch, (N, C).
+
+        Args:
+            positions: whose rows are added, or None.
+        """
         table = None
         if positions is not None:
             table = p.outside("positions", positions.table)

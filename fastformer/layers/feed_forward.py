@@ -3,16 +3,14 @@
 from typing import Any
 
 from fastformer import checks
-from fastformer.buffers import Apart
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.kernels.swiglu import swiglu, swiglu_gradient
 from fastformer.layers.activation import ACTIVATION_CODES
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.linear import Linear
-from fastformer.parameters import Array
 from fastformer.program import Program
-from fastformer.tensors import Tensor
+from fastformer.tensors import ROWS, Axis, Tensor
 
 GATED = "swiglu"
 
@@ -25,10 +23,6 @@ class FeedForward(Layer):
     before, and leaves the biases out, which all linear layers here have.
     Sources: Vaswani et al. 2017, arXiv:1706.03762, section 3.3; Shazeer 2020, arXiv:2002.05202.
     """
-
-    left = ("expanded", "gated")
-    expanded: Array
-    gated: Array
 
     def __init__(
         self,
@@ -72,50 +66,10 @@ class FeedForward(Layer):
         """Return what a person is told of the layer beside its name."""
         return {"activation": self._activation_name}
 
-    def forward(self, x: Array, *, residual: Array | None = None) -> Array:
-        """Return (N, C) for x and residual of (N, C), in a buffer."""
-        if self.guard.claim():
-            checks.matrix("FeedForward", "x", x, None, self.expand.in_features, self.dtype)
-            x = self.apart(x)
-            if residual is not None:
-                checks.same_shape("FeedForward", "residual", residual, x.shape, self.dtype)
-                residual = self.apart(residual)
-        hidden = self.expand.forward(x, activation=self.activation)
-        if self.gate is not None:
-            self.__dict__.update(expanded=hidden, gated=self.gate.forward(x))
-            hidden = self.buffers.get("hidden", *hidden.shape)
-            self.ops.swiglu_forward(self.gated, self.expanded, hidden)
-        if self.dropout.active:
-            return self.dropout.forward(self.contract.forward(hidden), residual)
-        self.dropout.skip()
-        return self.contract.forward(hidden, residual=residual)
-
-    def backward(self, dout: Array, *, residual: Array | None = None) -> Array:
-        """Add the gradients of the weights, and return that of x plus residual, (N, C)."""
-        apart: Apart = (dout, residual) if self.guard.check_left() else ()
-        hidden = self.expand.saved
-        if apart:
-            rows, columns = self.contract.x.shape[0], self.contract.out_features
-            checks.matrix("FeedForward.backward", "dout", dout, rows, columns, self.dtype)
-            if residual is not None:
-                same = rows, columns
-                checks.same_shape("FeedForward.backward", "residual", residual, same, self.dtype)
-        dout = self.dropout.backward(dout)
-        dhidden = self.contract.backward(
-            dout,
-            activation=self.activation,
-            saved=hidden if self.gate is None else None,
-            dx=self.scratch.get("feed_forward.dhidden", *hidden.shape, apart=apart),
-        )
-        dx = self.scratch.get("feed_forward.dx", *dout.shape, apart=apart)
-        if self.gate is None:
-            return self.expand.backward(dhidden, residual=residual, dx=dx)
-        dgated = self.scratch.get("feed_forward.dgated", *hidden.shape, apart=apart)
-        # In place: what comes in is the gradient by the product, what goes out that by its factor.
-        self.ops.swiglu_backward(dhidden, self.gated, self.expanded, dgated, dhidden)
-        dthrough = self.scratch.get("feed_forward.dthrough", *dout.shape, apart=apart)
-        self.gate.backward(dgated, residual=residual, dx=dthrough)
-        return self.expand.backward(dhidden, residual=dthrough, dx=dx)
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shapes of what forward is given."""
+        width = Axis(self.expand.in_features)
+        return {"x": (ROWS, width), "residual": (ROWS, width)}
 
     def forward_ops(self, p: Program, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Append the ops of forward."""

@@ -8,7 +8,7 @@ from fastformer.kernels.layernorm import (
     layernorm_gradient,
 )
 from fastformer.layers.row_norm import RowNorm
-from fastformer.parameters import Array, Parameter
+from fastformer.parameters import Parameter
 from fastformer.program import Program
 from fastformer.tensors import MOST_PARTS, Tensor
 
@@ -17,8 +17,6 @@ class LayerNorm(RowNorm):
     """(x - mean) / sqrt(variance + epsilon) * weight + bias; see kernels/layernorm.py."""
 
     left = ("x", "mean", "rstd")
-    mean: Array
-    rstd: Array
 
     def __init__(
         self,
@@ -36,53 +34,6 @@ class LayerNorm(RowNorm):
         """
         super().__init__(embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
         self.bias = Parameter(np.zeros(embed_dim, self.dtype))
-
-    def forward(self, x: Array) -> Array:
-        """Return (N, C) for x of (N, C), in a buffer."""
-        x = self.begin(x)
-        out = self.prepare(x)
-        weight, bias = self.weight.value, self.bias.value
-        self.ops.layernorm_forward(x, weight, bias, self.epsilon, out, self.mean,
-            self.rstd,
-        )  # fmt: skip
-        return out
-
-    def prepare(self, x: Array) -> Array:
-        """Keep x for backward, and return the buffer for the result, (N, C)."""
-        out = super().prepare(x)
-        self.__dict__["mean"] = self.buffers.get("mean", x.shape[0])
-        self.__dict__["rstd"] = self.buffers.get("rstd", x.shape[0])
-        return out
-
-    def backward(
-        self,
-        dout: Array,
-        *,
-        residual: Array | None = None,
-        dx: Array | None = None,
-    ) -> Array:
-        """Add the gradients of weight and bias, and return that of x.
-
-        Args:
-            dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
-            dx: (N, C), where to write; a shared buffer unless given.
-
-        Returns:
-            dx.
-        """
-        added, dx = self.prepare_backward(dout, residual, dx)
-        self.ops.layernorm_backward(
-            dout,
-            self.x,
-            self.weight.value,
-            self.mean,
-            self.rstd,
-            added,
-            dx,
-            self.weight.gradient,
-            self.bias.gradient,
-        )
-        return dx
 
     def forward_ops(self, p: Program, x: Tensor) -> Tensor:
         """Append the ops of forward."""

@@ -1,11 +1,12 @@
 """Linear layers: y = x W + b, with an activation or a residual sum in the same pass."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastformer import checks
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.batch import PackedBatch
+from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
 from fastformer.kernels.matmul import (
     linear,
     linear_input_gradient,
@@ -21,9 +22,7 @@ from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program
-from fastformer.tensors import Tensor
-
-ACTIVATIONS = {"NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH}
+from fastformer.tensors import ROWS, Axis, Tensor
 
 
 class Products(NamedTuple):
@@ -55,9 +54,7 @@ def xavier_uniform(random: np.random.Generator, fan_in: int, fan_out: int) -> Ar
 class Linear(Layer):
     """y = x W + b, with W of shape (in, out)."""
 
-    left = ("x", "saved")
-    x: Array
-    saved: Array
+    left = ("x",)
 
     def __init__(
         self,
@@ -94,116 +91,18 @@ class Linear(Layer):
         bias = {} if self.bias.value.size else {"bias": False}
         return {"in_features": self.in_features, "out_features": self.out_features, **bias}
 
-    def forward(
-        self,
-        x: Array,
-        *,
-        residual: Array | None = None,
-        activation: int = NO_ACTIVATION,
-        out: Array | None = None,
-    ) -> Array:
-        """Return activation(x W + b + residual).
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shapes of what forward is given."""
+        x, residual = Axis(self.in_features), Axis(self.out_features)
+        return {"x": (ROWS, x), "residual": (ROWS, residual)}
 
-        Args:
-            x: (N, in).    residual: (N, out) or None.
-            activation: NO_ACTIVATION, RELU, GELU or MISH of fastformer.kernels.activation.
-            out: (N, out), where to write, apart from what is read; a buffer unless given.
-
-        Returns:
-            out.
-        """
-        given = out
-        by_itself = self.guard.claim()
-        if by_itself:
-            checks.one_of("Linear", "activation", activation, ACTIVATIONS)
-            checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
-            x = self.apart(x)
-        out = self.prepare(x, activation, out)
-        if residual is not None:
-            checks.same_shape("Linear", "residual", residual, out.shape, self.dtype)
-        if by_itself:
-            residual = None if residual is None else self.apart(residual)
-            if given is not None:
-                own = {"weight": self.weight.value, "bias": self.bias.value}
-                own |= {"saved": self.saved} if activation in SLOPED else {}
-                checks.apart("Linear", "out", out, x=x, residual=residual, **own)
-        self.ops.matmul(
-            self.x,
-            self.weight.value,
-            self.bias.value,
-            self.nothing if residual is None else residual,
-            activation,
-            self.saved if activation in SLOPED else self.nothing,
-            out,
-        )
-        return out
-
-    def prepare(self, x: Array, activation: int = NO_ACTIVATION, out: Array | None = None) -> Array:
-        """Keep x for backward, and return where the result goes, (N, out): a buffer, or out."""
-        checks.matrix("Linear", "x", x, None, self.in_features, self.dtype)
-        if out is None:
-            out = self.buffers.get("out", x.shape[0], self.out_features)
-        else:
-            checks.matrix("Linear", "out", out, x.shape[0], self.out_features, self.dtype)
-        # What the activation's derivative needs: ReLU's output, else the derivative itself.
-        kept = self.__dict__
-        kept["saved"] = self.buffers.get("slope", *out.shape) if activation in SLOPED else out
-        kept["x"] = x
-        return out
-
-    def backward(
-        self,
-        dout: Array,
-        *,
-        residual: Array | None = None,
-        activation: int = NO_ACTIVATION,
-        saved: Array | None = None,
-        dx: Array | None = None,
-    ) -> Array:
-        """Add the gradients of W and b, and return that of x.
-
-        Args:
-            dout: (N, out), the gradient by x W + b.
-            residual: (N, in), added to the gradient of x, or None.
-            activation, saved: the activation that made x, and what it saved, (N, in): then the
-                gradient by the activation's input is returned.
-            dx: (N, in), where to write, apart from what is read; a shared buffer unless given.
-
-        Returns:
-            dx.
-        """
-        by_itself = self.guard.check_left()
-        where, rows = "Linear.backward", self.x.shape[0]
-        checks.matrix(where, "dout", dout, rows, self.out_features, self.dtype)
-        for name, array in (("dx", dx), ("residual", residual), ("saved", saved)):
-            if array is not None:
-                checks.matrix(where, name, array, rows, self.in_features, self.dtype)
-        if dx is None:
-            apart = (dout, residual, saved) if by_itself else ()
-            dx = self.scratch.get("linear.dx", rows, self.in_features, apart=apart)
-        if by_itself:
-            checks.one_of(where, "activation", activation, ACTIVATIONS)
-            if (saved is None) != (activation == NO_ACTIVATION):
-                checks.fail(
-                    f"{where}: activation and saved go together: the activation that made x, and "
-                    f"what it saved; got {activation=} with{'out' if saved is None else ''} saved"
-                )
-            gradients = {"gradient": self.weight.gradient, "bias": self.bias.gradient}
-            read = {"dout": dout, "residual": residual, "saved": saved, "x": self.x}
-            checks.apart(where, "dx", dx, **read, weight=self.weight.value, **gradients)
-            checks.apart(where, "dout", dout, **gradients)
-        self.ops.matmul_backward(
-            self.x,
-            self.weight.value,
-            dout,
-            self.nothing if saved is None else saved,
-            self.nothing if residual is None else residual,
-            activation,
-            dx,
-            self.weight.gradient,
-            self.bias.gradient,
-        )
-        return dx
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise for what only a program can be told."""
+        for name in given.keys() - {"x", "residual"}:
+            checks.fail(
+                f"Linear: {name} is for forward_ops, in a program; by itself, a Linear is given x "
+                "and residual, and activations are layers: fastformer.GELU and others"
+            )
 
     def forward_ops(
         self,
@@ -213,7 +112,14 @@ class Linear(Layer):
         activation: int = NO_ACTIVATION,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Append the ops of forward."""
+        """Append the ops of forward.
+
+        Args:
+            x: (N, in).    residual: (N, out), added before the activation, or None.
+            activation: NO_ACTIVATION, RELU, GELU or others of fastformer.kernels.activation, which
+                the layer behind this one undoes in backward.
+            out: (N, out), where the result goes; a place of its own unless given.
+        """
         slope = None
         if activation in SLOPED:
             slope = p.new("slope", x.axes[0], self.out_features)
@@ -255,7 +161,6 @@ class TiedLinear(Layer):
     """
 
     left = ("x",)
-    x: Array
 
     def __init__(self, embedding: Embedding, *, precision: str = "float32") -> None:
         """Share the table of an embedding, its backend and its dtype; precision: see `Layer`."""
@@ -267,42 +172,9 @@ class TiedLinear(Layer):
         vocab_size, embed_dim = self.weight.value.shape
         return {"embed_dim": embed_dim, "vocab_size": vocab_size}
 
-    def forward(self, x: Array, *, out: Array | None = None) -> Array:
-        """Return (N, V) for x of (N, C): in out of that shape, or a buffer."""
-        vocab_size, embed_dim = self.weight.value.shape
-        checks.matrix("TiedLinear", "x", x, None, embed_dim, self.dtype)
-        by_itself = self.guard.claim()
-        if by_itself:
-            x = self.apart(x)
-        if out is None:
-            out = self.buffers.get("out", x.shape[0], vocab_size)
-        else:
-            checks.matrix("TiedLinear", "out", out, x.shape[0], vocab_size, self.dtype)
-            if by_itself:
-                checks.apart("TiedLinear", "out", out, x=x, weight=self.weight.value)
-        self.__dict__["x"] = x
-        nothing = self.nothing
-        self.ops.matmul_nt(self.x, self.weight.value[None], nothing, nothing,
-            NO_ACTIVATION, out,
-        )  # fmt: skip
-        return out
-
-    def backward(self, dout: Array) -> Array:
-        """Add the table's gradient, and return that of x, (N, C), a shared buffer."""
-        by_itself = self.guard.check_left()
-        (vocab_size, embed_dim), where = self.weight.value.shape, "TiedLinear.backward"
-        checks.matrix(where, "dout", dout, self.x.shape[0], vocab_size, self.dtype)
-        if by_itself:
-            checks.apart(where, "dout", dout, gradient=self.weight.gradient)
-        gradient = self.weight.gradient[None]
-        self.ops.matmul_tn(dout, self.x, self.no_vector, gradient)
-        dx = self.scratch.get(
-            "linear.dx", self.x.shape[0], embed_dim, apart=(dout,) if by_itself else ()
-        )
-        self.ops.matmul(dout, self.weight.value[None], self.no_vector, self.nothing,
-            NO_ACTIVATION, self.nothing, dx,
-        )  # fmt: skip
-        return dx
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shape of what forward is given."""
+        return {"x": (ROWS, Axis(self.weight.value.shape[1]))}
 
     def forward_ops(self, p: Program, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Append the ops of forward."""

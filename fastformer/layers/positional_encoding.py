@@ -1,12 +1,18 @@
 """Where a token stands: a fixed table of sines, or a learned one."""
 
+from typing import Any
+
 import numpy as np
 
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.kernels.dropout import dropout
+from fastformer.kernels.embedding import embedding, embedding_gradient
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.parameters import Array, Parameter
+from fastformer.program import Program
+from fastformer.tensors import ROWS, Axis, Tensor
 
 
 def sinusoidal_table(max_seq_len: int, embed_dim: int) -> Array:
@@ -33,8 +39,7 @@ def check_length(batch: PackedBatch, max_seq_len: int) -> None:
 class PositionalEncoding(Layer):
     """x + table[position]."""
 
-    left = ("batch",)
-    batch: PackedBatch
+    reads_batch = True
 
     def __init__(
         self,
@@ -86,29 +91,28 @@ class PositionalEncoding(Layer):
             )
         check_length(batch, self.max_seq_len)
 
-    def forward(self, x: Array, batch: PackedBatch) -> Array:
-        """Return x plus each token's row of the table, (N, C), in a buffer."""
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shape of what forward is given."""
+        return {"x": (ROWS, Axis(self.embed_dim))}
+
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise where a sequence is longer than the table."""
         self.check(batch)
-        checks.matrix("PositionalEncoding", "x", x, batch.num_tokens, self.embed_dim, self.dtype)
-        if self.guard.claim():
-            x = self.apart(x)
-        self.__dict__["batch"] = batch
-        out = self.buffers.get("out", *x.shape)
-        rows = np.arange(batch.num_tokens)
-        self.ops.embedding_forward(rows, batch._positions, x, self.table, out)
+
+    def forward_ops(self, p: Program, x: Tensor) -> Tensor:
+        """Append the ops of forward: x plus each token's row of the table, (N, C)."""
+        table = p.outside("positions", self.table)
+        (out,) = p.add(
+            embedding, tokens=p.given["positions"], positions=p.given["positions"], table=table
+        )
+        (out,) = p.add(dropout, x=out, residual=x, rate=0.0, seed=0, call=0, place=0)
         return out
 
-    def backward(self, dout: Array) -> Array:
-        """Add the gradient of a learned table, and return that of x, which is dout."""
-        self.guard.check_left()
-        rows = self.batch.num_tokens
-        checks.matrix("PositionalEncoding.backward", "dout", dout, rows, self.embed_dim, self.dtype)
-        self.add_gradient(dout, self.batch)
-        return dout
-
-    def add_gradient(self, dout: Array, batch: PackedBatch) -> None:
-        """Add the gradient of a learned table, for a dout and a batch that were checked."""
+    def backward_ops(self, p: Program, dout: Tensor) -> Tensor:
+        """Append the ops of backward; the gradient of x is dout."""
         if self.learned:
-            gradient = self.weight.gradient
-            checks.apart("PositionalEncoding.backward", "dout", dout, gradient=gradient)
-            self.ops.embedding_backward(batch._positions, dout, gradient)
+            p.add(
+                embedding_gradient, ids=p.given["positions"], dout=dout, overwrites=0,
+                dtable=p.gradient(self.weight, "positions"),
+            )  # fmt: skip
+        return dout

@@ -2,7 +2,6 @@
 
 from fastformer.kernels.rmsnorm import add_rmsnorm_gradient, rmsnorm, rmsnorm_gradient
 from fastformer.layers.row_norm import RowNorm
-from fastformer.parameters import Array
 from fastformer.program import Program
 from fastformer.tensors import MOST_PARTS, Tensor
 
@@ -11,39 +10,6 @@ class RMSNorm(RowNorm):
     """x / sqrt(mean(x^2) + epsilon) * weight; see kernels/rmsnorm.py."""
 
     left = ("x", "rrms")
-    rrms: Array
-
-    def forward(self, x: Array) -> Array:
-        """Return (N, C) for x of (N, C), in a buffer."""
-        x = self.begin(x)
-        out = self.prepare(x)
-        self.__dict__["rrms"] = self.buffers.get("rrms", x.shape[0])
-        weight = self.weight.value
-        self.ops.rmsnorm_forward(x, weight, self.epsilon, out, self.rrms)
-        return out
-
-    def backward(
-        self,
-        dout: Array,
-        *,
-        residual: Array | None = None,
-        dx: Array | None = None,
-    ) -> Array:
-        """Add the gradient of the weight, and return that of x.
-
-        Args:
-            dout: (N, C).    residual: (N, C), added to the gradient of x, or None.
-            dx: (N, C), where to write; a shared buffer unless given.
-
-        Returns:
-            dx.
-        """
-        added, dx = self.prepare_backward(dout, residual, dx)
-        weight = self.weight
-        self.ops.rmsnorm_backward(dout, self.x, weight.value, self.rrms, added, dx,
-            weight.gradient,
-        )  # fmt: skip
-        return dx
 
     def forward_ops(self, p: Program, x: Tensor) -> Tensor:
         """Append the ops of forward."""

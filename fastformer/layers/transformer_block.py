@@ -1,19 +1,19 @@
 """One block: attention, then feed-forward, each with a residual sum and a norm."""
 
-from fastformer.batch import Ids, PackedBatch
-from fastformer.buffers import Apart
+from typing import Any
+
+from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.kernels.pooling import gather, scatter
-from fastformer.layers.attention import MultiHeadAttention, own_rows
+from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import DropoutCounter
 from fastformer.layers.feed_forward import FeedForward
 from fastformer.layers.norm import new_norm
 from fastformer.layers.relative_positions import RelativePositions, relative_positions
 from fastformer.models.config import ModelConfig
-from fastformer.parameters import Array
 from fastformer.program import Program
-from fastformer.tensors import Tensor
+from fastformer.tensors import ROWS, Axis, Tensor
 
 
 class TransformerBlock(Layer):
@@ -23,7 +23,7 @@ class TransformerBlock(Layer):
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745.
     """
 
-    left = ("_rows",)
+    reads_batch = True
 
     def __init__(
         self,
@@ -90,53 +90,13 @@ class TransformerBlock(Layer):
         """Return what a person is told of the layer beside its name."""
         return {"norm": "pre" if self.pre_norm else "post"}
 
-    def forward(self, x: Array, batch: PackedBatch, rows: Ids | None = None) -> Array:
-        """Return (N, C) for x of (N, C); with rows, (B, C): the result of those rows alone.
+    def shapes(self, **options: Any) -> dict[str, tuple[Axis, Axis | None]]:
+        """Return the shape of what forward is given."""
+        return {"x": (ROWS, Axis(self.attention.embed_dim))}
 
-        Only keys and values then need all rows; the rest is computed for the chosen ones, and
-        the result is the same.
-        """
-        by_itself = self.guard.claim()
-        if by_itself:
-            self.attention.check(x, batch, rows, "TransformerBlock")
-        rows = own_rows(batch, rows)
-        self.attention.check(x, batch, rows, "TransformerBlock")
-        if by_itself and self.overlaps(x):
-            return self.forward(x.copy(), batch, rows)
-        self.__dict__["_rows"] = rows
-        stream = x if rows is None else self._chosen_rows(x, rows)
-        if self.pre_norm:
-            normed = self.norm1.forward(x)
-            b = self.attention.forward(normed, batch, rows=rows, residual=stream)
-            return self.feed_forward.forward(self.norm2.forward(b), residual=b)
-        b = self.norm1.forward(self.attention.forward(x, batch, rows=rows, residual=stream))
-        return self.norm2.forward(self.feed_forward.forward(b, residual=b))
-
-    def backward(self, dout: Array) -> Array:
-        """Undo forward line by line; return the gradient of x, (N, C), in a shared buffer."""
-        apart: Apart = (dout,) if self.guard.check_left() else ()
-        if not self.pre_norm:
-            # out = norm2(b + feed_forward(b))
-            dsum = self.norm2.backward(dout)
-            db = self.feed_forward.backward(dsum, residual=dsum)
-            # b = norm1(x + attention(x))
-            dsum = self.norm1.backward(db)
-            return self.attention.backward(dsum, residual=dsum)
-        # out = b + feed_forward(norm2(b))
-        db = self.norm2.backward(self.feed_forward.backward(dout), residual=dout)
-        # b = x + attention(norm1(x))
-        dnormed = self.attention.backward(db)
-        dx = self.scratch.get("block.dx", *dnormed.shape, apart=apart)
-        if self._rows is None:
-            return self.norm1.backward(dnormed, residual=db, dx=dx)
-        self.norm1.backward(dnormed, dx=dx)
-        self.ops.scatter_rows(db, self._rows, dx)
-        return dx
-
-    def _chosen_rows(self, x: Array, rows: Ids) -> Array:
-        chosen = self.buffers.get("chosen", rows.size, x.shape[1])
-        self.ops.gather_rows(x, rows, chosen)
-        return chosen
+    def check_call(self, batch: PackedBatch, **given: Any) -> None:
+        """Raise for what attention cannot compute."""
+        self.attention.check_call(batch, **given)
 
     def forward_ops(self, p: Program, x: Tensor, rows: str | None = None) -> Tensor:
         """Append the ops of forward: of all rows, or of the "first" or "last" of each sequence."""

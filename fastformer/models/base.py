@@ -132,35 +132,31 @@ class Model(Layer):
             OtherThreadError: another thread called one of the layers by itself.
         """
         with self.guard:
-            was_whole = self.guard.whole
             self.guard.begin()
             self.check(batch)
             space = self.forward_workspace(batch)
             ensure_compiled(space.kernels((0, 1)))
             self.dropout_counter.count()
             with self.threads.at("forward", batch.num_tokens):
-                space.run(batch, stages=(0, 1), numbers=self.numbers(space))
-            logits = space.left("logits", self.rows_of(batch)).copy()
-            if self._spaces.shown is not space or not was_whole:
-                self._show(space)
-            self.guard.whole = True
-        return logits
+                space.run(batch, stages=(0, 1), numbers=self.numbers_of(space))
+            self._spaces.shown = space
+            self.show(space)
+            return space.left("logits", self.rows_of(batch)).copy()
 
     def backward(self, dlogits: Array) -> None:
         """Add the gradients of all parameters, for the gradient by the logits, of their shape.
 
         Raises:
             TypeError, ValueError: what is no such gradient.
-            NotForwardedError: forward was not called, or failed, or what it left is overwritten.
+            NotForwardedError: forward was not called, or failed.
             OtherThreadError: another thread called forward in between.
         """
         with self.guard:
             self.guard.check_left()
             space, name = self._spaces.shown, f"{type(self).__name__}.backward"
-            if not self.guard.whole or space is None or space.batch is None:
+            if space is None or space.batch is None:
                 raise NotForwardedError(
-                    f"{name}: there is no forward of the whole model to "
-                    "undo, or a layer was called or text generated since; call forward first"
+                    f"{name}: there is no forward of the whole model to undo; call forward first"
                 )
             rows = self.logits_rows.at(space.sizes)
             checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
@@ -181,12 +177,6 @@ class Model(Layer):
     def rows_of(self, batch: PackedBatch) -> int:
         """Return how many rows a batch's logits have."""
         return batch.num_sequences if self.logits_rows.size == SEQUENCES else batch.num_tokens
-
-    def numbers(self, space: Workspace) -> dict[str, float | int]:
-        """Return the numbers of this forward pass, by the names of a program's."""
-        if "dropout call" not in space.program.numbers:
-            return {}
-        return {"dropout call": self.dropout_counter.forwards * self.dropout_counter.places}
 
     def way_of(self, batch: PackedBatch, *, whole: bool = False) -> str:
         """Return how threads share a batch; see schedule.py.
@@ -219,14 +209,6 @@ class Model(Layer):
                 gradients=flat.gradients,
             )  # fmt: skip
         return made[key]
-
-    def _show(self, space: Workspace) -> None:
-        """Let the layers show what a program's run left, and not what a call of their own did."""
-        self._spaces.shown = space
-        for layer in self.layers():
-            for name in layer.left:
-                layer.__dict__.pop(name, None)
-            layer.__dict__["_shown"] = space
 
     def train(self: ModelT) -> ModelT:
         """Drop from now on, where the config has a dropout."""

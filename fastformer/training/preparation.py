@@ -11,7 +11,7 @@ import numpy as np
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.batches import batch_order
-from fastformer.generation import beam_search, generate
+from fastformer.generation import beam_search, generate, generation_workspace
 from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
@@ -20,12 +20,7 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.source import Examples, Source
 from fastformer.training.steps import EVALUATED, accumulate_gradients, training_kernels
-from fastformer.warmup import (
-    EVALUATION_KERNELS,
-    ensure_compiled,
-    generation_kernels,
-    telling_of_compilation,
-)
+from fastformer.warmup import EVALUATION_KERNELS, ensure_compiled, telling_of_compilation
 
 Batch: TypeAlias = tuple[PackedBatch, Ids]
 Place = TypeVar("Place")
@@ -109,7 +104,7 @@ def compile_for(
         if names and forward:
             names.update(EVALUATION_KERNELS)
         if names and isinstance(model, TransformerDecoder):
-            names.update(generation_kernels(model.precision))
+            names.update(generation_workspace(model).kernels())
         ensure_compiled(tuple(sorted(names)))
         with telling_of_compilation():
             _call_all(model, loss_fn, trained, forward)

@@ -177,7 +177,7 @@ def _run_step(
     ensure_compiled(space.kernels())
     model.dropout_counter.count()
     numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
-    space.run(batch, numbers=numbers | model.numbers(space), copied={"targets": targets})
+    space.run(batch, numbers=numbers | model.numbers_of(space), copied={"targets": targets})
     logits = space.left("logits", len(targets)).copy()
     return float(space.left("loss", 1)[0]) / max(1, count), logits
 
