@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A layer that is called on arrays reads sequences of any length.
 ANY_LENGTH = 1 << 40
+# A layer of rows of any width has a program for each.
+MOST_USES = 64
 # Stages of its program.
 FORWARD, BACKWARD = (0, 1), (1, 2)
 
@@ -201,6 +203,8 @@ def _use_of(
     uses: dict[Any, Use] = layer.__dict__.setdefault("_uses", {})
     found = uses.get(key)
     if found is None or found.is_stale:
+        if len(uses) >= MOST_USES:
+            uses.clear()
         found = uses[key] = _new_use(layer, widths, shapes, constants)
     return found
 
@@ -233,5 +237,6 @@ def _new_use(
             dx.whole.kept = True
         program.end_stage()
     space = Workspace(program, "ops", ops=layer.ops, max_seq_len=ANY_LENGTH)
-    parameters = tuple((p, p.value) for _, p in layer.named_parameters())
+    owners = [layer, *(c for c in constants.values() if hasattr(c, "named_parameters"))]
+    parameters = tuple((p, p.value) for owner in owners for _, p in owner.named_parameters())
     return Use(space, inputs, out, dout, dx, parameters)
