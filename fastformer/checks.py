@@ -113,13 +113,27 @@ def kv_heads(num_heads: int, num_kv_heads: int) -> int:
     return found
 
 
-def even_head_size(embed_dim: int, num_heads: int) -> int:
-    """Return the head size, which rotary positions need to be even.
+def head_size(embed_dim: int, num_heads: int, given: int) -> int:
+    """Return the size of a head: what is given, or where that is 0, embed_dim / num_heads.
 
-    Args:
-        embed_dim, num_heads: of which the second divides the first.
+    Raises:
+        TypeError, ValueError: it is no such number, or 0 where num_heads does not divide embed_dim.
     """
-    size = embed_dim // num_heads
+    size = integer("head_size", given, 0)
+    if not size and embed_dim % num_heads:
+        near = nearest_divisor(embed_dim, num_heads)
+        fail(
+            f"num_heads must divide embed_dim, got {num_heads=} and {embed_dim=}; the nearest "
+            f"that does is {near}; or give heads a head_size of their own"
+        )
+    return size or embed_dim // num_heads
+
+
+def even_head_size(embed_dim: int, num_heads: int, given: int) -> int:
+    """Return the head size, which rotary positions need to be even; see `head_size`."""
+    size = head_size(embed_dim, num_heads, given)
+    if given and size % 2:
+        fail(f"positions='rotary' turns pairs of columns, so head_size must be even, got {size}")
     if size % 2:
         near = 0 if embed_dim % 2 else nearest_divisor(embed_dim // 2, num_heads)
         advice = f"num_heads={near}, or " if near else ""

@@ -22,7 +22,6 @@ from typing import Any
 
 from fastformer import threads
 
-PRODUCT = "matmul._product"
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, p for a product's
 # plan, and scalars f float, i integer, b bool. What others wait for comes first, then what takes
 # longest. Ops, which are found by their names too, say themselves what they are given.
@@ -34,12 +33,8 @@ KERNELS = {
     "layernorm.layernorm_backward_rows": "i i m m r r r m m i t",
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "program.run_program": "n n k n k k k m n",
-    PRODUCT: "i i m t m r m i m m t",
-    "attention.attention_forward": "m m m k k k r b f m m m",
     "gradient.may_step": "r r r r",
     "cross_entropy.cross_entropy_forward": "m k f r r r",
-    "embedding.embedding_forward": "k k m m m",
-    "layernorm.layernorm_forward": "m r r f m r r",
     "adam.adam_step": "r r r r f f f f f i",
     "gradient.zero_gradient": "r",
     "gradient.gradient_norm": "r",
@@ -48,9 +43,6 @@ _OF_PRODUCTS = ("matmul._product_part",)
 _OF_BFLOAT16 = ("matmul_bfloat16._product_part",)
 # What each kernel calls that is compiled by itself, and so before it.
 PARTS = {
-    PRODUCT: _OF_PRODUCTS,
-    "attention.attention_forward": ("attention.attention_forward_pairs",),
-    "layernorm.layernorm_forward": ("layernorm.layernorm_forward_rows",),
     "matmul.linear": _OF_PRODUCTS,
     "matmul.linear_input_gradient": _OF_PRODUCTS,
     "matmul.linear_weight_gradient": _OF_PRODUCTS,
@@ -62,8 +54,6 @@ PARTS = {
     "layernorm.layernorm": ("layernorm.layernorm_forward_rows",),
     "layernorm.layernorm_gradient": ("layernorm.layernorm_backward_rows",),
 }
-# Where products have another precision, its kernel takes the place of theirs, in every layer.
-PRODUCTS = {"float32": PRODUCT, "bfloat16": "matmul_bfloat16._product"}
 # Of an evaluation, besides the model's program, and of a training step.
 EVALUATION_KERNELS = ("cross_entropy.cross_entropy_forward",)
 STEP_KERNELS = (
@@ -92,16 +82,13 @@ def signature(name: str) -> tuple[Any, ...]:
         "i": types.int64,
         "b": types.boolean,
     }
-    codes = KERNELS[PRODUCT if name in PRODUCTS.values() else name]
-    return tuple(kinds[code] for code in codes.split())
+    return tuple(kinds[code] for code in KERNELS[name].split())
 
 
 def dispatcher(name: str) -> Any:
     """Return a kernel, or an op, by its name."""
     stem, _, function = name.partition(".")
     module = importlib.import_module(f"fastformer.kernels.{stem}")
-    if name == PRODUCTS["bfloat16"]:
-        module.load_tiles()  # compiled code that comes from disk looks for its symbols at once
     return getattr(module, function)
 
 
@@ -127,7 +114,7 @@ def _with_parts(names: Iterable[str]) -> list[str]:
     while more:
         wanted |= more
         more = {part for name in more for part in PARTS.get(name, ())}
-    order = {name: place for place, name in enumerate(KERNELS)} | {PRODUCTS["bfloat16"]: 2}
+    order = {name: place for place, name in enumerate(KERNELS)}
     return sorted(wanted, key=lambda name: (order.get(name, len(order)), name))
 
 

@@ -29,14 +29,17 @@ def layernorm_forward_reference(x, weight, bias, epsilon, out, mean, rstd):
     variance = (centred * centred).mean(axis=1)
     rstd[...] = 1 / np.sqrt(variance + x.dtype.type(epsilon))
     rstd[np.isinf(variance)] = np.nan
-    out[...] = centred * rstd[:, None] * weight + bias
+    out[...] = centred * rstd[:, None] * weight
+    if bias.size:
+        out += bias
 
 
 def layernorm_backward_reference(dout, x, weight, mean, rstd, residual, dx, dweight, dbias):
     """Compute `layernorm_backward` in NumPy."""
     xhat = (x - mean[:, None]) * rstd[:, None]
     dweight += (dout * xhat).sum(axis=0)
-    dbias += dout.sum(axis=0)
+    if dbias.size:
+        dbias += dout.sum(axis=0)
     g = dout * weight
     g_mean = g.mean(axis=1, keepdims=True)
     gradient = rstd[:, None] * (g - g_mean - xhat * (g * xhat).mean(axis=1, keepdims=True))
@@ -105,10 +108,12 @@ def _layernorm_forward_row(i, x, weight, bias, epsilon, out, mean, rstd):
     row_rstd = math.nan if math.isinf(variance) else 1 / math.sqrt(variance + epsilon)
     mean[i] = row_mean
     rstd[i] = row_rstd
+    shift = splat(x, 0.0)
     for j in range(0, C, lanes(x)):
         xhat = ((load_first(x, C - j, start + j) - row_mean) - rest) * row_rstd
-        y = fma(xhat, load_first(weight, C - j, j), load_first(bias, C - j, j))
-        store_first(out, C - j, y, start + j)
+        if bias.size > 0:
+            shift = load_first(bias, C - j, j)
+        store_first(out, C - j, fma(xhat, load_first(weight, C - j, j), shift), start + j)
 
 
 @kernel(once=True, allocates=False)
@@ -124,7 +129,8 @@ def layernorm_forward(x, weight, bias, epsilon, out, mean, rstd):
     """Normalise each row.
 
     Args:
-        x: (N, C) float32|float64, C-contiguous.    weight, bias: (C,).    epsilon: > 0.
+        x: (N, C) float32|float64, C-contiguous.    epsilon: > 0.
+        weight, bias: (C,); bias (0,) for none.
         out: (N, C) overwritten.    mean, rstd: (N,) overwritten, for backward.
     Threads: rows; bit-identical for any thread count.
     """
@@ -240,7 +246,8 @@ def add_layernorm_sums(sums, dweight, dbias):
             weight = weight + load_first(sums, C - j, task, 0, j)
             bias = bias + load_first(sums, C - j, task, 1, j)
         store_first(dweight, C - j, load_first(dweight, C - j, j) + weight, j)
-        store_first(dbias, C - j, load_first(dbias, C - j, j) + bias, j)
+        if dbias.size > 0:
+            store_first(dbias, C - j, load_first(dbias, C - j, j) + bias, j)
 
 
 @kernel(parallel=True)
@@ -250,7 +257,8 @@ def layernorm_backward(dout, x, weight, mean, rstd, residual, dx, dweight, dbias
     Args:
         dout, x: (N, C) float32|float64, C-contiguous.    weight: (C,).
         mean, rstd: (N,) from forward.    residual: (N, C) added to dx, or (0, 0).
-        dx: (N, C) overwritten; may be dout or residual.    dweight, dbias: (C,) accumulated.
+        dx: (N, C) overwritten; may be dout or residual.    dweight, dbias: (C,) accumulated;
+            dbias (0,) for none.
     Threads: rows; the parameters' sums over a number of tasks that N and C fix, added in order:
     bit-identical for any thread count.
     """
@@ -284,11 +292,12 @@ def _add_layernorm_gradient_reference(sums, rows, shards, overwrites, dweight, d
         dweight[...] = 0
         dbias[...] = 0
     dweight += sums[:parts, 0].sum(axis=0)
-    dbias += sums[:parts, 1].sum(axis=0)
+    if dbias.size:
+        dbias += sums[:parts, 1].sum(axis=0)
 
 
 @op(
-    "x[R,C] weight[C] bias[C] epsilon:float -> out[R,C] mean[R] rstd[R]",
+    "x[R,C] weight[C] bias?[C] epsilon:float -> out[R,C] mean[R] rstd[R]",
     cut="R", cost="C", twin=layernorm_forward_reference,
 )  # fmt: skip
 def layernorm(part, x, weight, bias, epsilon, out, mean, rstd):
@@ -311,7 +320,7 @@ def layernorm_gradient(part, dout, x, weight, mean, rstd, residual, dx, sums):
 
 
 @op(
-    "sums[P,2,C] rows:int shards:int overwrites:int -> +dweight[C] +dbias[C]",
+    "sums[P,2,C] rows:int shards:int overwrites:int -> +dweight[C] +dbias?[C]",
     cut="sequences", sums=True, tasks=_one_layernorm_task, twin=_add_layernorm_gradient_reference,
 )  # fmt: skip
 def add_layernorm_gradient(part, sums, rows, shards, overwrites, dweight, dbias):
@@ -319,6 +328,7 @@ def add_layernorm_gradient(part, sums, rows, shards, overwrites, dweight, dbias)
     if overwrites > 0:
         for j in range(dweight.size):
             dweight[j] = 0
+        for j in range(dbias.size):
             dbias[j] = 0
     if part.first >= 0:
         add_layernorm_sums(sums[part.index : part.index + 1], dweight, dbias)

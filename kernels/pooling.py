@@ -161,12 +161,11 @@ def scatter(part, dout, rows, dx):
     add_rows(part.first, part.last, dout, rows, dx)
 
 
-def keep_rows_reference(x, rows, kept):
-    """Compute `keep_rows` in NumPy."""
+def _keep_rows_reference(x, rows, kept):
     kept[rows] = x
 
 
-@op("x[R,C] rows:int[R] -> +kept[N,C]", cut="R", cost="C", twin=keep_rows_reference)
+@op("x[R,C] rows:int[R] -> +kept[N,C]", cut="R", cost="C", twin=_keep_rows_reference)
 def keep_rows(part, x, rows, kept):
     """Write each row to its place among those that are kept."""
     C = x.shape[1]

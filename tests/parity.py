@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm_type": ("layernorm", "rmsnorm"),
     "activation": ("relu", "gelu", "mish", "swiglu"),
     "positions": ("sinusoidal", "learned"),
-    "attention_bias": (False, True),
+    "qkv_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
     "num_kv_heads": (0, 2),
     "qk_norm": (False, True),
@@ -50,6 +50,17 @@ RELATIVE: dict[str, tuple[Any, ...]] = {
     "num_kv_heads": (0, 2),
     "qk_norm": (True,),
 }
+# Options that do not meet others: each by itself, and all at once.
+OWN: dict[str, Any] = {
+    "head_size": 6,
+    "attention_output_bias": True,
+    "ffn_bias": False,
+    "norm_bias": False,
+    "output_bias": False,
+    "embedding_norm": True,
+    "rotary_base": 500.0,
+    "rotary_scaling": 4.0,
+}
 KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "encoder": (ff.TransformerConfig, {"pooling": ("first", "mean", "last")}),
     "decoder": (ff.DecoderConfig, {"tied_embeddings": (True, False)}),
@@ -64,7 +75,13 @@ TRAINED = {
     ),
     "encoder, biases, last": (
         "encoder",
-        {"activation": "gelu", "attention_bias": True, "positions": "rotary", "pooling": "last"},
+        {
+            "activation": "gelu",
+            "qkv_bias": True,
+            "attention_output_bias": True,
+            "positions": "rotary",
+            "pooling": "last",
+        },
     ),
     "decoder": ("decoder", {}),
     "decoder, post-norm, untied": (
@@ -84,7 +101,8 @@ TRAINED = {
     "decoder, biases, epsilon": (
         "decoder",
         {
-            "attention_bias": True,
+            "qkv_bias": True,
+            "attention_output_bias": True,
             "layernorm_epsilon": 1e-2,
             "positions": "alibi",
             "num_kv_heads": 2,
@@ -158,6 +176,10 @@ def every_config() -> list[tuple[str, dict[str, Any]]]:
                 all(options[o] == values[o][end] for o in fixed) for end in (0, -1)
             ):
                 found.append((kind, options))
+        usual: dict[str, Any] = {"positions": "rotary"}
+        usual |= {"tied_embeddings": False} if kind == "decoder" else {}
+        found += [(kind, {**usual, name: value}) for name, value in OWN.items()]
+        found.append((kind, {**usual, **OWN, "qkv_bias": True, "num_kv_heads": 2}))
     return found
 
 

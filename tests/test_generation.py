@@ -15,8 +15,9 @@ OPTIONS = [
     {"norm": "post", "positions": "sinusoidal", "tied_embeddings": False, "dropout": 0.5},
     {"positions": "rotary"},
     {"positions": "alibi"},
-    {"positions": "rotary", "num_kv_heads": 1, "attention_bias": True},
-    {"positions": "rotary", "num_kv_heads": 1, "qk_norm": True},
+    {"positions": "rotary", "num_kv_heads": 1, "qkv_bias": True, "attention_output_bias": True},
+    {"positions": "rotary", "num_kv_heads": 1, "qk_norm": True, "head_size": 6},
+    {"embedding_norm": True, "ffn_bias": False, "norm_bias": False, "head_size": 5},
 ]
 END = 4
 

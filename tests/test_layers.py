@@ -41,9 +41,11 @@ LAYERS = {
     "Softmax": (ff.Softmax, False),
     "Dropout": (dropping, False),
     "LayerNorm": (lambda **o: ff.LayerNorm(WIDTH, **o), False),
+    "LayerNorm, no bias": (lambda **o: ff.LayerNorm(WIDTH, bias=False, **o), False),
     "RMSNorm": (lambda **o: ff.RMSNorm(WIDTH, **o), False),
     "Linear": (lambda **o: ff.Linear(WIDTH, WIDTH, **o), False),
     "FeedForward": (lambda **o: ff.FeedForward(WIDTH, 12, **o), False),
+    "FeedForward, no bias": (lambda **o: ff.FeedForward(WIDTH, 12, bias=False, **o), False),
     "FeedForward, gated": (lambda **o: ff.FeedForward(WIDTH, 12, activation="swiglu", **o), False),
     "PositionalEncoding": (lambda **o: ff.PositionalEncoding(WIDTH, 5, learned=True, **o), True),
     "MultiHeadAttention": (lambda **o: ff.MultiHeadAttention(WIDTH, 2, **o), True),
@@ -81,7 +83,8 @@ def inputs(rng, dtype="float64"):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    "name", ["ReLU", "GELU", "Mish", "Softmax", "Dropout", "LayerNorm", "RMSNorm"]
+    "name",
+    ["ReLU", "GELU", "Mish", "Softmax", "Dropout", "LayerNorm", "RMSNorm", "LayerNorm, no bias"],
 )
 def test_whole_jacobian(rng, backend, name):
     case = Case(name, backend)

@@ -23,7 +23,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "encoder", {"pooling": "last", "norm": "pre", "positions": "rotary"}
     ),
     "mean, gelu, biases": (
-        "encoder", {"pooling": "mean", "activation": "gelu", "attention_bias": True}
+        "encoder",
+        {
+            "pooling": "mean", "activation": "gelu", "qkv_bias": True,
+            "attention_output_bias": True,
+        },
     ),
     "first row, rmsnorm, dropout": (
         "encoder", {"norm_type": "rmsnorm", "dropout": 0.2, "norm": "pre"}
@@ -37,6 +41,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"norm": "post", "positions": "alibi", "activation": "mish", "tied_embeddings": False},
     ),
     "dropout": ("decoder", {"dropout": 0.2, "activation": "relu", "positions": "sinusoidal"}),
+    "own heads, no biases, embedding norm": (
+        "decoder",
+        {
+            "head_size": 6, "num_kv_heads": 1, "ffn_bias": False, "norm_bias": False,
+            "embedding_norm": True, "positions": "rotary", "rotary_base": 50.0,
+        },
+    ),
+    "untied without a bias, embedding rmsnorm": (
+        "decoder",
+        {"tied_embeddings": False, "output_bias": False, "embedding_norm": True,
+         "norm_type": "rmsnorm", "head_size": 3, "qkv_bias": True},
+    ),
     "dropout, swiglu, alibi": (
         "decoder", {"dropout": 0.2, "activation": "swiglu", "positions": "alibi"}
     ),

@@ -17,7 +17,7 @@ def test_defaults_are_models_that_people_know():
     for config in (encoder, decoder):
         sizes = config.embed_dim, config.num_heads, config.num_layers, config.ffn_dim
         assert (*sizes, config.max_seq_len) == (64, 4, 2, 256, 50)
-        assert config.dropout == 0 and config.attention_bias is False
+        assert config.dropout == 0 and config.qkv_bias is False
     assert (encoder.norm, encoder.activation, encoder.positions) == ("post", "relu", "sinusoidal")
     assert encoder.pooling == "first"
     assert (decoder.norm, decoder.activation, decoder.positions) == ("pre", "gelu", "learned")
@@ -38,12 +38,12 @@ REFUSED = [
         )
         for value, error in [(0, VALUE), (-1, VALUE), (True, TYPE), (2.0, TYPE), ("8", TYPE)]
     ),
-    ({"num_heads": 3}, VALUE, r"got num_heads=3 and embed_dim=64; the nearest that does is [24]$"),
-    ({"num_heads": 65}, VALUE, r"num_heads must divide embed_dim.*nearest that does is 64$"),
-    ({"embed_dim": 7, "num_heads": 5}, VALUE, r"num_heads=5 and embed_dim=7; .* is 7$"),
+    ({"num_heads": 3}, VALUE, r"got num_heads=3 and embed_dim=64; the nearest that does is [24];"),
+    ({"num_heads": 65}, VALUE, r"num_heads must divide embed_dim.*nearest that does is 64;"),
+    ({"embed_dim": 7, "num_heads": 5}, VALUE, r"num_heads=5 and embed_dim=7; .* is 7;"),
     # Divisors are not looked for one by one up to such sizes.
-    ({"embed_dim": 2**61 - 1, "num_heads": 4}, VALUE, r"the nearest that does is 1$"),
-    ({"embed_dim": 10**18, "num_heads": 3}, VALUE, r"the nearest that does is 2$"),
+    ({"embed_dim": 2**61 - 1, "num_heads": 4}, VALUE, r"the nearest that does is 1;"),
+    ({"embed_dim": 10**18, "num_heads": 3}, VALUE, r"the nearest that does is 2;"),
     (
         {"embed_dim": 2**61, "num_heads": 2**61, "positions": "rotary"},
         VALUE,
@@ -76,7 +76,22 @@ REFUSED = [
     ({"dropout": np.inf}, VALUE, r"dropout must be a finite number >= 0 and < 1, got inf"),
     ({"dropout": False}, TYPE, r"dropout must be a finite number .*got False"),
     ({"dropout": "0.1"}, TYPE, r"dropout must be a finite number .*got '0.1'"),
-    ({"attention_bias": 1}, TYPE, r"attention_bias must be True or False, got 1"),
+    ({"qkv_bias": 1}, TYPE, r"qkv_bias must be True or False, got 1"),
+    *(
+        ({name: "no"}, TYPE, rf"{name} must be True or False, got 'no'")
+        for name in (
+            "qk_norm",
+            "attention_output_bias",
+            "ffn_bias",
+            "norm_bias",
+            "output_bias",
+            "embedding_norm",
+        )
+    ),
+    ({"head_size": -1}, VALUE, r"head_size must be an integer >= 0, got -1"),
+    ({"positions": "rotary", "head_size": 5}, VALUE, r"head_size must be even, got 5"),
+    ({"rotary_base": 0.0}, VALUE, r"rotary_base must be a finite number > 0, got 0.0"),
+    ({"rotary_scaling": np.inf}, VALUE, r"rotary_scaling must be a finite number > 0, got inf"),
     ({"layernorm_epsilon": 0}, VALUE, r"layernorm_epsilon must be a finite number > 0, got 0"),
     ({"layernorm_epsilon": np.nan}, VALUE, r"layernorm_epsilon must be .*> 0, got nan"),
 ]

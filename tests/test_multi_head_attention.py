@@ -24,8 +24,9 @@ from fastformer.program import Program
 WIDTH, HEADS = 6, 2
 BATCH = make_batch((3, 1, 4))
 OPTIONS = [
-    {"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True},
-    {"num_kv_heads": 1, "qk_norm": True},
+    {"qkv_bias": True, "output_bias": True}, {"dropout": 0.3},
+    {"num_kv_heads": 1, "qkv_bias": True, "output_bias": True}, {"head_size": 5},
+    {"num_kv_heads": 1, "qk_norm": True, "head_size": 4},
 ]  # fmt: skip
 CHOSEN = {"last": np.array([2, 3, 7]), "first": np.array([0, 3, 4])}
 PROJECTIONS = {"W_q": "query", "W_k": "key", "W_v": "value", "W_o": "output"}
@@ -69,7 +70,7 @@ def formula(x, weights, batch, causal):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_formula(rng, backend, causal, bias):
-    layer = make_layer(backend, causal=causal, bias=bias)
+    layer = make_layer(backend, causal=causal, qkv_bias=bias, output_bias=bias)
     weights = layer.state_dict()
     shapes = {f"{name}.weight": (WIDTH, WIDTH) for name in PROJECTIONS.values()}
     shapes |= {f"{name}.bias": (WIDTH,) for name in PROJECTIONS.values() if bias}
@@ -133,7 +134,7 @@ def test_the_value_s_gradient_for_queries_or_keys_is_noticed(rng, monkeypatch, b
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}, {"qk_norm": True}],
+    OPTIONS,
 )
 def test_gradients(rng, causal, options):
     """By x, by the residual, and by each parameter, biases too."""
@@ -149,7 +150,7 @@ def test_gradients(rng, causal, options):
 @pytest.mark.parametrize(("rows", "causal"), [("first", 0), ("last", 0), ("last", 1)])
 @pytest.mark.parametrize(
     "options",
-    [{"bias": True}, {"dropout": 0.3}, {"num_kv_heads": 1, "bias": True}, {"qk_norm": True}],
+    OPTIONS,
 )
 def test_gradients_of_chosen_rows(rng, rows, causal, options):
     """By x and by the residual, which has those rows alone."""
@@ -176,7 +177,12 @@ def test_chosen_rows_are_those_of_all(rng, backend, rows, causal):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [None, "last"])
 def test_shared_heads_are_a_layer_whose_heads_have_the_same_weights(rng, backend, rows):
-    options = {"causal": True, "bias": True, "positions": rotary_positions(8, 4)}
+    options = {
+        "causal": True,
+        "qkv_bias": True,
+        "output_bias": True,
+        "positions": rotary_positions(8, 4),
+    }
     shared, full = (
         shaken(
             ff.MultiHeadAttention(8, 4, num_kv_heads=n, backend=backend, **options, dtype="float64")
@@ -231,14 +237,16 @@ VALUE, TYPE = InvalidValueError, InvalidTypeError
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((8, 3), {}, VALUE, r"num_heads must divide embed_dim=8, got 3"),
-        ((8, 16), {}, VALUE, r"num_heads must divide embed_dim=8, got 16"),
+        ((8, 3), {}, VALUE, r"num_heads must divide embed_dim, got num_heads=3 .* nearest .* 2;"),
+        ((8, 16), {}, VALUE, r"num_heads must divide embed_dim, got num_heads=16"),
         ((8, 0), {}, VALUE, r"num_heads must be an integer >= 1, got 0"),
         ((8, True), {}, TYPE, r"num_heads must be an integer >= 1, got True"),
         ((-8, 2), {}, VALUE, r"embed_dim must be an integer >= 1, got -8"),
         ((8.0, 2), {}, TYPE, r"embed_dim must be an integer >= 1, got 8.0"),
         ((8, 2), {"causal": 1}, TYPE, r"causal must be True or False, got 1"),
-        ((8, 2), {"bias": "yes"}, TYPE, r"bias must be True or False, got 'yes'"),
+        ((8, 2), {"qkv_bias": "yes"}, TYPE, r"qkv_bias must be True or False, got 'yes'"),
+        ((8, 2), {"output_bias": 1}, TYPE, r"bias must be True or False, got 1"),
+        ((8, 3), {"head_size": -4}, VALUE, r"head_size must be an integer >= 0, got -4"),
         ((8, 4), {"num_kv_heads": 3}, VALUE, r"got num_kv_heads=3 and num_heads=4; .* is [24]$"),
         ((8, 4), {"num_kv_heads": 8}, VALUE, r"num_kv_heads must divide num_heads"),
         ((8, 4), {"num_kv_heads": -1}, VALUE, r"num_kv_heads must be an integer >= 0, got -1"),

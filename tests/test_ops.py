@@ -231,6 +231,7 @@ def in_one_part(case: Case, batch: ff.PackedBatch, way: str, sums: np.ndarray) -
 def attention_given(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
     return {
         "query_offsets": batch._offsets, "key_offsets": batch._offsets,
+        "key_starts": batch._offsets[:-1].copy(), "key_ends": batch._offsets[1:].copy(),
         "positions": batch._positions, "slopes": alibi_slopes(HEADS),
     }  # fmt: skip
 
@@ -268,7 +269,7 @@ def attention_cases() -> list[Case]:
     ]:
         sizes = {
             "Q": SEQUENCE_ROWS if one_query else ROWS, "N": ROWS, "C": COLUMNS, "H": HEADS,
-            "P": OFFSETS, "E": key_columns,
+            "P": OFFSETS, "B": SEQUENCE_ROWS, "E": key_columns,
         }  # fmt: skip
         numbers = {"longest": LONGEST_AXIS, "heads": HEADS, "causal": causal, "scale": 0.2}
         given = one_query_given if one_query else attention_given
@@ -277,6 +278,10 @@ def attention_cases() -> list[Case]:
         saved = attention_saved(forward)
         found.append(Case(attention_file.attention_gradient, sizes, numbers, saved, absent))
     return found
+
+
+def kept_rows(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
+    return {"rows": rng.permutation(900)[: batch.num_tokens]}
 
 
 def norm_saved(batch: ff.PackedBatch, rng: Any) -> dict[str, np.ndarray]:
@@ -373,19 +378,21 @@ CASES = [
         for overwrites in (0, 1)
     ),
     Case(gradient_file.add_gradient_copies, {"S": 5, "P": 70_001}, {"shards": 3}),
-    Case(layernorm_file.layernorm, WIDE, EPSILON),
+    *with_and_without(Case(layernorm_file.layernorm, WIDE, EPSILON), "bias"),
     *with_and_without(Case(layernorm_file.layernorm_gradient, NORMED, {}, norm_saved), "residual"),
     *(
         Case(
             layernorm_file.add_layernorm_gradient, NORMED,
-            {"rows": ROWS, "shards": shards, "overwrites": overwrites},
+            {"rows": ROWS, "shards": shards, "overwrites": overwrites}, absent=absent,
         )
         for shards, overwrites in [(0, 0), (9, 0), (9, 1)]
+        for absent in ((), ("dbias",))
     ),
     *product_cases(matmul_file, ""),
     *product_cases(bfloat16_file, "_bfloat16"),
     Case(pooling_file.gather, POOLED, given=chosen_rows),
     Case(pooling_file.scatter, POOLED, given=chosen_rows),
+    Case(pooling_file.keep_rows, WIDE | {"N": 900}, given=kept_rows),
     Case(
         pooling_file.mean_of_rows, POOLED | {"P": OFFSETS},
         given=lambda batch, rng: {"offsets": batch._offsets},

@@ -15,7 +15,13 @@ from fastformer.training.optimizers import NotFiniteError
 BACKENDS = ("numba", "reference")
 DTYPES = ("float32", "float64")
 CONFIG = ff.TransformerConfig(
-    vocab_size=20, embed_dim=8, num_heads=2, num_layers=1, ffn_dim=12, attention_bias=True
+    vocab_size=20,
+    embed_dim=8,
+    num_heads=2,
+    num_layers=1,
+    ffn_dim=12,
+    qkv_bias=True,
+    attention_output_bias=True,
 )
 STEPS = 5
 Weights = dict[str, np.ndarray]

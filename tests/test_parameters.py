@@ -128,7 +128,7 @@ def test_gaps_stay_zero(backend, make_optimizer):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_decays(kind):
-    model = make_model(kind, attention_bias=True)
+    model = make_model(kind, qkv_bias=True, attention_output_bias=True)
     parameters = model.parameters()
     decaying = np.zeros(parameters.values.size, bool)
     decaying[: parameters.decaying] = True

@@ -21,12 +21,18 @@ MODELS = {
     "encoder of means": (ff.TransformerConfig, {"pooling": "mean", "activation": "gelu"}),
     "encoder with dropout": (ff.TransformerConfig, {"dropout": 0.3, "norm": "pre", **LIKE_LLAMA}),
     "decoder": (ff.DecoderConfig, {}),
-    "decoder with ALiBi": (ff.DecoderConfig, {"positions": "alibi", "attention_bias": True}),
+    "decoder with ALiBi": (
+        ff.DecoderConfig,
+        {"positions": "alibi", "qkv_bias": True, "attention_output_bias": True},
+    ),
     "decoder with shared keys": (
         ff.DecoderConfig,
         {"num_kv_heads": 1, "qk_norm": True, **LIKE_LLAMA},
     ),
-    "encoder with shared keys": (ff.TransformerConfig, {"num_kv_heads": 1, "attention_bias": True}),
+    "encoder with shared keys": (
+        ff.TransformerConfig,
+        {"num_kv_heads": 1, "qkv_bias": True, "attention_output_bias": True},
+    ),
     "encoder with norms of queries and keys": (ff.TransformerConfig, {"qk_norm": True}),
     "decoder with its own head": (ff.DecoderConfig, {"tied_embeddings": False, **LIKE_LLAMA}),
 }

@@ -120,7 +120,7 @@ def assert_same_training(found: Run, expected: Run) -> None:
 )
 def test_a_fault_would_show(fault: str) -> None:
     """Of one backend beside the other, for this must be known without PyTorch as well."""
-    config = config_of("decoder", attention_bias=True)
+    config = config_of("decoder", qkv_bias=True, attention_output_bias=True)
     weights = initial_weights(config)
     expected = train_ours(config, 12, backend="reference", weights=weights)
     assert_same_training(train_ours(config, 12, weights=weights), expected)

@@ -30,7 +30,13 @@ from fastformer.kernels._rows import row_tasks
 
 row_tasks, task_grid = map(called, (row_tasks, task_grid))
 
-TWO_OPTIONS = {"norm": "pre", "activation": "gelu", "attention_bias": True, "dropout": 0.3}
+TWO_OPTIONS = {
+    "norm": "pre",
+    "activation": "gelu",
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "dropout": 0.3,
+}
 OPTIONS = {
     "encoder": [
         {},
@@ -46,7 +52,7 @@ OPTIONS = {
         {"positions": "alibi", "pooling": "last", **TWO_OPTIONS},
         {"pooling": "mean"},
         {"pooling": "last"},
-        {"attention_bias": True},
+        {"qkv_bias": True, "attention_output_bias": True},
         {"dropout": 0.3},
         {"num_layers": 1, "num_heads": 1},
         {"num_layers": 3, "num_heads": 12, "embed_dim": 12},
@@ -64,9 +70,15 @@ OPTIONS = {
         {"positions": "sinusoidal"},
         {"positions": "rotary"},
         {"positions": "alibi"},
-        {"attention_bias": True},
+        {"qkv_bias": True, "attention_output_bias": True},
         {"dropout": 0.3},
-        {"norm": "post", "dropout": 0.3, "tied_embeddings": False, "attention_bias": True},
+        {
+            "norm": "post",
+            "dropout": 0.3,
+            "tied_embeddings": False,
+            "qkv_bias": True,
+            "attention_output_bias": True,
+        },
         {"num_layers": 1, "num_heads": 1},
     ],
 }

@@ -102,7 +102,9 @@ def test_gradients(rng, norm, rows, options):
 @pytest.mark.parametrize("norm", NORMS)
 def test_gradients_of_a_causal_block(rng, norm):
     assert_gradients_on_both_backends(
-        lambda backend: make_block(backend, causal=True, norm=norm, attention_bias=True),
+        lambda backend: make_block(
+            backend, causal=True, norm=norm, qkv_bias=True, attention_output_bias=True
+        ),
         lambda block, x: block.forward(x, BATCH),
         lambda block, dout: (block.backward(dout),),
         rng.standard_normal((8, WIDTH)),
@@ -115,7 +117,7 @@ def test_gradients_of_a_causal_block(rng, norm):
 @pytest.mark.parametrize("options", [{}, ROTARY, ALIBI])
 def test_chosen_rows_are_those_of_all(rng, backend, norm, rows, options):
     """The saving changes no result: output, gradient of x, gradients of parameters."""
-    block = make_block(backend, norm=norm, attention_bias=True, **options)
+    block = make_block(backend, norm=norm, qkv_bias=True, attention_output_bias=True, **options)
     x, chosen = rng.standard_normal((8, WIDTH)), ROWS[rows]
     dout = rng.standard_normal((3, WIDTH))
     expected = block.forward(x, BATCH)[chosen].copy()
@@ -174,9 +176,9 @@ def test_a_causal_block_does_not_see_what_comes_later(rng, norm):
 
 
 def test_names():
-    """Every part of the block has its own names, and bias comes with attention_bias alone."""
+    """Every part of the block has its own names, and biases come with their options alone."""
     plain = set(make_block().state_dict())
-    biased = set(make_block(attention_bias=True).state_dict())
+    biased = set(make_block(qkv_bias=True, attention_output_bias=True).state_dict())
     parts = ("query", "key", "value", "output")
     assert plain == {
         *(f"attention.{part}.weight" for part in parts),

@@ -240,7 +240,7 @@ def test_process_answers_each_name(monkeypatch, capsys):
 
 
 def test_what_another_process_compiled_is_loaded():
-    name = "matmul_bfloat16._product"
+    name = "matmul_bfloat16.linear_bfloat16"
     for _ in range(2):
         done = subprocess.run(warmup._command(), input=name, capture_output=True, text=True)
         assert done.stdout.split() == [name], done.stderr

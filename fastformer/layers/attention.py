@@ -6,7 +6,6 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import PackedBatch
-from fastformer.errors import InvalidValueError
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.kernels.attention import attention, attention_gradient
 from fastformer.kernels.pooling import gather, scatter
@@ -44,10 +43,12 @@ class MultiHeadAttention(Layer):
         num_heads: int,
         *,
         num_kv_heads: int = 0,
+        head_size: int = 0,
         qk_norm: bool = False,
         norm_epsilon: float = 1e-5,
         causal: bool = False,
-        bias: bool = False,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
         dropout: float = 0.0,
         counter: DropoutCounter | None = None,
         positions: RelativePositions | None = None,
@@ -61,13 +62,15 @@ class MultiHeadAttention(Layer):
         Args:
             embed_dim: C, the width of x.    num_heads: H, which divides C.
             num_kv_heads: heads of keys and values, which divide H; 0 for as many as H.
+            head_size: D, of each head; 0 for C / H.
             qk_norm: whether queries and keys are normalised, head by head, by an RMSNorm of each,
                 before they are told positions; see Henry et al. 2020, arXiv:2010.04245.
             norm_epsilon: of these norms.
             causal: whether a token sees only itself and those before it.
-            bias: whether the four projections have biases.
+            qkv_bias: whether the projections to queries, keys and values have biases.
+            output_bias: whether the projection of the result has one.
             dropout: of the result, in [0, 1).    counter: of the dropout.
-            positions: what it is told of them, for its embed_dim, num_heads and dtype; or None.
+            positions: what it is told of them, for its heads and dtype; or None.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
             precision: "float32", or "bfloat16", of the operands of the four projections; see
@@ -77,26 +80,25 @@ class MultiHeadAttention(Layer):
         self.embed_dim = embed_dim = checks.integer("embed_dim", embed_dim, 1)
         self.num_heads = num_heads = checks.integer("num_heads", num_heads, 1)
         checks.table_size("MultiHeadAttention", embed_dim=embed_dim, qkv_width=3 * embed_dim)
-        if embed_dim % num_heads:
-            raise InvalidValueError(f"num_heads must divide {embed_dim=}, got {num_heads}")
+        self.head_size = head_size = checks.head_size(embed_dim, num_heads, head_size)
         self.num_kv_heads = checks.kv_heads(num_heads, num_kv_heads)
-        self.kv_width = embed_dim // num_heads * self.num_kv_heads
+        self.query_width, self.kv_width = head_size * num_heads, head_size * self.num_kv_heads
         self.grouped = self.num_kv_heads < num_heads
         if positions is not None:
-            check_positions(positions, embed_dim, num_heads, self.dtype)
+            check_positions(positions, head_size, num_heads, self.dtype)
         self.positions = positions
         self.slopes = np.zeros(0, self.dtype) if positions is None else positions.slopes
         self.causal = checks.boolean("causal", causal)
-        checks.boolean("bias", bias)
-        self.scale = (embed_dim // num_heads) ** -0.5
+        checks.boolean("qkv_bias", qkv_bias)
+        self.scale = head_size**-0.5
         stream = initial_stream(seed)
         names = ["query", "key", "value"]
-        widths = [embed_dim, self.kv_width, self.kv_width]
+        widths = [self.query_width, self.kv_width, self.kv_width]
         weights = [xavier_uniform(stream, embed_dim, width) for width in widths]
 
         def parameters(part: slice) -> tuple[Parameter, Parameter]:
             """Return one weight and one bias of some of the projections."""
-            width = widths[part][0] if bias else 0
+            width = widths[part][0] if qkv_bias else 0
             return (
                 Parameter(
                     np.stack(weights[part]).astype(self.dtype),
@@ -105,7 +107,7 @@ class MultiHeadAttention(Layer):
                 ),
                 Parameter(
                     np.zeros((len(widths[part]), width), self.dtype),
-                    parts=tuple(f"{name}.bias" for name in names[part]) if bias else (),
+                    parts=tuple(f"{name}.bias" for name in names[part]) if qkv_bias else (),
                 ),
             )
 
@@ -118,13 +120,13 @@ class MultiHeadAttention(Layer):
         self.query_norm = self.key_norm = None
         if checks.boolean("qk_norm", qk_norm):
             self.query_norm, self.key_norm = (
-                RMSNorm(embed_dim // num_heads, epsilon=norm_epsilon, backend=backend, dtype=dtype)
+                RMSNorm(head_size, epsilon=norm_epsilon, backend=backend, dtype=dtype)
                 for _ in range(2)
             )
         self.output = Linear(
+            self.query_width,
             embed_dim,
-            embed_dim,
-            bias=bias,
+            bias=output_bias,
             seed=stream,
             backend=backend,
             dtype=dtype,
@@ -138,6 +140,8 @@ class MultiHeadAttention(Layer):
         sizes: dict[str, object] = {"embed_dim": self.embed_dim, "num_heads": self.num_heads}
         if self.grouped:
             sizes["num_kv_heads"] = self.num_kv_heads
+        if self.query_width != self.embed_dim:
+            sizes["head_size"] = self.head_size
         if self.causal:
             sizes["causal"] = True
         return sizes if self.positions is None else {**sizes, "positions": self.positions.kind}
@@ -240,12 +244,12 @@ class MultiHeadAttention(Layer):
         """Append the ops of backward."""
         s = p.saved
         dout = p.backward(self.output, p.backward(self.dropout, dout))
-        embed_dim, rows = self.embed_dim, s.x.axes[0]
+        rows = s.x.axes[0]
         if s.rows is None and not self.grouped:
-            dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), embed_dim)
+            dprojected = p.new("dqkv", Axis(3 * rows.factor, rows.size), self.query_width)
             dq, dk, dv = dprojected.split(3)
         else:
-            dq = p.new("dq", s.x_rows.axes[0], embed_dim)
+            dq = p.new("dq", s.x_rows.axes[0], self.query_width)
             dprojected = p.new("dkv", Axis(2 * rows.factor, rows.size), self.kv_width)
             dk, dv = dprojected.split(2)
         p.add(

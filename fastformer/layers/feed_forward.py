@@ -30,6 +30,7 @@ class FeedForward(Layer):
         ffn_dim: int,
         *,
         activation: str = "relu",
+        bias: bool = True,
         dropout: float = 0.0,
         counter: DropoutCounter | None = None,
         seed: Seed = 0,
@@ -41,7 +42,9 @@ class FeedForward(Layer):
 
         Args:
             embed_dim: C, the width of x and of the result.    ffn_dim: F, the width between.
-            activation: "relu", "gelu", "mish" or "swiglu".    dropout: of the result, in [0, 1).
+            activation: "relu", "gelu", "mish" or "swiglu".
+            bias: whether the linear layers have some.
+            dropout: of the result, in [0, 1).
             counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
             precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
@@ -55,6 +58,7 @@ class FeedForward(Layer):
         self.activation = ACTIVATION_CODES.get(activation, NO_ACTIVATION)
         stream = initial_stream(seed)
         own: dict[str, Any] = {"backend": backend, "dtype": dtype, "precision": precision}
+        own["bias"] = checks.boolean("bias", bias)
         self.expand = Linear(embed_dim, ffn_dim, seed=stream, **own)
         gated = activation == GATED
         self.gate = Linear(embed_dim, ffn_dim, seed=stream, **own) if gated else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.kernels.layernorm import (
     add_layernorm_gradient,
     layernorm,
@@ -23,17 +24,19 @@ class LayerNorm(RowNorm):
         embed_dim: int,
         *,
         epsilon: float = 1e-5,
+        bias: bool = True,
         backend: str = "numba",
         dtype: str = "float32",
     ) -> None:
         """Make the layer with a weight of ones and a bias of zeros.
 
         Args:
-            embed_dim: C, the width of a row, >= 1.    epsilon: > 0.
+            embed_dim: C, the width of a row, >= 1.    epsilon: > 0.    bias: whether there is one.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
         """
         super().__init__(embed_dim, epsilon=epsilon, backend=backend, dtype=dtype)
-        self.bias = Parameter(np.zeros(embed_dim, self.dtype))
+        size = embed_dim if checks.boolean("bias", bias) else 0
+        self.bias = Parameter(np.zeros(size, self.dtype))
 
     def forward_ops(self, p: Program, x: Tensor) -> Tensor:
         """Append the ops of forward."""

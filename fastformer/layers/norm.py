@@ -4,13 +4,10 @@ from fastformer.layers.layernorm import LayerNorm
 from fastformer.layers.rmsnorm import RMSNorm
 from fastformer.models.config import ModelConfig
 
-NORM_CLASSES: dict[str, type[LayerNorm] | type[RMSNorm]] = {
-    "layernorm": LayerNorm,
-    "rmsnorm": RMSNorm,
-}
-
 
 def new_norm(config: ModelConfig, *, backend: str, dtype: str) -> LayerNorm | RMSNorm:
     """Return a norm of a model's rows, of its `norm_type`."""
-    norm = NORM_CLASSES[config.norm_type]
-    return norm(config.embed_dim, epsilon=config.layernorm_epsilon, backend=backend, dtype=dtype)
+    width, epsilon = config.embed_dim, config.layernorm_epsilon
+    if config.norm_type == "rmsnorm":
+        return RMSNorm(width, epsilon=epsilon, backend=backend, dtype=dtype)
+    return LayerNorm(width, epsilon=epsilon, bias=config.norm_bias, backend=backend, dtype=dtype)

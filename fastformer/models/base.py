@@ -73,6 +73,8 @@ class Model(Layer):
             dtype=dtype,
         )
         self.positions = None if self.relative else self._added_positions(backend, dtype)
+        norm = config.embedding_norm
+        self.embedding_norm = new_norm(config, backend=backend, dtype=dtype) if norm else None
         self.dropout = Dropout(config.dropout, self.dropout_counter, backend=backend, dtype=dtype)
         self.blocks = tuple(
             TransformerBlock(
@@ -243,8 +245,11 @@ class Model(Layer):
         return space
 
     def _embed_ops(self, p: Program) -> Tensor:
-        """Append the embedding and its dropout."""
-        return p.forward(self.dropout, p.forward(self.embedding, self.positions))
+        """Append the embedding, its norm and its dropout."""
+        x = p.forward(self.embedding, self.positions)
+        if self.embedding_norm is not None:
+            x = p.forward(self.embedding_norm, x)
+        return p.forward(self.dropout, x)
 
     def _blocks_back(self, p: Program, dx: Tensor) -> Tensor:
         """Append the blocks' backward, each a section."""
@@ -256,7 +261,10 @@ class Model(Layer):
 
     def _embed_back(self, p: Program, dx: Tensor) -> None:
         """Append the embedding's backward."""
-        p.backward(self.embedding, p.backward(self.dropout, dx))
+        dx = p.backward(self.dropout, dx)
+        if self.embedding_norm is not None:
+            dx = p.backward(self.embedding_norm, dx)
+        p.backward(self.embedding, dx)
 
 
 def _forward_program(model: Model, p: Program) -> None:

@@ -34,6 +34,9 @@ class ModelConfig:
             "num_heads (0: as many; 1: multi-query attention)"
         },
     )
+    head_size: int = field(
+        default=0, metadata={"help": "width of each attention head (0: embed_dim / num_heads)"}
+    )
     qk_norm: bool = field(
         default=False,
         metadata={
@@ -70,13 +73,37 @@ class ModelConfig:
             "(Press et al. 2022)"
         },
     )
+    rotary_base: float = field(
+        default=10000.0,
+        metadata={"help": "base of rotary positions' angles: larger for longer sequences"},
+    )
+    rotary_scaling: float = field(
+        default=1.0,
+        metadata={
+            "help": "what places are divided by before rotary positions turn by them, so that "
+            "longer sequences have the angles of shorter ones (Chen et al. 2023)"
+        },
+    )
+    embedding_norm: bool = field(
+        default=False, metadata={"help": "a norm of the embedding, positions included (BERT)"}
+    )
     dropout: float = field(
         default=0.0,
         metadata={"help": "share of sub-layer outputs and embeddings that is zeroed in training"},
     )
-    attention_bias: bool = field(
-        default=False,
-        metadata={"help": "biases in the attention's query, key, value and output projections"},
+    qkv_bias: bool = field(
+        default=False, metadata={"help": "biases of the attention's queries, keys and values"}
+    )
+    attention_output_bias: bool = field(
+        default=False, metadata={"help": "a bias of the attention's output projection"}
+    )
+    ffn_bias: bool = field(
+        default=True, metadata={"help": "biases of the feed-forward layer's products"}
+    )
+    norm_bias: bool = field(default=True, metadata={"help": "a bias of each layernorm"})
+    output_bias: bool = field(
+        default=True,
+        metadata={"help": "a bias of the logits, where their weights are not the embedding table"},
     )
     layernorm_epsilon: float = field(
         default=1e-5, metadata={"help": "added to the variance, or to rmsnorm's mean square"}
@@ -96,22 +123,22 @@ class ModelConfig:
             # As Python has them: NumPy's would overflow in products of sizes.
             value = checks.integer(name, getattr(self, name), 1, most.get(name))
             object.__setattr__(self, name, value)
-        if self.embed_dim % self.num_heads:
-            near = checks.nearest_divisor(self.embed_dim, self.num_heads)
-            checks.fail(
-                f"num_heads must divide embed_dim, got num_heads={self.num_heads} and "
-                f"embed_dim={self.embed_dim}; the nearest that does is {near}"
-            )
+        checks.head_size(self.embed_dim, self.num_heads, self.head_size)
         checks.kv_heads(self.num_heads, self.num_kv_heads)
         checks.choice("norm", self.norm, NORMS)
         checks.choice("norm_type", self.norm_type, NORM_TYPES)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("positions", self.positions, POSITIONS)
         if self.positions == "rotary":
-            checks.even_head_size(self.embed_dim, self.num_heads)
+            checks.even_head_size(self.embed_dim, self.num_heads, self.head_size)
+        checks.number("rotary_base", self.rotary_base, above=0)
+        checks.number("rotary_scaling", self.rotary_scaling, above=0)
         checks.number("dropout", self.dropout, at_least=0, below=1)
-        checks.boolean("attention_bias", self.attention_bias)
-        checks.boolean("qk_norm", self.qk_norm)
+        for name in (
+            "qk_norm", "embedding_norm", "qkv_bias", "attention_output_bias", "ffn_bias",
+            "norm_bias", "output_bias",
+        ):  # fmt: skip
+            checks.boolean(name, getattr(self, name))
         checks.number("layernorm_epsilon", self.layernorm_epsilon, above=0)
 
 

@@ -45,6 +45,7 @@ class TransformerDecoder(Model):
             self.output = Linear(
                 config.embed_dim,
                 config.vocab_size,
+                bias=config.output_bias,
                 seed=self.stream,
                 backend=backend,
                 dtype=dtype,

@@ -46,6 +46,7 @@ class Transformer(Model):
         self.output = Linear(
             config.embed_dim,
             config.vocab_size,
+            bias=config.output_bias,
             seed=self.stream,
             backend=backend,
             dtype=dtype,

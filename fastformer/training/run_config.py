@@ -53,6 +53,9 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
             f"{file} is not of a run of fastformer: it must begin with format_version = "
             f'{FORMAT_VERSION} and format = "{FORMAT}"'
         )
+    model = config.get("model")
+    if isinstance(model, dict) and "attention_bias" in model:  # of all projections, until 0.2
+        model["qkv_bias"] = model["attention_output_bias"] = model.pop("attention_bias")
     if version > FORMAT_VERSION:
         raise RunError(
             f"run {path} has format version {version}, this fastformer reads version "

@@ -315,7 +315,7 @@ def _settings(backend: str) -> Iterator[Call]:
     for name, value in words:
         config = lambda v, name=name: type(ff.TransformerConfig(vocab_size=4, **{name: v}))  # noqa: E731
         yield Call("TransformerConfig", name, value, config, WORDS)
-    for name in ("attention_bias", "tied_embeddings"):
+    for name in ("qkv_bias", "tied_embeddings"):
         flag = lambda v, name=name: type(ff.DecoderConfig(vocab_size=4, **{name: v}))  # noqa: E731
         yield Call("DecoderConfig", name, True, flag, FLAGS)
 

@@ -254,13 +254,16 @@ def of_ops(ops: SimpleNamespace, seed: int) -> Iterator[Pair]:
 Spoil = Callable[[Any], None]
 MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("encoder", {}),
-    ("encoder", {"activation": "gelu", "pooling": "mean", "attention_bias": True}),
+    (
+        "encoder",
+        {"activation": "gelu", "pooling": "mean", "qkv_bias": True, "attention_output_bias": True},
+    ),
     ("encoder", {"norm": "pre", "activation": "gelu", "pooling": "last", "positions": "learned"}),
     ("encoder", {"norm": "pre", "activation": "gelu", "dropout": 0.3}),
     ("encoder", {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu", "dropout": 0.2}),
     ("decoder", {}),
     ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
-    ("decoder", {"tied_embeddings": False, "attention_bias": True}),
+    ("decoder", {"tied_embeddings": False, "qkv_bias": True, "attention_output_bias": True}),
     ("decoder", {"dropout": 0.3}),
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),
     ("encoder", {"positions": "rotary"}),

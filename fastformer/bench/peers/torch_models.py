@@ -22,8 +22,10 @@ Tensor = Any
 
 def _norm(config: ModelConfig) -> nn.Module:
     """Return a norm of the model's rows."""
-    kind = nn.RMSNorm if config.norm_type == "rmsnorm" else nn.LayerNorm
-    return kind(config.embed_dim, config.layernorm_epsilon)
+    width, epsilon = config.embed_dim, config.layernorm_epsilon
+    if config.norm_type == "rmsnorm":
+        return nn.RMSNorm(width, epsilon)
+    return nn.LayerNorm(width, epsilon, bias=config.norm_bias)
 
 
 class Block(nn.Module):
@@ -32,41 +34,44 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, causal: bool) -> None:
         """Make the layers."""
         super().__init__()
-        C, F_, bias = config.embed_dim, config.ffn_dim, config.attention_bias
+        C, F_ = config.embed_dim, config.ffn_dim
         self.causal, self.heads = causal, config.num_heads
         self.is_pre_norm, self.activation = config.norm == "pre", config.activation
         self.kv_heads = config.num_kv_heads or self.heads
+        self.head_size = config.head_size or C // self.heads
         # Columns of queries, keys and values.
-        self.widths = [C, *[C // self.heads * self.kv_heads] * 2]
-        self.qkv = nn.Linear(C, sum(self.widths), bias=bias)
+        self.widths = [self.head_size * n for n in (self.heads, self.kv_heads, self.kv_heads)]
+        self.qkv = nn.Linear(C, sum(self.widths), bias=config.qkv_bias)
         self.query_norm = self.key_norm = None
         if config.qk_norm:
             self.query_norm, self.key_norm = (
-                nn.RMSNorm(C // self.heads, config.layernorm_epsilon) for _ in range(2)
+                nn.RMSNorm(self.head_size, config.layernorm_epsilon) for _ in range(2)
             )
-        self.output = nn.Linear(C, C, bias=bias)
+        self.output = nn.Linear(self.widths[0], C, bias=config.attention_output_bias)
         self.norm1, self.norm2 = (_norm(config) for _ in range(2))
-        self.expand, self.contract = nn.Linear(C, F_), nn.Linear(F_, C)
-        self.gate = nn.Linear(C, F_) if self.activation == "swiglu" else None
+        bias = config.ffn_bias
+        self.expand, self.contract = nn.Linear(C, F_, bias=bias), nn.Linear(F_, C, bias=bias)
+        self.gate = nn.Linear(C, F_, bias=bias) if self.activation == "swiglu" else None
         self.turns = config.positions == "rotary"
+        self.base, self.scaling = config.rotary_base, config.rotary_scaling
         self.slopes: Any = _slopes(self.heads) if config.positions == "alibi" else None
 
     def attend(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the attention's result."""
-        B, T, C = x.shape
+        B, T, _ = x.shape
         parts = self.qkv(x).split(self.widths, dim=-1)
-        q, k, v = (part.view(B, T, -1, C // self.heads) for part in parts)
+        q, k, v = (part.view(B, T, -1, self.head_size) for part in parts)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.turns:
-            q, k = _turned(q), _turned(k)
+            q, k = (_turned(part, self.base, self.scaling) for part in (q, k))
         k, v = (part.repeat_interleave(self.heads // self.kv_heads, dim=2) for part in (k, v))
         heads = (part.transpose(1, 2) for part in (q, k, v))
         causal = self.causal and seen is None
         if self.slopes is not None:
             seen, causal = self.bend(x, seen, causal), False
         out = F.scaled_dot_product_attention(*heads, attn_mask=seen, is_causal=causal)
-        return self.output(out.transpose(1, 2).reshape(B, T, C))
+        return self.output(out.transpose(1, 2).reshape(B, T, -1))
 
     def bend(self, x: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
         """Return what is added to scores: ALiBi, and -inf where a key is not seen."""
@@ -120,7 +125,8 @@ class Model(nn.Module):
         else:
             self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
         self.final_norm = _norm(config) if config.norm == "pre" else None
-        self.output: Any = None if is_tied else nn.Linear(C, V)
+        self.embedding_norm = _norm(config) if config.embedding_norm else None
+        self.output: Any = None if is_tied else nn.Linear(C, V, bias=config.output_bias)
         self.blocks = nn.ModuleList(
             Block(config, causal=self.is_decoder) for _ in range(config.num_layers)
         )
@@ -139,6 +145,8 @@ class Model(nn.Module):
             if self.is_decoder:
                 seen = seen & torch.ones(2 * used.shape[1:], dtype=torch.bool).tril()
         x = self.embedding(tokens) + self.positions
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         for block in self.blocks:
             x = block(x, seen)
         if self.final_norm is not None:
@@ -172,11 +180,11 @@ def _slopes(heads: int) -> Tensor:
     return torch.tensor(of_power(nearest) + more, dtype=torch.float64)
 
 
-def _turned(x: Tensor) -> Tensor:
+def _turned(x: Tensor, base: float, scaling: float) -> Tensor:
     """Return queries or keys (B, T, H, D) with rotary positions."""
     T, half = x.shape[1], x.shape[3] // 2
-    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.arange(T, dtype=torch.float64)[:, None, None] * frequencies
+    frequencies = base ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = (torch.arange(T, dtype=torch.float64) / scaling)[:, None, None] * frequencies
     cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=3)
     halves = first * cosines - second * sines, second * cosines + first * sines
@@ -205,7 +213,7 @@ def named(model: Model) -> Iterator[tuple[Tensor, tuple[str, ...], bool]]:
     yield from of(model.embedding, "embedding")
     if isinstance(model.positions, nn.Parameter):
         yield model.positions, ("positions.weight",), False
-    for stem in ("final_norm", "output"):
+    for stem in ("embedding_norm", "final_norm", "output"):
         if getattr(model, stem) is not None:
             yield from of(getattr(model, stem), stem)
     for index, block in enumerate(model.blocks):
