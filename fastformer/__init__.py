@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fastformer.batch": ("PackedBatch", "pack"),
+    "fastformer.kernels.op": ("op",),
+    "fastformer.layer_check": ("check_layer",),
     "fastformer.layers.activation": ("GELU", "Mish", "ReLU"),
+    "fastformer.layers.base": ("Layer",),
     "fastformer.layers.attention": ("MultiHeadAttention",),
     "fastformer.layers.dropout": ("Dropout",),
     "fastformer.layers.embedding": ("Embedding",),
@@ -28,6 +31,7 @@ _HOMES = {
     "fastformer.models.config": ("DecoderConfig", "TransformerConfig"),
     "fastformer.models.decoder": ("TransformerDecoder",),
     "fastformer.models.transformer": ("Transformer",),
+    "fastformer.parameters": ("Parameter",),
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
     "fastformer.training.optimizers": ("SGD", "Adam", "AdamW"),
@@ -44,10 +48,13 @@ threads.configure_before_numba()
 if TYPE_CHECKING:
     from fastformer.batch import PackedBatch as PackedBatch
     from fastformer.batch import pack as pack
+    from fastformer.kernels.op import op as op
+    from fastformer.layer_check import check_layer as check_layer
     from fastformer.layers.activation import GELU as GELU
     from fastformer.layers.activation import Mish as Mish
     from fastformer.layers.activation import ReLU as ReLU
     from fastformer.layers.attention import MultiHeadAttention as MultiHeadAttention
+    from fastformer.layers.base import Layer as Layer
     from fastformer.layers.dropout import Dropout as Dropout
     from fastformer.layers.embedding import Embedding as Embedding
     from fastformer.layers.feed_forward import FeedForward as FeedForward
@@ -62,6 +69,7 @@ if TYPE_CHECKING:
     from fastformer.models.config import TransformerConfig as TransformerConfig
     from fastformer.models.decoder import TransformerDecoder as TransformerDecoder
     from fastformer.models.transformer import Transformer as Transformer
+    from fastformer.parameters import Parameter as Parameter
     from fastformer.training.gradients import clip_gradients as clip_gradients
     from fastformer.training.loss import CrossEntropyLoss as CrossEntropyLoss
     from fastformer.training.optimizers import SGD as SGD

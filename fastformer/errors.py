@@ -29,6 +29,10 @@ class OtherThreadError(FastformerError, RuntimeError):
     """Two threads of Python used a layer in turns that would mix up their numbers."""
 
 
+class EquivalenceError(FastformerError, AssertionError):
+    """Two ways of computing the same thing gave results that differ."""
+
+
 class ForkedProcessError(FastformerError, RuntimeError):
     """A kernel was called in a process that was forked in a way that its threads do not survive."""
 

@@ -66,8 +66,10 @@ class KeyValueCache(Fixed):
         self._lengths: Ids = np.zeros(num_sequences, np.int64)
         # Each sequence has a slot: so many rows of every layer's keys, and of its values.
         self._slots: Ids = np.arange(num_sequences)
-        shape = (len(model.blocks), 2, num_sequences, model.config.max_seq_len)
-        self._kept = np.zeros((*shape, model.blocks[0].attention.kv_width), model.dtype)
+        shape = num_sequences, model.config.max_seq_len
+        with model.evaluating():
+            tensors = _kept_by(generation_workspace(model))
+        self._kept = [np.zeros((*shape, t.axes[1].factor), model.dtype) for t in tensors]
 
     @property
     def lengths(self) -> Ids:
@@ -98,17 +100,15 @@ class KeyValueCache(Fixed):
         space = generation_workspace(self.model)
         ensure_compiled(space.kernels())
         begun = batch.going_on(self._lengths)
-        new, starts = np.diff(batch._offsets), self._slots * self._kept.shape[3]
+        most = self.model.config.max_seq_len
+        new, starts = np.diff(batch._offsets), self._slots * most
         ends, rows = self._lengths + new, np.repeat(starts, new) + begun._positions
-        bound = {
-            tensor: self._kept[block, part].reshape(-1, self._kept.shape[4])
-            for block, kept in enumerate(_kept_of(space))
-            for part, tensor in enumerate(kept)
-        }
+        kept = zip(_kept_by(space), self._kept, strict=True)
+        bound = {tensor: array.reshape(-1, array.shape[2]) for tensor, array in kept}
         space.run(
             begun,
             longest=int(ends.max()),
-            numbers={"kept rows": len(next(iter(bound.values())))},
+            numbers={"kept rows": most * self._kept[0].shape[0]},
             bound=bound,
             copied={"kept.rows": rows, "kept.starts": starts, "kept.ends": starts + ends},
         )
@@ -127,15 +127,15 @@ class KeyValueCache(Fixed):
             slots = self._slots[chosen]
             again = np.ones(slots.size, bool)
             again[np.unique(slots, return_index=True)[1]] = False
-            free = np.setdiff1d(np.arange(self._kept.shape[2]), slots)
-            missing = int(again.sum()) - free.size
-            if missing > 0:
-                self._kept = np.pad(self._kept, [(0, missing if a == 2 else 0) for a in range(5)])
-                free = np.setdiff1d(np.arange(self._kept.shape[2]), slots)
-            read = int(self._lengths[chosen].max())
-            copies = free[: int(again.sum())]
-            self._kept[:, :, copies, :read] = self._kept[:, :, slots[again], :read]
-            slots[again] = copies
+            free = np.setdiff1d(np.arange(len(self._kept[0])), slots)
+            copies, read = int(again.sum()), int(self._lengths[chosen].max())
+            if copies > free.size:
+                more = copies - free.size
+                self._kept = [np.pad(kept, [(0, more), (0, 0), (0, 0)]) for kept in self._kept]
+                free = np.setdiff1d(np.arange(len(self._kept[0])), slots)
+            for kept in self._kept:
+                kept[free[:copies], :read] = kept[slots[again], :read]
+            slots[again] = free[:copies]
             self._slots, self._lengths = slots, self._lengths[chosen]
 
     def _check(self, batch: PackedBatch) -> None:
@@ -162,23 +162,22 @@ class _Kept:
     """Where a program of generation keeps keys and values: arrays that each run brings.
 
     Attributes:
-        tensors: of each block, its keys and its values, a row for each token of each slot.
+        tensors: keys and values of each layer in turn, a row for each token of each slot.
     """
 
     def __init__(self, p: Program) -> None:
-        self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.tensors: list[Tensor] = []
         self._rows = p.copied("kept.rows", ROWS, kind="int")
         self._starts = p.copied("kept.starts", SEQUENCE_ROWS, kind="int")
         self._ends = p.copied("kept.ends", SEQUENCE_ROWS, kind="int")
 
     def keep(self, p: Program, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Append the ops that keep a block's new keys and values; see `program.KeyValues`."""
-        block = len(self.tensors)
         keys, values = (
-            p.bound(f"{name}.{block}", p.number("kept rows"), k.axes[1])
+            p.bound(f"{name}.{len(self.tensors)}", p.number("kept rows"), k.axes[1])
             for name in ("keys", "values")
         )
-        self.tensors.append((keys, values))
+        self.tensors += [keys, values]
         for x, kept in ((k, keys), (v, values)):
             p.add(keep_rows, x=x, rows=self._rows, kept=kept)
         return keys, values, self._starts, self._ends
@@ -195,8 +194,8 @@ def generation_workspace(model: TransformerDecoder) -> Workspace:
     return model.workspace("generation", _generation_program, "ops")
 
 
-def _kept_of(space: Workspace) -> list[tuple[Tensor, Tensor]]:
-    """Return the tensors of each block's keys and values."""
+def _kept_by(space: Workspace) -> list[Tensor]:
+    """Return the tensors of all layers' keys and values."""
     assert isinstance(space.program.cache, _Kept)
     return space.program.cache.tensors
 

@@ -130,7 +130,8 @@ class Workspace:
         if stages not in self._kernels:
             found: tuple[str, ...] = ()
             if self.ops.name == "numba" and self.memory.dtype == np.float32:
-                found = (*sorted({step.op.path for step in self.steps_of(stages)}), DRIVER)
+                ops = {step.op for step in self.steps_of(stages)}
+                found = (*sorted(op.path for op in ops if op.is_known), DRIVER)
             self._kernels[stages] = found
         return self._kernels[stages]
 

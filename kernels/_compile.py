@@ -206,7 +206,8 @@ def kernel(
             fastmath=FASTMATH,
             error_model="numpy",
         )
-        if CACHE_DIRECTORY is not None:
+        # What was typed, or is in a notebook, has no file by whose time Numba knows it again.
+        if CACHE_DIRECTORY is not None and Path(function.__code__.co_filename).exists():
             compiled._cache = KernelCache(function)
         if inner:
             _keep_from_python(compiled)

@@ -133,6 +133,11 @@ class Op:
         """Where it is found: the last name of its module, and its own."""
         return f"{self.python_function.__module__.rpartition('.')[2]}.{self.name}"
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is one of these kernels, which any process finds by its path."""
+        return bool(self.python_function.__module__.rpartition(".")[0] == __package__)
+
     def __repr__(self) -> str:
         """Name it."""
         return f"<op {self.name}>"

@@ -1,7 +1,9 @@
 """One block: attention, then feed-forward, each with a residual sum and a norm."""
 
+from collections.abc import Callable
 from typing import Any
 
+from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
 from fastformer.kernels.pooling import gather, scatter
@@ -32,6 +34,7 @@ class TransformerBlock(Layer):
         causal: bool = False,
         counter: DropoutCounter | None = None,
         positions: RelativePositions | None = None,
+        feed_forward: Callable[..., Layer] | None = None,
         seed: Seed = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -43,6 +46,9 @@ class TransformerBlock(Layer):
             config: the model's settings.    causal: see MultiHeadAttention.
             counter: of the dropouts.    positions: those of the model; made here where the config
                 has relative ones and none are given.
+            feed_forward: makes a layer in place of `FeedForward`, which is given the config, and
+                counter, seed, backend, dtype and precision by name; its `forward_ops(p, x,
+                residual=None)` and `backward_ops(p, dout, residual=None)` add the residual.
             seed: of the weights, or a stream that they are drawn from.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
             precision: "float32", or "bfloat16", of the operands of products; see `Layer`.
@@ -74,18 +80,10 @@ class TransformerBlock(Layer):
             precision=precision,
         )
         self.norm1 = new_norm(config, backend=backend, dtype=dtype)
-        self.feed_forward = FeedForward(
-            config.embed_dim,
-            config.ffn_dim,
-            activation=config.activation,
-            bias=config.ffn_bias,
-            dropout=config.dropout,
-            counter=counter,
-            seed=stream,
-            backend=backend,
-            dtype=dtype,
-            precision=precision,
+        self.feed_forward = (feed_forward or _feed_forward)(
+            config, counter=counter, seed=stream, backend=backend, dtype=dtype, precision=precision
         )
+        checks.instance("TransformerBlock", "feed_forward", self.feed_forward, Layer)
         self.norm2 = new_norm(config, backend=backend, dtype=dtype)
         self.share()
 
@@ -128,3 +126,15 @@ class TransformerBlock(Layer):
         dx = p.backward(self.norm1, dnormed)
         p.add(scatter, dout=db, rows=p.given[f"{rows}_rows"], dx=dx)
         return dx
+
+
+def _feed_forward(config: ModelConfig, **options: Any) -> FeedForward:
+    """Return the feed-forward layer that a model's settings name."""
+    return FeedForward(
+        config.embed_dim,
+        config.ffn_dim,
+        activation=config.activation,
+        bias=config.ffn_bias,
+        dropout=config.dropout,
+        **options,
+    )

@@ -16,7 +16,6 @@ from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.layers.norm import new_norm
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.layers.relative_positions import relative_positions
-from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.config import ModelConfig
 from fastformer.parameters import Array
 from fastformer.program import Program
@@ -46,6 +45,7 @@ class Model(Layer):
         *,
         causal: bool,
         tied: bool,
+        block: Callable[..., Layer],
         seed: int,
         backend: str,
         dtype: str,
@@ -77,7 +77,7 @@ class Model(Layer):
         self.embedding_norm = new_norm(config, backend=backend, dtype=dtype) if norm else None
         self.dropout = Dropout(config.dropout, self.dropout_counter, backend=backend, dtype=dtype)
         self.blocks = tuple(
-            TransformerBlock(
+            block(
                 config,
                 causal=causal,
                 counter=self.dropout_counter,
@@ -89,6 +89,7 @@ class Model(Layer):
             )
             for _ in range(config.num_layers)
         )
+        checks.instance(type(self).__name__, "block", self.blocks[0], Layer)
         self.final_norm = (
             new_norm(config, backend=backend, dtype=dtype) if config.norm == "pre" else None
         )

@@ -1,6 +1,10 @@
 """The causal decoder: a GPT, logits for every token."""
 
+from collections.abc import Callable
+
+from fastformer.layers.base import Layer
 from fastformer.layers.linear import Linear, TiedLinear
+from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.base import Model
 from fastformer.models.config import DecoderConfig
 from fastformer.program import Program
@@ -16,6 +20,7 @@ class TransformerDecoder(Model):
         self,
         config: DecoderConfig,
         *,
+        block: Callable[..., Layer] = TransformerBlock,
         seed: int = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -24,7 +29,10 @@ class TransformerDecoder(Model):
         """Make the model with initial weights drawn from a seed.
 
         Args:
-            config: its settings.    seed: >= 0; the same weights for either backend and dtype.
+            config: its settings.
+            block: makes a block; `TransformerBlock`, or a layer in its place that is given the
+                config, and causal, counter, positions, seed, backend, dtype and precision by name.
+            seed: >= 0; the same weights for either backend and dtype.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
             precision: "float32", or "bfloat16": linear layers then multiply numbers rounded to
                 bfloat16 and add in float32, and all else is in float32, also what is kept.
@@ -34,6 +42,7 @@ class TransformerDecoder(Model):
             DecoderConfig,
             causal=True,
             tied=config.tied_embeddings if isinstance(config, DecoderConfig) else False,
+            block=block,
             seed=seed,
             backend=backend,
             dtype=dtype,

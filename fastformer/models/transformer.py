@@ -1,7 +1,11 @@
 """The encoder classifier: bidirectional blocks, and a class for each sequence."""
 
+from collections.abc import Callable
+
 from fastformer.kernels.pooling import mean_of_rows, mean_of_rows_gradient
+from fastformer.layers.base import Layer
 from fastformer.layers.linear import Linear
+from fastformer.layers.transformer_block import TransformerBlock
 from fastformer.models.base import Model
 from fastformer.models.config import TransformerConfig
 from fastformer.program import Program
@@ -20,6 +24,7 @@ class Transformer(Model):
         self,
         config: TransformerConfig,
         *,
+        block: Callable[..., Layer] = TransformerBlock,
         seed: int = 0,
         backend: str = "numba",
         dtype: str = "float32",
@@ -28,7 +33,10 @@ class Transformer(Model):
         """Make the model with initial weights drawn from a seed.
 
         Args:
-            config: its settings.    seed: >= 0; the same weights for either backend and dtype.
+            config: its settings.
+            block: makes a block; `TransformerBlock`, or a layer in its place that is given the
+                config, and causal, counter, positions, seed, backend, dtype and precision by name.
+            seed: >= 0; the same weights for either backend and dtype.
             backend: "numba" or "reference".    dtype: "float32" or "float64".
             precision: "float32", or "bfloat16": linear layers then multiply numbers rounded to
                 bfloat16 and add in float32, and all else is in float32, also what is kept.
@@ -38,6 +46,7 @@ class Transformer(Model):
             TransformerConfig,
             causal=False,
             tied=False,
+            block=block,
             seed=seed,
             backend=backend,
             dtype=dtype,
