@@ -152,6 +152,8 @@ class Program:
         given: what the batch brings: tokens, positions, offsets, first_rows, last_rows,
             one_row_offsets, targets.
         stages: the number of steps at the end of each stage: what can be run by itself.
+        recompute: what backward computes again, and is not kept until then: "none", "attention"
+            (queries, keys, values and what is made of them) or "block" (all but each's input).
         cache: where attention keeps keys and values; None where each batch brings all tokens.
     """
 
@@ -185,6 +187,7 @@ class Program:
                 name, (SEQUENCE_ROWS,), DTYPES["int"], whole=offsets, offset=offset
             )
         self.cache: KeyValues | None = None
+        self.recompute = "none"
         self._outside: dict[int, Tensor] = {}
         self._names = dict(_names_of(root)) if root is not None else {}
         self._layers: list[Layer] = []
@@ -219,6 +222,12 @@ class Program:
     def saved_of(self, layer: "Layer") -> Any:
         """Return what the forward of a layer has saved; None where it was not forwarded."""
         return self._saved.get(layer)
+
+    def forward_again(self, layer: "Layer", *arguments: Any, **options: Any) -> None:
+        """Append a layer's forward once more, so that backward finds what it saves."""
+        result = self.forward(layer, *arguments, **options)
+        if self.steps[-1].writes == [result]:  # which was there already, and nobody reads it again
+            self.steps.pop()
 
     def new(self, name: str, *axes: int | Axis, kind: str = "real") -> Tensor:
         """Return a tensor in the workspace."""

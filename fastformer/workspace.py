@@ -319,13 +319,13 @@ class Workspaces:
     """Those of one model.
 
     Attributes:
-        made: by name of the program, way, and whether dropouts drop.
+        made: by name of the program, way, whether dropouts drop, and what is computed again.
         shown: that of the last forward of the whole model.
     """
 
     def __init__(self) -> None:
         """Begin with none."""
-        self.made: dict[tuple[str, str, bool], Workspace] = {}
+        self.made: dict[tuple[str, str, bool, str], Workspace] = {}
         self.shown: Workspace | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Workspaces":

@@ -205,6 +205,11 @@ class MultiHeadAttention(Layer):
         Args:
             rows: "first" or "last", for one row of each sequence alone; None for all.
         """
+        attended = self._attend(p, x, rows)
+        return drop_and_add(p, self.output, self.dropout, attended, residual)
+
+    def _attend(self, p: Program, x: Tensor, rows: str | None) -> Tensor:
+        """Append the ops up to the output's projection."""
         given, x_rows = p.given, x
         query_offsets, query_positions = given["offsets"], given["positions"]
         if rows is None and not self.grouped:
@@ -238,10 +243,12 @@ class MultiHeadAttention(Layer):
             x=x, x_rows=x_rows, places=places, q=q, k=k, v=v, attended=out, rows=rows,
             _query_offsets=query_offsets, _query_positions=query_positions,
         )  # fmt: skip
-        return drop_and_add(p, self.output, self.dropout, out, residual)
+        return out
 
     def backward_ops(self, p: Program, dout: Tensor, residual: Tensor | None = None) -> Tensor:
         """Append the ops of backward."""
+        if p.recompute == "attention":
+            p.saved_of(self.output).x = self._attend(p, p.saved.x, p.saved.rows)
         s = p.saved
         dout = p.backward(self.output, p.backward(self.dropout, dout))
         rows = s.x.axes[0]

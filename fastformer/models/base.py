@@ -1,8 +1,8 @@
 """What the encoder and the decoder share: embedding, blocks, and the training switch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastformer import checks
 from fastformer.backend import check_precision
@@ -16,7 +16,7 @@ from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.layers.norm import new_norm
 from fastformer.layers.positional_encoding import PositionalEncoding
 from fastformer.layers.relative_positions import relative_positions
-from fastformer.models.config import ModelConfig
+from fastformer.models.config import RECOMPUTE, ModelConfig
 from fastformer.parameters import Array
 from fastformer.program import Program
 from fastformer.schedule import choose_way
@@ -34,9 +34,22 @@ BESIDE_SINES_STD = 0.5**0.5
 
 
 class Model(Layer):
-    """Embedding with positions, blocks, and a last norm where the blocks are pre-norm."""
+    """Embedding with positions, blocks, and a last norm where the blocks are pre-norm.
+
+    Attributes:
+        recompute: what a training step computes again in backward, so that it is not kept until
+            then: "none", "attention" or "block" (Chen et al. 2016, arXiv:1604.06174). It changes no
+            bit of any result. It can be set.
+        memory_limit: bytes that a training step may keep between forward and backward, of one part
+            of a batch; 0 for 128 MiB, or as many as the weights have. Where one sequence alone
+            would keep more, more is computed again than `recompute` says. It can be set.
+    """
 
     output: Linear | TiedLinear
+    settable: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "recompute": lambda value: checks.choice("recompute", value, RECOMPUTE),
+        "memory_limit": lambda value: checks.integer("memory_limit", value, 0),
+    }
 
     def __init__(
         self,
@@ -59,6 +72,7 @@ class Model(Layer):
         check_precision(precision, dtype)
         super().__init__(backend, dtype, precision)
         self.config = config
+        self.recompute, self.memory_limit = "none", 0
         self.threads = AdaptiveThreads(backend)
         self._spaces = Workspaces()
         self.dropout_counter = DropoutCounter(checks.integer("seed", seed, 0))
@@ -195,17 +209,23 @@ class Model(Layer):
         )  # fmt: skip
 
     def workspace(
-        self, name: str, build: Callable[["Model", Program], None], way: str
+        self,
+        name: str,
+        build: Callable[["Model", Program], None],
+        way: str,
+        recompute: str = "none",
     ) -> Workspace:
         """Return the workspace of a program of this model, which is made on first use.
 
         Args:
             name: of the program.    build: appends its ops.    way: see schedule.py.
+            recompute: see `Program`.
         """
-        key = name, way, self.dropout_counter.training and self.config.dropout > 0
+        key = name, way, self.dropout_counter.training and self.config.dropout > 0, recompute
         flat, made = self.parameters(), self._spaces.made
         if key not in made:
             program = Program(self.dtype.name, self, training=key[2])
+            program.recompute = recompute
             build(self, program)
             made[key] = Workspace(
                 program, way, ops=self.ops, max_seq_len=self.config.max_seq_len,
@@ -252,10 +272,23 @@ class Model(Layer):
             x = p.forward(self.embedding_norm, x)
         return p.forward(self.dropout, x)
 
+    def _blocks_ops(self, p: Program, x: Tensor, rows: str | None = None) -> Tensor:
+        """Append the blocks, of which the last may compute one row of each sequence alone."""
+        inputs = []
+        for block in self.blocks:
+            options = {"rows": rows} if rows is not None and block is self.blocks[-1] else {}
+            inputs.append((x, options))
+            x = p.forward(block, x, **options)
+        p.save(inputs=inputs)
+        return x
+
     def _blocks_back(self, p: Program, dx: Tensor) -> Tensor:
         """Append the blocks' backward, each a section."""
-        for block in reversed(self.blocks):
+        for index in reversed(range(len(self.blocks))):
             p.new_section()
+            block, (x, options) = self.blocks[index], p.saved.inputs[index]
+            if p.recompute == "block" and index < len(self.blocks) - 1:
+                p.forward_again(block, x, **options)
             dx = p.backward(block, dx)
         p.new_section()
         return dx

@@ -10,6 +10,8 @@ NORM_TYPES = ("layernorm", "rmsnorm")
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
 # Those that attention is told of; the others are added to the embedding.
 RELATIVE_POSITIONS = ("rotary", "alibi")
+# What backward computes again, so that it is not kept until then.
+RECOMPUTE = ("none", "attention", "block")
 POOLINGS = ("first", "mean", "last")
 DTYPES = ("float32", "float64")
 # Beyond these a model would be made for hours, or fill the memory with positions.

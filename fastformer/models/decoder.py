@@ -69,9 +69,7 @@ class TransformerDecoder(Model):
 
     def forward_ops(self, p: Program, logits: Tensor) -> None:
         """Append the ops of forward, which write the logits, (N, V)."""
-        x = self._embed_ops(p)
-        for block in self.blocks:
-            x = p.forward(block, x)
+        x = self._blocks_ops(p, self._embed_ops(p))
         if self.final_norm is not None:
             x = p.forward(self.final_norm, x)
         p.forward(self.output, x, out=logits)

@@ -70,11 +70,8 @@ class Transformer(Model):
 
     def forward_ops(self, p: Program, logits: Tensor) -> None:
         """Append the ops of forward, which write the logits, (B, V)."""
-        x = self._embed_ops(p)
         pooling = self.config.pooling
-        for block in self.blocks[:-1]:
-            x = p.forward(block, x)
-        x = p.forward(self.blocks[-1], x, rows=None if pooling == "mean" else pooling)
+        x = self._blocks_ops(p, self._embed_ops(p), None if pooling == "mean" else pooling)
         if self.final_norm is not None:
             x = p.forward(self.final_norm, x)
         if pooling == "mean":

@@ -80,13 +80,14 @@ class AnswerSettings(Settings):
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
-        return TransformerDecoder(
+        model = TransformerDecoder(
             self.model,
             seed=self.seed,
             backend=self.backend,
             dtype=self.dtype,
             precision=self.precision,
         )
+        return self.with_memory(model)
 
 
 @dataclass(frozen=True)

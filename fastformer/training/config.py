@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fastformer import checks
+from fastformer.models.config import RECOMPUTE
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "warmup", "cosine")
@@ -55,6 +56,20 @@ class TrainingConfig:
             "accuracy after which training stops; 0 for never"
         },
     )
+    recompute: str = field(
+        default="none",
+        metadata={
+            "help": "what backward computes again and is not kept until then, to save memory: "
+            "none, attention or block (Chen et al. 2016); results have the same bits"
+        },
+    )
+    memory_limit: int = field(
+        default=0,
+        metadata={
+            "help": "bytes that a step may keep between forward and backward; larger batches are "
+            "computed in parts (0: 128 MiB, or the size of the weights)"
+        },
+    )
     checkpoint_every: int = field(
         default=0,
         metadata={
@@ -71,10 +86,12 @@ class TrainingConfig:
             ("warmup_steps", 0),
             ("patience", 0),
             ("checkpoint_every", 0),
+            ("memory_limit", 0),
         ):
             checks.integer(name, getattr(self, name), minimum)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.choice("recompute", self.recompute, RECOMPUTE)
         checks.number("learning_rate", self.learning_rate, above=0)
         checks.number(
             "min_learning_rate", self.min_learning_rate, at_least=0, at_most=self.learning_rate

@@ -71,13 +71,14 @@ class RunSettings(Settings):
 
     def new_model(self) -> Transformer:
         """Return the model with its initial weights."""
-        return Transformer(
+        model = Transformer(
             self.model,
             seed=self.seed,
             backend=self.backend,
             dtype=self.dtype,
             precision=self.precision,
         )
+        return self.with_memory(model)
 
 
 def _packed(examples: DigitExamples) -> Examples:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
@@ -14,6 +14,8 @@ from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
+
+ModelT = TypeVar("ModelT", Transformer, TransformerDecoder)
 
 _TABLES = ("task", "model", "training")
 _OWN = ("seed", "backend", "dtype", "precision")
@@ -135,6 +137,11 @@ class Settings:
                     f"checkpoint {checkpoint.path} does not fit the model: weights: {name!r} must "
                     f"be {shape}, {found}; use the config.toml and the checkpoint of one run"
                 )
+
+    def with_memory(self, model: ModelT) -> ModelT:
+        """Return a model that is told how much memory training may take."""
+        model.recompute, model.memory_limit = self.training.recompute, self.training.memory_limit
+        return model
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return the tables of `config.toml`."""

@@ -11,6 +11,7 @@ from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.kernels.cross_entropy import cross_entropy, sum_of_losses
 from fastformer.models.base import Model
+from fastformer.models.config import RECOMPUTE
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
@@ -144,7 +145,8 @@ def _accumulate(
 
 def step_workspace(model: Transformer | TransformerDecoder, batch: PackedBatch) -> Workspace:
     """Return the workspace of a training step's program: forward, loss and backward."""
-    return model.workspace("step", _step_program, model.way_of(batch, whole=True))
+    way = model.way_of(batch, whole=True)
+    return model.workspace("step", _step_program, way, recomputed(model, batch))
 
 
 def _step_program(model: Model, p: Program) -> None:
@@ -205,13 +207,38 @@ def training_kernels(
     return (*kernels, *STEP_KERNELS) if kernels else ()
 
 
+def _kept(model: Transformer | TransformerDecoder, recompute: str) -> int:
+    """Return how many elements of each token are kept for backward, about."""
+    config = model.config
+    # What a block and its norms and layers give, and the activation's derivative.
+    block = 9 * config.embed_dim + 2 * config.ffn_dim
+    if recompute == "block":
+        return config.num_layers * config.embed_dim + block
+    if recompute == "attention":
+        return config.num_layers * (block - 4 * config.embed_dim)
+    return config.num_layers * block
+
+
+def _most_kept(model: Transformer | TransformerDecoder) -> int:
+    """Return how many elements may be kept of one part of a batch."""
+    if model.memory_limit:
+        return max(1, model.memory_limit // model.dtype.itemsize)
+    return max(MOST_KEPT_ELEMENTS, model.parameters().gradients.size)
+
+
+def recomputed(model: Transformer | TransformerDecoder, batch: PackedBatch) -> str:
+    """Return what is computed again: what the model says, or the least that its limit allows."""
+    if not model.memory_limit:
+        return str(model.recompute)
+    most = _most_kept(model) // batch.longest
+    allowed = RECOMPUTE[RECOMPUTE.index(model.recompute) :]
+    return next((choice for choice in allowed if _kept(model, choice) <= most), RECOMPUTE[-1])
+
+
 def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> int:
     """Return in how many parts a batch is computed."""
-    config = model.config
-    # Of each token: what a block and its norms and layers give, and the activation's derivative.
-    kept = config.num_layers * (9 * config.embed_dim + 2 * config.ffn_dim)
-    most = max(MOST_KEPT_ELEMENTS, model.parameters().gradients.size)
-    return min(batch.num_sequences, -(-batch.num_tokens * kept // most))
+    kept = batch.num_tokens * _kept(model, recomputed(model, batch))
+    return min(batch.num_sequences, -(-kept // _most_kept(model)))
 
 
 def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[PackedBatch, Ids]]:
