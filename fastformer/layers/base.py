@@ -185,10 +185,9 @@ class Layer(Fixed):
 
     def numbers_of(self, space: "Workspace") -> dict[str, float | int]:
         """Return the numbers of this forward pass, by the names of a program's."""
-        counters = (vars(layer).get("counter") for layer in self.layers())
-        counter = next((c for c in counters if c is not None), None)
-        if counter is None or "dropout call" not in space.program.numbers:
+        if "dropout call" not in space.program.numbers:
             return {}
+        counter = next(vars(layer)["counter"] for layer in self.layers() if "counter" in vars(layer))
         return {"dropout call": counter.forwards * counter.places}
 
     def show(self, space: "Workspace") -> None:
