@@ -108,7 +108,7 @@ app.command(
 app.command(
     "fastformer.cli.bench:bench",
     name="bench",
-    help="Measure kernels and training steps beside other systems.",
+    help="Measure kernels beside NumPy, and find where a training step's time goes.",
 )
 app.command(
     "fastformer.cli.doctor:doctor",
