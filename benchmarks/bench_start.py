@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from typing import Any
 
 
-def bench_help(benchmark):
-    def start():
+def bench_help(benchmark: Any) -> None:
+    """Time the whole process."""
+
+    def start() -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "fastformer", "--help"]
         return subprocess.run(command, capture_output=True, text=True, check=True)
 

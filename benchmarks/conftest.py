@@ -11,7 +11,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
 
-def pytest_configure(config):
+def pytest_configure() -> None:
     """Say what is missing."""
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise pytest.UsageError("the benchmarks need pytest-benchmark: pip install -e '.[bench]'")

@@ -1,22 +1,24 @@
-"""Print the README's table from committed rows: `python benchmarks/table.py`.
+"""Print the README's table from committed rows: `python -m benchmarks.table`.
 
-    python benchmarks/table.py [benchmarks/results/targets.jsonl ...]
+    python -m benchmarks.table [benchmarks/results/targets.jsonl ...]
 
 Without arguments, all files of `benchmarks/results` are printed. Rows are made by, for instance,
-`fastformer bench --suite targets --out benchmarks/results`. Every row stays in the table, also
+`python -m benchmarks --suite targets --out benchmarks/results`. Every row stays in the table, also
 where fastformer is the slower one.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastformer.bench.run import read_rows
+from benchmarks.run import read_rows
+from benchmarks.tables import cells
 from fastformer.bench.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def main(arguments):
+def main(arguments: Sequence[str]) -> int:
     """Print the tables of some files of rows; return the exit code."""
     paths = [Path(argument) for argument in arguments] or sorted(RESULTS.glob("*.jsonl"))
     if not paths:
@@ -28,7 +30,7 @@ def main(arguments):
         except ValueError as error:
             sys.stderr.write(f"{error}\n")
             return 2
-        sys.stdout.write(f"{markdown_table(rows[0]['suite'], rows, environment)}\n\n")
+        sys.stdout.write(f"{markdown_table(cells(rows[0]['suite'], rows), environment)}\n\n")
     return 0
 
 

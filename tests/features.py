@@ -138,7 +138,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
         "tests/test_answers.py::test_a_small_version_of_a_size_is_trained",
     ),
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
-    92: ("README.md: ## Which settings matter", "$ bench --suite"),
+    92: ("README.md: ## Which settings matter", "benchmarks.scaling:run"),
     93: ("$ train --norm --norm-type --activation --positions --pooling --attention-bias",),
     94: (
         "$ train --precision",

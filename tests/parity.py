@@ -264,7 +264,7 @@ def train_torch(
     import torch
     import torch.nn.functional as F
 
-    from fastformer.bench.peers.torch_models import Model, as_fastformer, load
+    from benchmarks.peers.torch_models import Model, as_fastformer, load
 
     # Two thread pools in one process would wait for each other.
     torch.set_num_threads(1)

@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 
 from fastformer.backend import OPS
-from fastformer.bench import cases as cases_module
-from fastformer.bench.cases import (
-    SIZES,
-    Case,
-    Output,
-    find,
-    kernel_and_twin,
-    parse_shape,
-    realize,
-    resolve_op,
-    resolve_ops,
-    specs,
-    table,
-)
+from fastformer.bench import spec as spec_module
+from fastformer.bench.cases import find, specs, table
 from fastformer.bench.equivalence import NotEqualError, check
+from fastformer.bench.options import parse_shape, resolve_op, resolve_ops
+from fastformer.bench.spec import SIZES, Case, Output, kernel_and_twin, realize
 from fastformer.errors import InvalidValueError
 
 EVERY_OP = [op for ops in OPS.values() for op in ops]
@@ -175,4 +165,4 @@ def test_shapes_choose_among_ops_by_their_axes() -> None:
 
 def test_the_inputs_of_one_case_at_a_time_are_kept() -> None:
     table(("softmax_forward",), [(3, 5)])[0].given()
-    assert cases_module._made.cache_info().maxsize == 1
+    assert spec_module._made.cache_info().maxsize == 1

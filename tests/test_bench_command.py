@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from program import ROOT
 from test_bench import MACHINE
 
-from fastformer.bench import kernel_suite, run, worker
+from fastformer.bench import kernel_suite
 from fastformer.bench.processes import run_worker
 from fastformer.cli import main
 from fastformer.errors import FastformerError
@@ -25,10 +24,9 @@ from fastformer.errors import FastformerError
         ("--only layernrom", "did you mean 'layernorm'"),
         ("--only layernorm --shapes 3x4x5", "layernorm_forward takes NxC"),
         ("--shapes 3x", "such as 512x384, got '3x'"),
-        ("--suite kernel", "Choose from"),
-        ("--suite steps --only matmul", "choose among kernels"),
-        ("--suite targets --systems numba", "has its own systems"),
+        ("--suite steps", "Unknown option"),
         ("--systems nunba", "did you mean 'numba'"),
+        ("--repeats 1.5", 'unable to convert "1.5" into int'),
         ("--repeats 0", "repeats must be an integer >= 1, got 0"),
         ("--seconds 0", "seconds must be a finite number > 0"),
         ("--threads 0", "threads must be an integer from 1 to"),
@@ -58,11 +56,10 @@ def test_kernels_are_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert reference["ratio"]["minimum"] <= reference["ratio"]["median"] and "ratio" not in ours
     assert ours["traffic"] == 2 * 64 * 33 * 4 and ours["gbytes"] > 0
     assert found["machine"]["fma"]["float32"]["one"] > 1e8
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("kernels.jsonl", "kernels-ratios.png", "roofline.png")
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {*("kernels.jsonl", "roofline.png")}
     assert "turn 2 of 2" in err
-    rows, environment = run.read_rows(tmp_path / "kernels.jsonl")
+    kept = (tmp_path / "kernels.jsonl").read_text().splitlines()
+    environment, *rows = map(json.loads, kept)
     assert rows == found["rows"] and environment["commit"] == found["environment"]["commit"]
 
 
@@ -81,9 +78,9 @@ def wrong(x, out):
 
 def work_here(system: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
     """Do a job in this process; that a process of its own does the same is shown by others."""
-    given = {name: value for name, value in job.items() if name != "kind"}
-    module, _, function = worker._KINDS[job["kind"]].partition(":")
-    found = getattr(importlib.import_module(module), function)(system=system, **given)
+    given = {name: value for name, value in job.items() if name != "task"}
+    module, _, function = job["task"].partition(":")
+    found = getattr(importlib.import_module(module), function)(**given)
     return json.loads(json.dumps(found))
 
 
@@ -118,26 +115,15 @@ def test_a_kernel_of_ones_own_is_checked_and_timed_or_refused(
 # ---- processes ----
 
 
-def test_steps_are_checked_and_timed_in_processes_of_their_own(tmp_path: Path) -> None:
-    path = str(tmp_path / "P2.npz")
-    prepared = run_worker("reference", {"kind": "prepare", "workload": "P2", "path": path}, 1)
-    assert len(prepared["losses"]) == 3
-    job = {"kind": "steps", "data": {"P2": path}, "seconds": 0.01}
-    found = run_worker("numba", {**job, "expected": {"P2": prepared["losses"]}}, 1)["P2"]
-    assert np.allclose(found["losses"], prepared["losses"], rtol=1e-5)
-    assert 0 < found["minimum"] and found["peak_bytes"] > found["bytes_before"] > 1e7
-    with pytest.raises(FastformerError, match="its loss at step 2"):
-        wrong = [prepared["losses"][0], 1.0, 1.0]
-        run_worker("numba", {**job, "expected": {"P2": wrong}}, 1)
-
-
 def test_a_process_that_fails_shows_its_last_lines() -> None:
-    with pytest.raises(FastformerError, match=r"failed in its kernels job[\s\S]*nonsense"):
-        run_worker("numba", {"kind": "kernels", "cases": [], "seconds": 1, "nonsense": 1}, 1)
+    job = {"task": "fastformer.bench.kernel_jobs:time_kernels", "nonsense": 1}
+    with pytest.raises(FastformerError, match=r"numba failed in time_kernels[\s\S]*nonsense"):
+        run_worker("numba", job, 1)
 
 
 def test_a_profile_adds_up() -> None:
-    found = run_worker("numba", {"kind": "profile", "workload": "P2", "seconds": 0.02}, 1)
+    task = "fastformer.bench.profile:profile_step"
+    found = run_worker("numba", {"task": task, "workload": "P2", "seconds": 0.02}, 1)
     inside = sum(op["seconds"] for op in found["ops"].values())
     assert {"blocks.attention linear", "waiting", "adam_step"} <= found["ops"].keys()
     assert found["ops"]["adam_step"]["calls"] == 1
@@ -145,25 +131,6 @@ def test_a_profile_adds_up() -> None:
     assert 0 < found["ops"]["blocks.attention linear"]["flops"] < found["peak"]
     assert inside > 0 and found["outside"] >= 0 and found["calling"] > 0
     assert inside + found["outside"] <= found["watched_step"] * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(
-    "system",
-    [
-        pytest.param("torch", marks=pytest.mark.needs("torch")),
-        pytest.param("jax", marks=pytest.mark.needs("jax")),
-    ],
-)
-def test_peers_compute_the_same_model(system: str, tmp_path: Path) -> None:
-    sizes = {"C": 8, "H": 2, "L": 2, "F": 12, "V": 9, "B": 3, "T": 5}
-    for kind in ("encoder", "decoder"):
-        fields = {"name": kind, "title": "", "kind": kind, **sizes}
-        path = str(tmp_path / f"{kind}.npz")
-        job = {"kind": "prepare", "workload": fields, "path": path}
-        losses = run_worker("reference", job, 1)["losses"]
-        job = {"kind": "steps", "workload": fields, "data": {kind: path}, "seconds": 0.001}
-        # It raises unless the losses agree.
-        run_worker(system, {**job, "expected": {kind: losses}}, 1)
 
 
 def test_importing_fastformer_sets_nothing_that_the_peers_threads_read() -> None:

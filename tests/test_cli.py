@@ -96,6 +96,10 @@ def test_the_version_is_that_of_the_package() -> None:
             'Invalid value for --examples: unable to convert "many" into int',
         ),
         ("train --examples 5.5", 'Invalid value for --examples: unable to convert "5.5" into int'),
+        (
+            "train --num-kv-heads 1.5",
+            'Invalid value for --num-kv-heads: unable to convert "1.5" into int',
+        ),
         ("train --examples 0", "examples must be an integer from 1 to 10000000, got 0"),
         ("train --examples 3 --examples 4", "--examples specified multiple times"),
         ("train --epochs -1", "epochs must be an integer >= 1, got -1"),

@@ -35,16 +35,9 @@ modules = [m.name for m in pkgutil.walk_packages(fastformer.__path__, "fastforme
 # kernels has no __init__.py, so it is not walked into.
 kernels = fastformer.kernels
 modules += [m.name for m in pkgutil.iter_modules(kernels.__path__, "fastformer.kernels.")]
-# The peers' programs need the peers: they are found, not imported.
-found = [name for name in modules if ".bench.peers." in name]
-loaded = [
-    importlib.import_module(name)
-    for name in modules
-    if not name.endswith("__main__") and name not in found
-]
+loaded = [importlib.import_module(name) for name in modules if not name.endswith("__main__")]
 loaded.append(fastformer)
 files = [module.__file__ for module in loaded if module.__file__]
-files += [importlib.util.find_spec(name).origin for name in found]
 print(json.dumps({
     "top_level": sorted(name for name, owners in names.items() if "fastformer" in owners),
     "kernels": importlib.util.find_spec("kernels") is not None,

@@ -4,12 +4,10 @@ It imports neither NumPy nor Numba: the process that starts the others stays sma
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +18,8 @@ SYSTEMS = {
     "reference": "NumPy twins",
     "numba-1": "fastformer, one thread",
     "numba": "fastformer",
-    "torch": "torch eager",
-    "compile": "torch.compile",
-    "jax": "JAX jit",
 }
-PEERS = ("torch", "compile", "jax")
-# Those that run on Numba's threads.
-OURS = ("numba", "numba-1", "numba-all", "yours")
-_PACKAGE_OF = {"torch": "torch", "compile": "torch", "jax": "jax"}
-LABELS = SYSTEMS | {
-    "numpy": "NumPy (BLAS)",
-    "llmlearn": "llmlearn's cost",
-    "yours": "your kernel",
-    # Where the number of threads is what is measured.
-    "numba-all": "fastformer, all threads",
-}
-
-
-def is_installed(system: str) -> bool:
-    """Tell whether what a system needs can be imported."""
-    package = _PACKAGE_OF.get(system)
-    return package is None or importlib.util.find_spec(package) is not None
-
-
-def choose_systems(
-    wanted: Sequence[str] | None, defaults: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Return the systems to measure, and a line for each that is left out.
-
-    Args:
-        wanted: names that the user gave, or None.    defaults: what to measure otherwise.
-
-    Raises:
-        ValueError: an unknown name, or one that the user asked for and that is not installed.
-    """
-    missing = []
-    for system in wanted or ():
-        checks.choice("each of systems", system, tuple(SYSTEMS))
-        if not is_installed(system):
-            checks.fail(
-                f"{SYSTEMS[system]} cannot be measured: {_PACKAGE_OF[system]} is not installed; "
-                "install it with the extra `compare`, or leave it out of --systems"
-            )
-    for system in defaults if wanted is None else ():
-        if not is_installed(system):
-            missing.append(f"{SYSTEMS[system]} is left out: {_PACKAGE_OF[system]} is not installed")
-    return [s for s in (wanted or defaults) if is_installed(s)], missing
+LABELS = SYSTEMS | {"yours": "your kernel"}
 
 
 def system_environment(system: str, count: int) -> dict[str, str]:
@@ -74,14 +28,12 @@ def system_environment(system: str, count: int) -> dict[str, str]:
     Compiled kernels never run beside BLAS's threads, which make every parallel region wait.
     """
     own = 1 if system == "numba-1" else count
-    blas = 1 if system in OURS else own
+    blas = 1 if system.startswith("numba") or system == "yours" else own
     return os.environ | {
         "NUMBA_NUM_THREADS": str(own),
         "OMP_NUM_THREADS": str(own),
         "MKL_NUM_THREADS": str(own),
-        "NPROC": str(own),
         "OPENBLAS_NUM_THREADS": str(blas),
-        "JAX_PLATFORMS": "cpu",
     }
 
 
@@ -133,9 +85,13 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def describe(count: int) -> dict[str, Any]:
-    """Return machine, versions, commit and date: what every row is kept with."""
-    packages = ("fastformer", "numpy", "numba", "torch", "jax", "jaxlib")
+def describe(count: int, *peers: str) -> dict[str, Any]:
+    """Return machine, versions, commit and date: what every row is kept with.
+
+    Args:
+        count: of threads.    peers: packages whose versions count, too, where they are installed.
+    """
+    packages = ("fastformer", "numpy", "numba", *peers)
     versions = {package: _version(package) for package in packages}
     return {
         "cpu": cpu_name(),

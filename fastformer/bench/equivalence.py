@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastformer.bench.cases import Case, Output, kernel_and_twin, realize
+from fastformer.bench.spec import Case, Output, kernel_and_twin, realize
 from fastformer.errors import FastformerError
 
 ROUNDINGS = 8

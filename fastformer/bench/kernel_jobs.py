@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fastformer.bench import machine
-from fastformer.bench.cases import Case, find, kernel_and_twin, realize
+from fastformer.bench.cases import find
 from fastformer.bench.equivalence import check
+from fastformer.bench.spec import Case, kernel_and_twin, realize
 from fastformer.bench.timing import time_calls
 from fastformer.errors import InvalidValueError
 
-# a @ b, a @ b.T and a.T @ b.
-FORMS = {"NN": "matmul", "NT": "matmul_nt", "TN": "matmul_tn"}
+Call = Callable[[], Any]
 
 
 def load_kernel(name: str) -> Callable[..., Any]:
@@ -39,18 +38,9 @@ def load_kernel(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _call(system: str, case: Case, kernel: str | None) -> Callable[[], Any]:
-    """Return a call that does a case's work once."""
+def own_call(system: str, case: Case, kernel: str | None) -> Call:
+    """Return a call of our kernel, of its twin, or of the user's kernel, on a case."""
     arguments = realize(case.given(), np.float32)
-    if system in ("torch", "compile"):
-        from fastformer.bench.peers import torch_ops
-
-        compiled = system == "compile"
-        return torch_ops.build(case.op, case.spec.variant, case.shape, arguments, compiled)
-    if system == "jax":
-        from fastformer.bench.peers import jax_ops
-
-        return jax_ops.build(case.op, case.spec.variant, case.shape, arguments)
     compiled_kernel, twin = kernel_and_twin(case.op)
     function = twin if system == "reference" else compiled_kernel
     if system == "yours":
@@ -58,33 +48,34 @@ def _call(system: str, case: Case, kernel: str | None) -> Callable[[], Any]:
     return functools.partial(function, *arguments.values())
 
 
-def check_kernels(
-    system: str, cases: Sequence[Mapping[str, Any]], kernel: str | None = None
-) -> dict[str, Any]:
+def check_kernels(cases: Sequence[Mapping[str, Any]], kernel: str | None = None) -> dict[str, Any]:
     """Hold our kernels, or the user's, to their twins.
 
     Args:
-        system: "numba" or "yours".    cases: op, variant and shape of each.
-        kernel: the user's, for "yours".
+        cases: op, variant and shape of each.    kernel: the user's, or None for ours.
 
     Raises:
         NotEqualError: a kernel is not equal to its twin.
     """
-    own = load_kernel(kernel) if system == "yours" and kernel else None
+    own = load_kernel(kernel) if kernel else None
     for given in cases:
         case = find(**given)
-        check(case, own or kernel_and_twin(case.op)[0], kernel if own and kernel else case.op)
+        check(case, own or kernel_and_twin(case.op)[0], kernel or case.op)
     return {"checked": len(cases)}
 
 
 def time_kernels(
-    system: str, cases: Sequence[Mapping[str, Any]], seconds: float, kernel: str | None = None
+    system: str,
+    cases: Sequence[Mapping[str, Any]],
+    seconds: float,
+    kernel: str | None = None,
+    call: Callable[[str, Case, str | None], Call] = own_call,
 ) -> dict[str, Any]:
     """Time each case, which `check_kernels` has found to be equal.
 
     Args:
         system: what runs.    cases: op, variant and shape of each.    seconds: for each.
-        kernel: the user's, for "yours".
+        kernel: the user's, for "yours".    call: makes what is timed.
 
     Returns:
         times: of each case, with its arithmetic, memory traffic and footprint.
@@ -92,62 +83,7 @@ def time_kernels(
     times = []
     for given in cases:
         case = find(**given)
-        timing = time_calls(_call(system, case, kernel), seconds=seconds)
+        timing = time_calls(call(system, case, kernel), seconds=seconds)
         costs = {"flops": case.flops, "traffic": case.traffic, "footprint": case.footprint}
         times.append({**timing.as_dict(), **costs})
     return {"times": times}
-
-
-def _product(system: str, form: str, M: int, K: int, N: int) -> Callable[[], Any]:
-    """Return a call of one plain matrix product: NN, NT (by a transpose) or TN (of a transpose)."""
-    if system == "numba":
-        op = FORMS[form]
-        arguments = realize(find(op, "", (M, K, N)).given(), np.float32)
-        if form == "TN":
-            arguments["column_sums"] = np.zeros(0, np.float32)
-        return functools.partial(kernel_and_twin(op)[0], *arguments.values())
-    shapes = {"NN": ((M, K), (K, N)), "NT": ((M, K), (N, K)), "TN": ((M, K), (M, N))}[form]
-    random = np.random.default_rng([M, K, N])
-    a, b = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
-    out = np.empty((K, N) if form == "TN" else (M, N), np.float32)
-    if system == "torch":
-        import torch
-
-        x, y, z = (torch.from_numpy(array) for array in (a, b, out))
-        left, right = (x.T if form == "TN" else x), (y.T if form == "NT" else y)
-        return lambda: torch.mm(left, right, out=z)
-    return functools.partial(
-        np.matmul, a.T if form == "TN" else a, b.T if form == "NT" else b, out=out
-    )
-
-
-def check_products(system: str, shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Hold the three forms of the matrix product to their twins on each shape (M, K, N)."""
-    for shape in shapes:
-        for op in FORMS.values():
-            check(find(op, "", shape), kernel_and_twin(op)[0], op)
-    return {"checked": len(shapes)}
-
-
-def time_products(system: str, shapes: Sequence[Sequence[int]], seconds: float) -> dict[str, Any]:
-    """Time the three forms of the matrix product on each shape (M, K, N).
-
-    Returns:
-        times: for each shape and form, in that order.
-    """
-    return {
-        "times": [
-            {
-                "form": form,
-                "shape": list(shape),
-                **time_calls(_product(system, form, *shape), seconds=seconds).as_dict(),
-            }
-            for shape in shapes
-            for form in FORMS
-        ]
-    }
-
-
-def measure_machine(system: str, seconds: float) -> dict[str, Any]:
-    """Measure the machine's limits in this process, so long for each number."""
-    return machine.measure(seconds)

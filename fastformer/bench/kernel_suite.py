@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastformer.bench.cases import Case, table
-from fastformer.bench.environment import LABELS
+from fastformer.bench.cases import table
 from fastformer.bench.machine import attainable_seconds
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
 from fastformer.bench.processes import alternate, ratios, run_worker, spread
+from fastformer.bench.spec import Case
+
+OWN_TASK = "fastformer.bench.kernel_jobs:time_kernels"
 
 
-def run(options: Options) -> Outcome:
+def run(options: Options, task: str = OWN_TASK) -> Outcome:
     """Measure the chosen ops.
+
+    Args:
+        options: which, and how.    task: what times them, as module:function.
 
     Raises:
         FastformerError: a kernel is not equal to its twin; nothing is timed then.
@@ -28,7 +33,8 @@ def run(options: Options) -> Outcome:
         return run_worker(
             system,
             {
-                "kind": "kernels",
+                "task": task,
+                "system": system,
                 "cases": named,
                 "seconds": options.seconds,
                 "kernel": options.kernel,
@@ -51,11 +57,11 @@ def _count(cases: Sequence[object]) -> str:
 
 def _check(systems: list[str], named: list[dict[str, Any]], options: Options) -> None:
     """Hold our kernels, and the user's, to their twins before anything is timed."""
-    for system in ("numba", "yours"):
+    for system, kernel in (("numba", None), ("yours", options.kernel)):
         if system in systems or (system == "numba" and "numba-1" in systems):
-            options.report(f"{LABELS[system]}: checking {_count(named)} against the NumPy twins")
-            job = {"kind": "check", "cases": named, "kernel": options.kernel}
-            run_worker(system, job, options.threads)
+            options.report(f"{system}: checking {_count(named)} against the NumPy twins")
+            task = "fastformer.bench.kernel_jobs:check_kernels"
+            run_worker(system, {"task": task, "cases": named, "kernel": kernel}, options.threads)
 
 
 def _row(

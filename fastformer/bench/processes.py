@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastformer.bench.environment import LABELS, system_environment
+from fastformer.bench.environment import system_environment
 from fastformer.errors import FastformerError
 
 Report = Callable[[str], None]
@@ -31,17 +31,19 @@ def run_worker(
     """Run one job in a process of its own and return its result.
 
     Args:
-        system: whose environment the process has.    job: see `fastformer.bench.worker`.
+        system: whose environment the process has.
+        job: task, which is module:function, and its arguments.
         threads: of the system.    environment: what to set beside.    timeout: in seconds.
 
     Raises:
         FastformerError: a kernel is not equal to its twin, or the process failed.
     """
+    task = job["task"].partition(":")[2]
     command = [sys.executable, "-m", "fastformer.bench.worker"]
     try:
         done = subprocess.run(
             command,
-            input=json.dumps({"system": system, **job}),
+            input=json.dumps(job),
             env=system_environment(system, threads) | dict(environment or {}),
             capture_output=True,
             text=True,
@@ -49,8 +51,8 @@ def run_worker(
         )
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(
-            f"{LABELS.get(system, system)} did not finish its {job['kind']} job within "
-            f"{timeout:.0f} s; measure less at once, for instance with --only"
+            f"{system} did not finish {task} within {timeout:.0f} s; "
+            "measure less at once, for instance with --only"
         ) from error
     try:
         result: Result = json.loads(done.stdout.splitlines()[-1])
@@ -60,10 +62,7 @@ def run_worker(
         raise FastformerError(result["error"])
     if done.returncode != 0 or not result:
         tail = "\n".join(done.stderr.strip().splitlines()[-_LAST_LINES:])
-        raise BenchmarkError(
-            f"{LABELS.get(system, system)} failed in its {job['kind']} job "
-            f"(exit code {done.returncode}):\n{tail}"
-        )
+        raise BenchmarkError(f"{system} failed in {task} (exit code {done.returncode}):\n{tail}")
     return result
 
 
@@ -87,7 +86,7 @@ def alternate(
     for turn in range(repeats):
         # Every other turn runs backwards, so that none always follows the same neighbour.
         for system in systems if turn % 2 == 0 else list(reversed(systems)):
-            report(f"{what}: turn {turn + 1} of {repeats}, {LABELS.get(system, system)}")
+            report(f"{what}: turn {turn + 1} of {repeats}, {system}")
             results[system].append(run(system, turn))
     return results
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
+from fastformer.bench.spec import Arguments, Output, Shape, Sizes, Spec, normal
 from fastformer.kernels.activation import GELU, NO_ACTIVATION
 from fastformer.kernels.attention import attention_forward_reference
 from fastformer.layers.relative_positions import alibi_slopes

@@ -10,8 +10,7 @@ import numpy as np
 
 from fastformer.backend import OPS, get_backend
 from fastformer.bench import machine
-from fastformer.bench.step_jobs import prepared_data
-from fastformer.bench.stepper import build
+from fastformer.bench.stepper import build_ours, prepared_data
 from fastformer.bench.timing import time_calls
 from fastformer.bench.workloads import WORKLOADS
 from fastformer.program import Step
@@ -89,11 +88,11 @@ def _ops_of(space: Workspace, seconds: float, count: int, threads: int) -> dict[
     return {**found, "waiting": waits}
 
 
-def profile_step(system: str, workload: str, seconds: float) -> dict[str, Any]:
+def profile_step(workload: str, seconds: float) -> dict[str, Any]:
     """Time a step as it is, then once more with clocks: around kernels, and inside programs.
 
     Args:
-        system: "numba" or "numba-1".    workload: P1, P2, P4 or P5.    seconds: for the timing.
+        workload: P1, P2, P4 or P5.    seconds: for the timing.
 
     Returns:
         step: seconds of a step.
@@ -104,10 +103,10 @@ def profile_step(system: str, workload: str, seconds: float) -> dict[str, Any]:
     """
     chosen = WORKLOADS[workload]
     data = prepared_data(chosen, seed=1)
-    stepper = build(system, chosen, data)
+    stepper = build_ours(chosen, data, "numba", "float32")
     step = time_calls(stepper.cycle(data), seconds=seconds, least=3).median
     clocks = _watch(get_backend("numba"))
-    stepper = build(system, chosen, data)
+    stepper = build_ours(chosen, data, "numba", "float32")
     watched = stepper.cycle(data)
     for _ in range(3):
         watched()

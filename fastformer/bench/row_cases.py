@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastformer.bench.cases import Arguments, Output, Shape, Sizes, Spec, normal
+from fastformer.bench.spec import Arguments, Output, Shape, Sizes, Spec, normal
 from fastformer.kernels.activation import GELU, MISH, RELU
 from fastformer.kernels.cross_entropy import cross_entropy_forward_reference
 from fastformer.kernels.layernorm import layernorm_forward_reference

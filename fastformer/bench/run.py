@@ -1,47 +1,25 @@
-"""A whole measurement: choose, measure, keep rows and pictures."""
+"""A whole measurement: choose, measure, keep rows and a picture."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastformer import checks
-from fastformer.bench import kernel_suite, scaling, step_suite, targets
-from fastformer.bench.cases import parse_shape, resolve_op, resolve_ops
-from fastformer.bench.environment import (
-    PEERS,
-    SYSTEMS,
-    choose_systems,
-    describe,
-    thread_count,
-)
-from fastformer.bench.options import Options, Outcome
+from fastformer.bench.environment import SYSTEMS, describe, thread_count
+from fastformer.bench.options import Options, Outcome, parse_shape, resolve_op, resolve_ops
 from fastformer.bench.processes import Report, run_worker
 from fastformer.bench.workloads import WORKLOADS
 from fastformer.errors import InvalidValueError
 from fastformer.training.json_text import finite
 
-SUITES = {
-    "kernels": kernel_suite.run,
-    "steps": step_suite.run,
-    "targets": targets.run,
-    "scaling": scaling.run,
-}
-# Turns of whole processes, seconds for each case in each, and the systems, unless chosen.
-_DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
-    "kernels": (3, 0.05, tuple(SYSTEMS)),
-    "steps": (5, 0.6, tuple(SYSTEMS)),
-    "targets": (5, 0.6, ("numba", *PEERS)),
-    "scaling": (3, 0.4, ("numba",)),
-}
-
-
 # The share of the machine that other programs use, from which on times mean little.
 BUSY = 0.25
 
 
-def _help(text: str) -> dict[str, str]:
+def option_help(text: str) -> dict[str, str]:
+    """Return the metadata of a field that is an option of a command."""
     return {"help": text}
 
 
@@ -49,49 +27,51 @@ def _help(text: str) -> dict[str, str]:
 class Request:
     """What the command line was given; None and () stand for the suite's own choice."""
 
-    suite: Literal["kernels", "steps", "targets", "scaling"] = field(
-        default="kernels",
-        metadata=_help(
-            "single kernels, whole training steps, the project's targets, or how cost grows"
-        ),
-    )
     only: str | None = field(
         default=None,
-        metadata=_help("a kernel file such as layernorm, or one op such as layernorm_backward"),
+        metadata=option_help("a kernel file such as layernorm, or one op such as matmul_nt"),
     )
     shapes: tuple[str, ...] = field(
         default=(),
-        metadata=_help("in place of the table's, such as 512x384; the axes are those of the op"),
+        metadata=option_help(
+            "in place of the table's, such as 512x384; the axes are those of the op"
+        ),
     )
     systems: tuple[str, ...] = field(
         default=(),
-        metadata=_help(
-            f"some of {', '.join(SYSTEMS)} (numba-1: one thread; compile: torch.compile); "
-            "without it, all that are installed"
+        metadata=option_help(
+            f"some of {', '.join(SYSTEMS)} (numba-1: one thread); without it, all"
         ),
     )
     repeats: int | None = field(
-        default=None,
-        metadata=_help("turns of whole processes: 3 for kernels and scaling, else 5"),
+        default=None, metadata=option_help("turns of whole processes; without it, 3")
     )
     seconds: float | None = field(
-        default=None, metadata=_help("measured for each case in each process")
+        default=None, metadata=option_help("measured for each case in each process")
     )
     threads: int | None = field(
         default=None,
-        metadata=_help("of every system; without it, as many as machine or container allow"),
+        metadata=option_help("of every system; without it, as many as machine or container allow"),
     )
     kernel: str | None = field(
         default=None,
-        metadata=_help("a kernel of your own, my_module:my_layernorm, to be timed beside ours"),
+        metadata=option_help(
+            "a kernel of your own, my_module:my_layernorm, to be timed beside ours"
+        ),
     )
     against: str | None = field(
-        default=None, metadata=_help("the op that it replaces, such as layernorm_forward")
+        default=None, metadata=option_help("the op that it replaces, such as layernorm_forward")
     )
 
 
-def read_request(request: Request, report: Report) -> Options:
+def read_request(
+    request: Request, report: Report, *, systems: tuple[str, ...], repeats: int, seconds: float
+) -> Options:
     """Check what was given, and fill in the rest.
+
+    Args:
+        request: what was given.    report: is told what is going on.
+        systems: which to measure.    repeats, seconds: unless given.
 
     Raises:
         ValueError: a value that is not allowed; the message names it.
@@ -103,20 +83,6 @@ def read_request(request: Request, report: Report) -> Options:
         )
     if request.kernel and request.only:
         raise InvalidValueError("--kernel is measured on the cases of --against; leave out --only")
-    chosen = (request.only, request.kernel, *request.shapes)
-    if request.suite != "kernels" and any(chosen):
-        raise InvalidValueError(
-            f"--only, --shapes, --kernel and --against choose among kernels; the suite "
-            f"{request.suite!r} has none to choose from"
-        )
-    repeats, seconds, systems = _DEFAULTS[request.suite]
-    if request.kernel and not request.systems:
-        systems = ("reference", "numba")
-    if request.suite in ("targets", "scaling") and request.systems:
-        raise InvalidValueError(f"the suite {request.suite!r} has its own systems")
-    measured, missing = choose_systems(request.systems or None, systems)
-    for line in missing:
-        report(line)
     return Options(
         threads=thread_count(request.threads),
         repeats=checks.integer(
@@ -125,7 +91,7 @@ def read_request(request: Request, report: Report) -> Options:
         seconds=checks.number(
             "seconds", seconds if request.seconds is None else request.seconds, above=0
         ),
-        systems=tuple(measured),
+        systems=systems,
         report=report,
         ops=None if request.only is None else resolve_ops(request.only),
         shapes=tuple(parse_shape(text) for text in request.shapes),
@@ -134,8 +100,17 @@ def read_request(request: Request, report: Report) -> Options:
     )
 
 
+def warn_if_busy(environment: Mapping[str, Any], report: Report) -> None:
+    """Say where other programs use so much of the machine that times mean little."""
+    if environment["busy"] > BUSY:
+        report(
+            f"warning: other programs use {environment['busy']:.0%} of this machine; parallel "
+            "regions then wait for milliseconds, and times mean little"
+        )
+
+
 def measure(request: Request, report: Report) -> tuple[Outcome, dict[str, Any]]:
-    """Run a suite.
+    """Measure kernels.
 
     Returns:
         What was found, and the environment it was found in.
@@ -144,15 +119,17 @@ def measure(request: Request, report: Report) -> tuple[Outcome, dict[str, Any]]:
         FastformerError: a mistake in what was given, a kernel that is not equal to its twin, or
             a process that failed.
     """
-    checks.choice("suite", request.suite, tuple(SUITES))
-    options = read_request(request, report)
+    for system in request.systems:
+        checks.choice("each of systems", system, tuple(SYSTEMS))
+    usual = ("reference", "numba") if request.kernel else tuple(SYSTEMS)
+    options = read_request(
+        request, report, systems=request.systems or usual, repeats=3, seconds=0.05
+    )
     environment = describe(options.threads)
-    if environment["busy"] > BUSY:
-        report(
-            f"warning: other programs use {environment['busy']:.0%} of this machine; parallel "
-            "regions then wait for milliseconds, and times mean little"
-        )
-    return SUITES[request.suite](options), environment
+    warn_if_busy(environment, report)
+    from fastformer.bench import kernel_suite  # it imports Numba, which `--help` can do without
+
+    return kernel_suite.run(options), environment
 
 
 def profile(workload: str, request: Request, report: Report) -> dict[str, Any]:
@@ -170,55 +147,29 @@ def profile(workload: str, request: Request, report: Report) -> dict[str, Any]:
     checks.number("seconds", seconds, above=0)
     threads = thread_count(request.threads)
     report(f"a step of {WORKLOADS[workload].title}, with a clock around each kernel")
-    return run_worker(
-        "numba", {"kind": "profile", "workload": workload, "seconds": seconds}, threads
-    )
+    task = "fastformer.bench.profile:profile_step"
+    return run_worker("numba", {"task": task, "workload": workload, "seconds": seconds}, threads)
 
 
-def keep(
+def keep_rows(
     suite: str, outcome: Outcome, environment: Mapping[str, Any], directory: Path
-) -> list[Path]:
-    """Write the rows as JSON lines, and the pictures.
+) -> Path:
+    """Write the rows as JSON lines.
 
     Args:
         suite: its name.    outcome: what it found.    environment: where.
-        directory: made if it is not there; a suite's own files in it are replaced.
-
-    Returns:
-        The files.
+        directory: made if it is not there; the suite's own file in it is replaced.
     """
-    from fastformer.bench import pictures
-
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{suite}.jsonl"
     lines = [{"suite": "environment", **environment, "machine": outcome.machine}, *outcome.rows]
     path.write_text("".join(f"{json.dumps(finite(line))}\n" for line in lines), encoding="utf-8")
-    written: list[Path | None] = [path]
-    if suite == "kernels":
-        written.append(pictures.roofline(outcome.rows, outcome.machine, directory / "roofline.png"))
-    if suite == "scaling":
-        written.append(pictures.scaling_picture(outcome.rows, directory / "scaling.png"))
-    else:
-        written.append(pictures.ratio_bars(outcome.rows, directory / f"{suite}-ratios.png"))
-    return [path for path in written if path is not None]
+    return path
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read what `keep` wrote.
+def keep(outcome: Outcome, environment: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Write the rows of kernels, and the roofline that they are below; return the files."""
+    from fastformer.bench.roofline import roofline
 
-    Returns:
-        The rows, and the environment they were measured in.
-
-    Raises:
-        ValueError: not such a file.
-    """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        environment = lines[0]
-        if environment["suite"] != "environment":
-            raise KeyError("environment")
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise InvalidValueError(
-            f"{path} is not a file of rows that `fastformer bench --out` wrote: {error}"
-        ) from error
-    return lines[1:], environment
+    path = keep_rows("kernels", outcome, environment, directory)
+    return [path, roofline(outcome.rows, outcome.machine, directory / "roofline.png")]

@@ -1,19 +1,16 @@
-"""What every system of a step benchmark gives: a step, its loss, and how to wait for it."""
+"""A training step that can be timed: its batches and weights, the step, and its loss."""
 
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastformer.bench.workloads import BATCHES, LEARNING_RATE, Workload
-from fastformer.errors import InvalidValueError
 
 Array = npt.NDArray[Any]
-_WEIGHT = "weight/"
 
 
 @dataclass(frozen=True)
@@ -28,20 +25,6 @@ class StepData:
     tokens: Array
     targets: Array
     weights: Mapping[str, Array]
-
-    def save(self, path: Path) -> None:
-        """Write all to a file."""
-        named: dict[str, Any] = {_WEIGHT + name: array for name, array in self.weights.items()}
-        np.savez(path, tokens=self.tokens, targets=self.targets, **named)
-
-    @classmethod
-    def load(cls, path: str) -> "StepData":
-        """Read what `save` wrote."""
-        with np.load(path) as file:
-            weights = {
-                name.removeprefix(_WEIGHT): file[name] for name in file if name.startswith(_WEIGHT)
-            }
-            return cls(file["tokens"], file["targets"], weights)
 
 
 @dataclass(frozen=True)
@@ -69,12 +52,21 @@ class Stepper:
         return lambda: self.train(next(batches))
 
 
-def draw_batches(workload: Workload, random: np.random.Generator) -> tuple[Array, Array]:
-    """Return random tokens and targets of a workload."""
-    w = workload
+def prepared_data(workload: Workload, seed: int) -> StepData:
+    """Return random batches, always the same, and the initial weights of a seed."""
+    w, random = workload, np.random.default_rng(20240229)
     tokens = random.integers(0, w.V, (BATCHES, w.B, w.T))
     shape = tokens.shape[:2] if w.kind == "encoder" else tokens.shape
-    return tokens, random.integers(0, w.V, shape)
+    return StepData(tokens, random.integers(0, w.V, shape), _initial_weights(workload, seed))
+
+
+def _initial_weights(workload: Workload, seed: int) -> dict[str, Any]:
+    import fastformer as ff
+
+    config = workload.config()
+    if isinstance(config, ff.TransformerConfig):
+        return ff.Transformer(config, seed=seed, backend="reference").state_dict()
+    return ff.TransformerDecoder(config, seed=seed, backend="reference").state_dict()
 
 
 def build_ours(workload: Workload, data: StepData, backend: str, dtype: str) -> Stepper:
@@ -103,32 +95,3 @@ def build_ours(workload: Workload, data: StepData, backend: str, dtype: str) -> 
         return loss
 
     return Stepper(prepare, train, float, model=model)
-
-
-def build(system: str, workload: Workload, data: StepData, *, tuned: bool = True) -> Stepper:
-    """Return a system's step.
-
-    Args:
-        system: its name.    workload: what is trained.    data: on what.
-        tuned: whether a compiler may take its time; not where the time to start is measured.
-
-    Raises:
-        ValueError: an unknown system.
-    """
-    if system in ("numba", "numba-1", "numba-all"):
-        return build_ours(workload, data, "numba", "float32")
-    if system == "reference":
-        return build_ours(workload, data, "reference", "float32")
-    if system in ("torch", "compile"):
-        from fastformer.bench.peers import torch_models
-
-        return torch_models.build(workload, data, compiled=system == "compile", tuned=tuned)
-    if system == "jax":
-        from fastformer.bench.peers import jax_models
-
-        return jax_models.build(workload, data)
-    if system == "llmlearn":
-        from fastformer.bench.peers import llmlearn_like
-
-        return llmlearn_like.build(workload, data)
-    raise InvalidValueError(f"there is no system {system!r}")

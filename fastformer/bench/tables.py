@@ -1,13 +1,14 @@
 """Rows as tables of text: for a terminal, and as the README's markdown."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastformer.bench.environment import LABELS
 from fastformer.bench.options import Row
 
 Cells = list[str]
+Table = tuple[Cells, list[Cells]]
 
 
 def seconds_text(seconds: float) -> str:
@@ -20,21 +21,27 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def spread_text(value: Mapping[str, float] | None, unit: str = "x") -> str:
+def ratio_text(ratio: float) -> str:
+    """Write a ratio."""
+    return f"{ratio:.2f}"
+
+
+def spread_text(
+    value: Mapping[str, float] | None, write: Callable[[float], str] = ratio_text
+) -> str:
     """Write a median with its minimum and maximum, for instance `3.1 (2.9 to 3.3)`."""
     if value is None:
         return "-"
-    low, middle, high = (_number(value[key], unit) for key in ("minimum", "median", "maximum"))
+    low, middle, high = (write(value[key]) for key in ("minimum", "median", "maximum"))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _number(value: float, unit: str) -> str:
-    if unit == "s":
-        return seconds_text(value)
-    return f"{value:.2f}"
+def kernel_cells(rows: Iterable[Row], labels: Mapping[str, str] = LABELS) -> Table:
+    """Return the header and the lines of the table of kernels.
 
-
-def _kernel_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
+    Args:
+        rows: of the suite "kernels".    labels: what to call each system.
+    """
     header = ["case", "system", "time", "GFLOP/s", "GB/s", "of the limit", "its time / ours"]
     body = []
     last = None
@@ -42,7 +49,7 @@ def _kernel_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
         body.append(
             [
                 "" if row["case"] == last else row["case"],
-                LABELS[row["system"]],
+                labels[row["system"]],
                 seconds_text(row["seconds"]["median"]),
                 f"{row['gflops']:.3g}",
                 f"{row['gbytes']:.3g}",
@@ -54,111 +61,9 @@ def _kernel_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
     return header, body
 
 
-def _step_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
-    header = ["step", "system", "time", "tokens/s", "GFLOP/s", "of the peak", "memory",
-              "its time / ours"]  # fmt: skip
-    body = []
-    last = None
-    for row in rows:
-        body.append(
-            [
-                "" if row["workload"] == last else f"{row['workload']} {row['title']}",
-                LABELS[row["system"]],
-                seconds_text(row["seconds"]["median"]),
-                f"{row['tokens_per_second']:,.0f}",
-                f"{row['gflops']:.0f}",
-                f"{row['share_of_peak']:.0%}",
-                f"{row['peak_bytes'] / 1e6:,.0f} MB",
-                spread_text(row.get("ratio")),
-            ]
-        )
-        last = row["workload"]
-    return header, body
-
-
-def _own_text(row: Row) -> str:
-    """Write our own number of a target, and its share of the machine's peak where it has one."""
-    ours = row["ours"]
-    if ours is None:
-        return f"{row['gflops']['numba']:.0f} GFLOP/s" if "gflops" in row else "-"
-    if row["unit"] == "share":
-        return f"{ours['median'] / 1e6:,.0f} MB"
-    share = f" ({row['share_of_peak']:.0%} of the peak)" if "share_of_peak" in row else ""
-    return f"{seconds_text(ours['median'])}{share}"
-
-
-def _peers_text(row: Row) -> str:
-    """Write the peers' numbers of a target."""
-    texts = []
-    for name, peer in row["peers"].items():
-        number = peer["value"]["median"]
-        text = f"{number / 1e6:,.0f} MB" if row["unit"] == "share" else seconds_text(number)
-        texts.append(f"{LABELS[name]} {text}")
-    rates = row.get("gflops", {}) if row["ours"] is None else {}
-    texts += [f"{LABELS[s]} {rate:.0f} GFLOP/s" for s, rate in rates.items() if s != "numba"]
-    return ", ".join(texts) or "-"
-
-
-def _target_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
-    header = ["", "what", "ours", "peers", "measured", "must", "goal", "reached"]
-    body = []
-    for row in rows:
-        sign = ">=" if row["unit"] == "x" else "<="
-        unit = " s" if row["unit"] == "s" else ""
-        body.append(
-            [
-                row["row"],
-                f"{row['title']}, {row['product']}" if "product" in row else row["title"],
-                _own_text(row),
-                _peers_text(row),
-                spread_text(row["value"], row["unit"]),
-                f"{sign} {row['must']:g}{unit}",
-                f"{sign} {row['goal']:g}{unit}",
-                row["reached"],
-            ]
-        )
-    return header, body
-
-
-def _scaling_cells(rows: Iterable[Row]) -> tuple[Cells, list[Cells]]:
-    header = ["series", "value", "tokens", "GFLOP", "time", "GFLOP/s", "tokens/s", "step's memory",
-              "a token"]  # fmt: skip
-    body = []
-    last = None
-    for row in rows:
-        body.append(
-            [
-                "" if row["series"] == last else row["series"],
-                f"{row['value']:,}",
-                f"{row['tokens']:,}",
-                f"{row['flops'] / 1e9:.3g}",
-                seconds_text(row["seconds"]["median"]),
-                f"{row['gflops']:.0f}",
-                f"{row['tokens_per_second']:,.0f}",
-                f"{row['step_bytes'] / 1e6:,.0f} MB",
-                f"{row['step_bytes'] / row['tokens'] / 1e3:.1f} kB",
-            ]
-        )
-        last = row["series"]
-    return header, body
-
-
-_CELLS = {
-    "kernels": _kernel_cells,
-    "steps": _step_cells,
-    "targets": _target_cells,
-    "scaling": _scaling_cells,
-}
-
-
-def cells(suite: str, rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
-    """Return the header and the lines of a suite's table."""
-    return _CELLS[suite](rows)
-
-
-def text_table(suite: str, rows: Sequence[Row]) -> list[str]:
-    """Return a suite's table as lines of text, columns aligned."""
-    header, body = cells(suite, rows)
+def text_table(table: Table) -> list[str]:
+    """Return a table as lines of text, columns aligned."""
+    header, body = table
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -166,12 +71,12 @@ def text_table(suite: str, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def markdown_table(suite: str, rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
-    """Return a suite's table as markdown, with machine, versions, commit and date below it."""
-    header, body = cells(suite, rows)
+def markdown_table(table: Table, environment: Mapping[str, Any]) -> str:
+    """Return a table as markdown, with machine, versions, commit and date below it."""
+    header, body = table
     lines = [header, ["---"] * len(header), *body]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{environment_text(environment)}"
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n{environment_text(environment)}"
 
 
 def environment_text(environment: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""`fastformer bench`: what kernels and training steps cost, beside other systems."""
+"""`fastformer bench`: what kernels cost, and where a training step's time goes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,14 +23,14 @@ def bench(
     markdown: Annotated[bool, _SWITCH] = False,
     json: Annotated[bool, _SWITCH] = False,
 ) -> None:
-    """Measure kernels or whole training steps. What is not equal to its NumPy twin is not timed.
+    """Measure kernels beside NumPy. What is not equal to its NumPy twin is not timed.
 
     Every system runs in processes of its own, which alternate. Times are medians; ratios are
     given with the lowest and the highest of the turns.
 
     Args:
         profile: P1, P2, P4 or P5: show where this training step's time goes, and nothing else.
-        out: directory for the rows (JSON lines) and pictures (PNG).
+        out: directory for the rows (JSON lines) and a picture (PNG).
         markdown: write the table as markdown.
         json: write one JSON object, the last line of standard output.
     """
@@ -38,22 +39,9 @@ def bench(
         _profile(profile, request, json)
         return
     outcome, environment = run.measure(request, console.notice)
-    files = run.keep(request.suite, outcome, environment, out) if out is not None else []
-    for path in files:
-        console.notice(f"wrote {path}")
-    if json:
-        found = {
-            "suite": request.suite,
-            "environment": environment,
-            "machine": outcome.machine,
-            "rows": outcome.rows,
-            "files": [str(path) for path in files],
-        }
-        console.json_line(found)
-    elif markdown:
-        console.line(tables.markdown_table(request.suite, outcome.rows, environment))
-    else:
-        _show(request.suite, outcome, environment)
+    files = run.keep(outcome, environment, out) if out is not None else []
+    table = tables.kernel_cells(outcome.rows)
+    show("kernels", outcome, environment, table, files, markdown=markdown, json=json)
 
 
 def _profile(workload: str, request: run.Request, json: bool) -> None:
@@ -66,12 +54,31 @@ def _profile(workload: str, request: run.Request, json: bool) -> None:
         console.line(text)
 
 
-def _show(suite: str, outcome: Outcome, environment: dict[str, Any]) -> None:
-    """Write the machine's limits and the table for a person."""
-    for text in tables.machine_lines(outcome.machine):
-        console.line(text)
-    console.line()
-    for text in tables.text_table(suite, outcome.rows):
-        console.line(text)
-    console.line()
-    console.line(tables.environment_text(environment))
+def show(
+    suite: str,
+    outcome: Outcome,
+    environment: dict[str, Any],
+    table: tables.Table,
+    files: Sequence[Path],
+    *,
+    markdown: bool,
+    json: bool,
+) -> None:
+    """Write what a suite found: as JSON, as markdown, or with the machine's limits for a person."""
+    for path in files:
+        console.notice(f"wrote {path}")
+    if json:
+        found = {
+            "suite": suite,
+            "environment": environment,
+            "machine": outcome.machine,
+            "rows": outcome.rows,
+            "files": [str(path) for path in files],
+        }
+        console.json_line(found)
+    elif markdown:
+        console.line(tables.markdown_table(table, environment))
+    else:
+        lines = [*tables.machine_lines(outcome.machine), "", *tables.text_table(table), ""]
+        for text in [*lines, tables.environment_text(environment)]:
+            console.line(text)

@@ -9,10 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.systems import is_installed
 from fastformer import threads
-from fastformer.bench.environment import is_installed
-from fastformer.bench.goals import GOALS, target_row
-from fastformer.bench.options import Options, Row
+from fastformer.bench.options import Options
 from fastformer.bench.processes import Result, alternate, ratios, run_worker, spread
 
 # Numbers of threads that stay, which ours is held to.
@@ -52,8 +51,13 @@ def time_while_busy(
     def job(system: str, turn: int) -> Result:
         found: Result = {}
         for name, path in data.items():
-            steps = {"kind": "steps", "data": {name: path}, "seconds": seconds[name]}
-            job = {**steps, "expected": {name: expected[name]}}
+            job = {
+                "task": "benchmarks.step_jobs:time_steps",
+                "system": system,
+                "data": {name: path},
+                "seconds": seconds[name],
+                "expected": {name: expected[name]},
+            }
             with busy_cores() if busy else ExitStack():
                 found |= run_worker(system, job, options.threads)
         return found
@@ -63,27 +67,29 @@ def time_while_busy(
     return alternate(systems, options.repeats, job, options.report, what)
 
 
-def busy_rows(
+def measure_busy(
     directory: Path, options: Options, expected: Mapping[str, Sequence[float]],
     factors: Mapping[str, float],
-) -> list[Row]:  # fmt: skip
-    """Describe P14: the mean step beside the better one of those on one and on all threads.
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Measure P14: the mean step beside the better one of those on one and on all threads.
 
     Args:
         directory: of the workloads' files.    options: threads, turns, seconds and the report.
         expected: the first losses of each workload.
         factors: how many times the chosen seconds each is measured.
+
+    Returns:
+        For each row what `target_row` needs, of the workload that does worst.
     """
     data = {name: str(directory / f"{name}.npz") for name in expected}
     seconds = {name: FACTOR * factors[name] * options.seconds for name in expected}
-    rows = []
-    for row, busy in (("P14", True), ("P14 quiet", False)):
-        found = time_while_busy(data, options, expected, seconds, busy)
-        rows.append(_worst_row(row, found, list(expected)))
-    return rows
+    return {
+        row: _worst(time_while_busy(data, options, expected, seconds, busy), list(expected))
+        for row, busy in (("P14", True), ("P14 quiet", False))
+    }
 
 
-def _worst_row(row: str, found: Mapping[str, list[Result]], names: Sequence[str]) -> Row:
+def _worst(found: Mapping[str, list[Result]], names: Sequence[str]) -> dict[str, Any]:
     """Describe the workload that does worst beside the better fixed number of threads."""
     means = {
         name: {
@@ -108,9 +114,10 @@ def _worst_row(row: str, found: Mapping[str, list[Result]], names: Sequence[str]
         }
         for name, times in means.items()
     ]
-    return target_row(
-        GOALS[row], compared[worst], spread(ours), peers, product=worst, workloads=every
-    )
+    return {
+        "value": compared[worst], "ours": spread(ours), "peers": peers, "product": worst,
+        "workloads": every,
+    }  # fmt: skip
 
 
 def _beside_fixed(times: Mapping[str, Sequence[float]]) -> Any:

@@ -1,20 +1,24 @@
-"""All targets in one run: each row alternates whole processes of ours and of the peers."""
+"""The targets: what must be reached, what is hoped for, and all of it measured in one run.
+
+Each row alternates whole processes of ours and of the peers.
+"""
 
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastformer.bench.busy import busy_rows
-from fastformer.bench.environment import is_installed
-from fastformer.bench.goals import GOALS, target_row
+from benchmarks.arithmetic import useful_flops
+from benchmarks.busy import measure_busy
+from benchmarks.step_suite import GROUPS, prepare, time_group
+from benchmarks.systems import PEERS, is_installed
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
-from fastformer.bench.processes import Result, alternate, ratios, run_worker, spread
-from fastformer.bench.step_suite import GROUPS, prepare, time_group
-from fastformer.bench.workloads import WORKLOADS, useful_flops
+from fastformer.bench.processes import Result, Spread, alternate, ratios, run_worker, spread
+from fastformer.bench.workloads import WORKLOADS
 
 # (M, K, N) of the digit encoder, of nanoGPT's CPU recipe with a tail, and of baby GPT.
 PRODUCT_SHAPES = (
@@ -27,6 +31,93 @@ PRODUCT_SECONDS = 0.05
 LEARNING_SEEDS = 100
 
 Found = Mapping[str, list[Result]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One target.
+
+    Attributes:
+        row: its name.    title: what is measured.    unit: "x" for a ratio of times, "s" for
+            seconds, "share" for a share of the peer's memory, "times" for how many times as long
+            as the peer's.
+        must, goal: the value to reach.    peers: what it is measured beside.
+    """
+
+    row: str
+    title: str
+    unit: str
+    must: float
+    goal: float
+    peers: tuple[str, ...]
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether larger values are better: ratios."""
+        return self.unit == "x"
+
+    def verdict(self, value: float | None) -> str:
+        """Return "goal", "must", "missed", or "not measured"."""
+        if value is None:
+            return "not measured"
+        for name, wanted in (("goal", self.goal), ("must", self.must)):
+            if value >= wanted if self.more_is_better else value <= wanted:
+                return name
+        return "missed"
+
+
+_FRAMEWORKS = tuple(PEERS)
+GOALS = {
+    goal.row: goal
+    for goal in (
+        Goal("P1", "digit encoder, 20 tokens", "x", 2.8, 3.6, _FRAMEWORKS),
+        Goal("P2", "digit encoder, 8 tokens, peers given 8", "x", 4, 7, _FRAMEWORKS),
+        Goal("P3", "digit encoder, 8 tokens, peers padded to 20", "x", 8, 14, _FRAMEWORKS),
+        Goal("P4", "nanoGPT's CPU recipe", "x", 1.6, 2, _FRAMEWORKS),
+        Goal("P5", "baby GPT, float32", "x", 1.3, 1.5, _FRAMEWORKS),
+        Goal("P8", "matrix products, geometric mean", "x", 1.1, 1.25, ("numpy", "torch")),
+        Goal("P8 worst", "matrix products, the worst", "x", 0.95, 1.0, ("numpy", "torch")),
+        Goal("P9", "beside a step that costs what llmlearn's does", "x", 20, 30, ("llmlearn",)),
+        Goal("P10", "cold start to the first step", "s", 20, 10, ("compile",)),
+        Goal("P11", "warm start to the first step", "s", 1.5, 0.8, ("torch",)),
+        Goal("P12", "largest resident memory of P5", "share", 0.6, 0.4, ("torch",)),
+        Goal("P13", "from the first step to 99 % of unseen inputs", "s", 2, 0.7, ("torch", "jax")),
+        Goal("P14", "busy cores, beside the best fixed threads", "times", 1.25, 1.1, ("torch",)),
+        Goal("P14 quiet", "the same on quiet cores", "times", 1.02, 1.0, ("torch",)),
+    )
+}
+
+
+def target_row(
+    goal: Goal,
+    value: Spread | None,
+    ours: Spread | None,
+    peers: Mapping[str, Mapping[str, Any]],
+    best: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Describe a target's measurement.
+
+    Args:
+        goal: the target.    value: what is held to it, or None where no peer was there.
+        ours: our own time or memory.
+        peers: for each peer its own, and the ratio to ours.    best: the best peer.
+        more: what else is worth keeping.
+    """
+    return {
+        "suite": "targets",
+        "row": goal.row,
+        "title": goal.title,
+        "unit": goal.unit,
+        "must": goal.must,
+        "goal": goal.goal,
+        "value": value.as_dict() if value else None,
+        "ours": ours.as_dict() if ours else None,
+        "peers": {name: dict(peer) for name, peer in peers.items()},
+        "best_peer": best,
+        "reached": goal.verdict(value.median if value else None),
+        **more,
+    }
 
 
 def _present(*systems: str) -> list[str]:
@@ -90,12 +181,17 @@ def _product_rows(options: Options) -> list[Row]:
     systems = _present("numba", "numpy", "torch")
     shapes = [list(shape) for shape in PRODUCT_SHAPES]
     options.report("checking the matrix products")
-    run_worker("numba", {"kind": "check products", "shapes": shapes}, options.threads)
+    check = {"task": "benchmarks.product_jobs:check_products", "shapes": shapes}
+    run_worker("numba", check, options.threads)
 
     def job(system: str, turn: int) -> Result:
-        seconds = min(PRODUCT_SECONDS, options.seconds)
-        product = {"kind": "products", "shapes": shapes, "seconds": seconds}
-        return run_worker(system, product, options.threads)
+        job = {
+            "task": "benchmarks.product_jobs:time_products",
+            "system": system,
+            "shapes": shapes,
+            "seconds": min(PRODUCT_SECONDS, options.seconds),
+        }
+        return run_worker(system, job, options.threads)
 
     found = alternate(systems, options.repeats, job, options.report, "matrix products")
     per_product: list[Row] = []
@@ -138,7 +234,8 @@ def _start_rows(options: Options, data: str) -> list[Row]:
     def start(system: str, turn: int, cold: bool) -> Result:
         with tempfile.TemporaryDirectory() as cache:
             caches = {"FASTFORMER_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-            job = {"kind": "start", "data": data, "started": time.monotonic()}
+            task = {"task": "benchmarks.step_jobs:time_start", "system": system, "data": data}
+            job = {**task, "started": time.monotonic()}
             return run_worker(system, job, options.threads, environment=caches if cold else {})
 
     rows = []
@@ -160,13 +257,15 @@ def _learning_row(options: Options, directory: Path) -> Row:
     seeds = [LEARNING_SEEDS + turn for turn in range(options.repeats)]
     for seed in seeds:
         path = str(directory / f"seed{seed}.npz")
-        job = {"kind": "prepare", "workload": "P2", "path": path, "checks": 0, "seed": seed}
-        run_worker("reference", job, options.threads)
+        task = {"task": "benchmarks.step_jobs:prepare", "workload": "P2", "path": path}
+        run_worker("reference", {**task, "checks": 0, "seed": seed}, options.threads)
 
     def learn(system: str, turn: int) -> Result:
         weights = str(directory / f"seed{seeds[turn]}.npz")
-        job = {"kind": "learn", "seed": seeds[turn], "weights": weights}
-        return run_worker(system, job, options.threads)
+        task = {"task": "benchmarks.learn_jobs:time_to_learn", "system": system}
+        return run_worker(
+            system, {**task, "seed": seeds[turn], "weights": weights}, options.threads
+        )
 
     systems = _present("numba", "torch", "jax")
     found = alternate(systems, options.repeats, learn, options.report, "learning")
@@ -198,6 +297,7 @@ def run(options: Options) -> Outcome:
         rows += _start_rows(options, str(directory / "P2.npz"))
         rows.append(_learning_row(options, directory))
         factors = {name: factor for names, factor in GROUPS for name in names}
-        rows += busy_rows(directory, options, losses, factors)
+        busy = measure_busy(directory, options, losses, factors)
+        rows += [target_row(GOALS[row], **found) for row, found in busy.items()]
     order = list(GOALS)
     return Outcome(sorted(rows, key=lambda row: order.index(row["row"])), machine)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastformer.bench.stepper import Array, StepData, Stepper, build
+from benchmarks.steppers import build, load_data
+from fastformer.bench.stepper import Array, Stepper
 from fastformer.bench.workloads import WORKLOADS
 from fastformer.data.batches import batch_order
 from fastformer.data.digits import DigitExamples, DigitTask, generate, split
@@ -65,7 +66,7 @@ def _peer(system: str, task: DigitTask, seed: int, weights: str) -> dict[str, An
     """Train another system on the same batches, with the same weights and validation."""
     splits = split(generate(task, seed), task, seed)
     validation = np.array(splits.validation.inputs)
-    start = StepData.load(weights)
+    start = load_data(weights)
     first_epoch = _batches(splits.train, seed, 0)
     # Whatever is compiled, for a whole batch and for the last one, is compiled before the clock.
     trial = build(system, WORKLOADS["P2"], start)

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arithmetic import useful_flops
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
 from fastformer.bench.processes import Result, alternate, ratios, run_worker, spread
-from fastformer.bench.workloads import WORKLOADS, Workload, useful_flops
+from fastformer.bench.workloads import WORKLOADS, Workload
 
 # What one process measures together, and for how many times the chosen seconds.
 GROUPS: tuple[tuple[tuple[str, ...], float], ...] = ((("P1", "P2"), 1), (("P4",), 2), (("P5",), 5))
@@ -17,10 +18,8 @@ GROUPS: tuple[tuple[tuple[str, ...], float], ...] = ((("P1", "P2"), 1), (("P4",)
 def prepare(name: str, directory: Path, threads: int, **job: Any) -> list[float]:
     """Write a workload's data to directory/name.npz; return the losses that all must find."""
     path = str(directory / f"{name}.npz")
-    result = run_worker(
-        "reference", {"kind": "prepare", "workload": name, "path": path, **job}, threads
-    )
-    losses: list[float] = result["losses"]
+    task = {"task": "benchmarks.step_jobs:prepare", "workload": name, "path": path, **job}
+    losses: list[float] = run_worker("reference", task, threads)["losses"]
     return losses
 
 
@@ -41,7 +40,13 @@ def time_group(
         checked = {} if system == "llmlearn" else expected
         return run_worker(
             system,
-            {"kind": "steps", "data": chosen, "seconds": seconds, "expected": checked},
+            {
+                "task": "benchmarks.step_jobs:time_steps",
+                "system": system,
+                "data": chosen,
+                "seconds": seconds,
+                "expected": checked,
+            },
             options.threads,
         )
 

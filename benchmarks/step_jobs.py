@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fastformer.bench.environment import LABELS
+from benchmarks.arithmetic import resized
+from benchmarks.steppers import build, load_data, save_data
+from benchmarks.systems import LABELS
+from fastformer import threads
 from fastformer.bench.equivalence import NotEqualError
-from fastformer.bench.stepper import StepData, build, build_ours, draw_batches
+from fastformer.bench.stepper import build_ours, prepared_data
 from fastformer.bench.timing import time_calls
 from fastformer.bench.workloads import WORKLOADS, Workload
 
@@ -26,28 +27,13 @@ def _workload(given: Any) -> Workload:
     return WORKLOADS[given] if isinstance(given, str) else Workload(**given)
 
 
-def prepared_data(workload: Workload, seed: int) -> StepData:
-    """Return random batches, always the same, and the initial weights of a seed."""
-    tokens, targets = draw_batches(workload, np.random.default_rng(20240229))
-    return StepData(tokens, targets, _initial_weights(workload, seed))
-
-
-def _initial_weights(workload: Workload, seed: int) -> dict[str, Any]:
-    import fastformer as ff
-
-    config = workload.config()
-    if isinstance(config, ff.TransformerConfig):
-        return ff.Transformer(config, seed=seed, backend="reference").state_dict()
-    return ff.TransformerDecoder(config, seed=seed, backend="reference").state_dict()
-
-
 def prepare(
-    system: str, workload: Any, path: str, checks: int = CHECKED_LOSSES, seed: int = 1
+    workload: Any, path: str, checks: int = CHECKED_LOSSES, seed: int = 1
 ) -> dict[str, Any]:
     """Draw a workload's batches and weights into a file.
 
     Args:
-        system: not used.    workload: its name or fields.    path: of the file.
+        workload: its name or fields.    path: of the file.
         checks: how many losses to compute.    seed: of the weights.
 
     Returns:
@@ -55,7 +41,7 @@ def prepare(
     """
     chosen = _workload(workload)
     data = prepared_data(chosen, seed)
-    data.save(Path(path))
+    save_data(data, Path(path))
     losses: list[float] = []
     if checks:
         step = build_ours(chosen, data, "reference", "float64").cycle(data)
@@ -126,9 +112,11 @@ def time_steps(
     Raises:
         NotEqualError: the system computes something else; it is not timed then.
     """
+    if system == "numba-all":
+        threads.configure(threads.configure())  # a number that is given stays
     results: dict[str, Any] = {}
     for name, path in data.items():
-        given = StepData.load(path)
+        given = load_data(path)
         if workload is not None:
             _load_kernels(system, _workload(workload))
         before = resident_bytes()
@@ -146,7 +134,7 @@ def time_steps(
 
 def _load_kernels(system: str, workload: Workload) -> None:
     """Make a step of the smallest batch, so that what it takes is not counted as the model's."""
-    small = workload.resized(B=1, T=8, C=workload.H, F=1)
+    small = resized(workload, B=1, T=8, C=workload.H, F=1)
     data = prepared_data(small, seed=0)
     stepper = build(system, small, data)
     stepper.loss(stepper.cycle(data)())
@@ -162,7 +150,7 @@ def time_start(system: str, data: str, started: float) -> dict[str, Any]:
     Returns:
         seconds: from the start of the process to the end of its first optimiser step.
     """
-    given = StepData.load(data)
+    given = load_data(data)
     stepper = build(system, WORKLOADS["P2"], given, tuned=False)
     loss = stepper.loss(stepper.cycle(given)())
     return {"seconds": time.monotonic() - started, "loss": loss}

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arithmetic import resized, step_flops
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
 from fastformer.bench.processes import alternate, run_worker, spread
-from fastformer.bench.workloads import Workload, step_flops
+from fastformer.bench.workloads import Workload
 
 # A decoder of two layers; each series changes one thing.
 BASE = Workload("scaling", "decoder of two layers", "decoder", 4, 256, 128, 4, 2, 512, 65)
@@ -27,13 +28,13 @@ def points(threads: int) -> Iterator[tuple[str, Workload, int]]:
     """Yield (series, workload, threads)."""
     names = list(SERIES)
     for T in LENGTHS:
-        yield names[0], BASE.resized(B=TOKENS // T, T=T), threads
+        yield names[0], resized(BASE, B=TOKENS // T, T=T), threads
     for T in LENGTHS:
-        yield names[1], BASE.resized(B=2, T=T), threads
+        yield names[1], resized(BASE, B=2, T=T), threads
     for C in (32, 64, 128, 256, 512):
-        yield names[2], BASE.resized(C=C, F=4 * C), threads
+        yield names[2], resized(BASE, C=C, F=4 * C), threads
     for B in (1, 2, 4, 8, 16, 32):
-        yield names[3], BASE.resized(B=B), threads
+        yield names[3], resized(BASE, B=B), threads
     count = 1
     while count < threads:
         yield names[4], BASE, count
@@ -59,15 +60,16 @@ def run(options: Options) -> Outcome:
         path = str(Path(temporary) / "data.npz")
         for number, (series, workload, threads) in enumerate(every, start=1):
             fields = asdict(workload)
-            job = {"kind": "prepare", "workload": fields, "path": path, "checks": 0}
-            run_worker("reference", job, options.threads)
+            task = {"task": "benchmarks.step_jobs:prepare", "workload": fields}
+            run_worker("reference", {**task, "path": path, "checks": 0}, options.threads)
             what = f"point {number} of {len(every)}, {series} {_value(series, workload, threads)}"
 
             def step(
                 system: str, turn: int, fields: Any = fields, threads: int = threads
             ) -> dict[str, Any]:
                 timed = {
-                    "kind": "steps",
+                    "task": "benchmarks.step_jobs:time_steps",
+                    "system": system,
                     "workload": fields,
                     "data": {"step": path},
                     "seconds": options.seconds,

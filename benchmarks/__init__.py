@@ -1,0 +1,1 @@
+"""What fastformer is measured beside, and the project's own tables: `python -m benchmarks`."""
