@@ -187,7 +187,7 @@ class Layer(Fixed):
         """Return the numbers of this forward pass, by the names of a program's."""
         if "dropout call" not in space.program.numbers:
             return {}
-        counter = next(vars(layer)["counter"] for layer in self.layers() if "counter" in vars(layer))
+        counter = next(vars(one)["counter"] for one in self.layers() if "counter" in vars(one))
         return {"dropout call": counter.forwards * counter.places}
 
     def show(self, space: "Workspace") -> None:
