@@ -26,11 +26,11 @@ class _Learned(Exception):
 def _ours(task: DigitTask, seed: int) -> dict[str, Any]:
     """Train as `fastformer train` does, run directory and all, until the accuracy is reached."""
     from fastformer.models.config import TransformerConfig
+    from fastformer.training.callbacks import TrainingCallbacks
     from fastformer.training.config import TrainingConfig
     from fastformer.training.digits_run import RunSettings, train_digits
-    from fastformer.training.observer import TrainingObserver
 
-    class Clock(TrainingObserver):
+    class Clock(TrainingCallbacks):
         first = 0.0
         seconds = float("inf")
         steps = 0

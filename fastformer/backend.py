@@ -9,7 +9,7 @@ import functools
 import importlib
 from types import SimpleNamespace
 
-from fastformer import callers, checks
+from fastformer import checks, thread_safety
 from fastformer.kernels._environment import check_compiler
 
 BACKENDS = ("numba", "reference")
@@ -84,5 +84,5 @@ def _backend(name: str, precision: str) -> SimpleNamespace:
     ops["run_program"] = driver_of[name]
     table = SimpleNamespace(name=name, **ops)
     if name == "numba":
-        callers.prepare(table)
+        thread_safety.prepare(table)
     return table

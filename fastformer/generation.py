@@ -15,7 +15,7 @@ from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack
 from fastformer.errors import InvalidTypeError
 from fastformer.fixed import Fixed
-from fastformer.kernels.pooling import keep_rows
+from fastformer.kernels.sequence_rows import keep_rows
 from fastformer.models.base import Model
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.parameters import Array

@@ -12,9 +12,9 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastformer.callers import ThreadGuard
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.fixed import Fixed
+from fastformer.thread_safety import ThreadGuard
 
 Array = npt.NDArray[Any]
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register

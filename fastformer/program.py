@@ -292,7 +292,7 @@ class Program:
         unknown = [name for name in fields if name not in op.by_name]
         missing = [
             o.name for o in op.operands
-            if fields.get(o.name) is None and not o.optional and o.kind != "room"
+            if fields.get(o.name) is None and not o.optional and o.kind != "scratch"
             and (o.name in fields or not o.written)
         ]  # fmt: skip
         if unknown or missing:
@@ -322,7 +322,7 @@ class Program:
             return
         if operand.is_array:
             wanted = f"an array of {dtype}"
-        elif operand.kind == "room":
+        elif operand.kind == "scratch":
             wanted = "nothing, for each thread has its own"
         elif isinstance(given, Axis | int | np.integer):
             return

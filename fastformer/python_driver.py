@@ -10,7 +10,7 @@ from fastformer.kernels._rows import count_row_tasks
 from fastformer.kernels.op import Op, Part
 from fastformer.kernels.program import SHARDS, TOKENS, first_sequence
 from fastformer.program import Step
-from fastformer.tables import bytes_of_a_copy, room_of
+from fastformer.tables import bytes_of_a_copy, scratch_of
 from fastformer.tensors import Axis, Tensor
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def _values(space: "Workspace", step: Step, shard: int | None = None) -> list[An
     found: list[Any] = []
     for operand in step.op.operands:
         given = step.operands.get(operand.name)
-        if operand.kind == "room":
-            found.append(np.empty(room_of(space, step), space.memory.dtype))
+        if operand.kind == "scratch":
+            found.append(np.empty(scratch_of(space, step), space.memory.dtype))
         elif operand.is_array and given is None:
             dtype = {"int": np.int64, "double": np.float64}.get(operand.kind, space.memory.dtype)
             found.append(np.zeros((0,) * len(operand.axes or ()), dtype))
@@ -55,7 +55,7 @@ def calls_of(space: "Workspace", first: int, last: int) -> list[tuple[Op, list[A
             [
                 v
                 for v, o in zip(_values(space, step), step.op.operands, strict=True)
-                if o.kind != "room"
+                if o.kind != "scratch"
             ],
         )
         for step in steps

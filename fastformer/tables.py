@@ -23,7 +23,7 @@ class Tables:
     Attributes:
         segments, ops, waits, words: the tables. Ops have no address until they are loaded.
         record: what the words amount to in a run.
-        room: elements that an op needs for each thread, at most.
+        scratch: elements that an op needs for each thread, at most.
     """
 
     def __init__(self, space: "Workspace") -> None:
@@ -48,7 +48,7 @@ class Tables:
             first, place = first + len(segment), place + len(waits)
         self.segments = np.array(segments, np.int64)
         self.waits = np.array([w for waits in space.waits for w in waits] or [0], np.int64)
-        self.room = max([0, *(room_of(space, step) for step in space.steps)])
+        self.scratch = max([0, *(scratch_of(space, step) for step in space.steps)])
 
     def _row(self, step: Step, record: int) -> tuple[int, ...]:
         op, address = step.op, 0  # it is loaded when it is run
@@ -62,8 +62,8 @@ class Tables:
 
     def _words(self, step: Step, operand: Operand, place: int) -> list[Word]:
         given = step.operands.get(operand.name)
-        if operand.kind == "room":
-            return [(room_of(self._space, step), 0, NO_SIZE)]
+        if operand.kind == "scratch":
+            return [(scratch_of(self._space, step), 0, NO_SIZE)]
         if operand.is_array:
             if given is None:
                 return [(0, 0, NO_SIZE)] * operand.words
@@ -94,13 +94,13 @@ def bytes_of_a_copy(space: "Workspace", step: Step, tensor: Tensor) -> int:
     return tensor.whole.axes[1].factor * tensor.dtype.itemsize
 
 
-def room_of(space: "Workspace", step: Step) -> int:
+def scratch_of(space: "Workspace", step: Step) -> int:
     """Return how many elements of its own a thread needs for an op."""
-    if step.op.room is None:
+    if step.op.scratch is None:
         return 0
     sizes = {letter: axis.at(space.capacity) for letter, axis in step.sizes.items()}
     longest, lanes = int(space.capacity[LONGEST]), element_lanes(space.memory.itemsize)
-    return int(step.op.room(sizes, longest, lanes))
+    return int(step.op.scratch(sizes, longest, lanes))
 
 
 def _word(axis: Axis) -> Word:

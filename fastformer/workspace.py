@@ -182,8 +182,8 @@ class Workspace:
         self._batch_brought = None
         line = LINE // self.memory.itemsize
         threads = numba.config.NUMBA_NUM_THREADS
-        shape = threads, -(-self.tables.room // line) * line + line
-        self.rooms = np.empty(shape, self.memory.dtype)
+        shape = threads, -(-self.tables.scratch // line) * line + line
+        self.scratches = np.empty(shape, self.memory.dtype)
 
     def _bound_in(self, first: int, last: int) -> list[tuple[Tensor, Axis]]:
         """Return the tensors of some stages for which a run brings an array, and their bytes."""
@@ -280,7 +280,7 @@ class Workspace:
             tables = self.tables
             self.ops.run_program(
                 tables.segments, tables.ops, tables.waits, tables.words, tables.record, sizes,
-                batch._offsets, self.rooms, self.clocks,
+                batch._offsets, self.scratches, self.clocks,
             )  # fmt: skip
         self.batch = batch
 

@@ -14,12 +14,12 @@ from numba import types
 from numba.core.typing.templates import Signature, signature
 from numba.extending import intrinsic
 
-from . import _meaning
+from . import _simd_reference
 from ._bfloat16 import DOT, STEP, dot_ir, unpack
 from ._compile import BUILD
 from ._llvm import INDEX, NARROW, TILE_ROWS, WIDE
-from ._meaning import lanes
 from ._precompiled import Precompiled, precompiled
+from ._simd_reference import lanes
 from ._tile import call_multiply, define_multiply, symbol
 
 
@@ -54,12 +54,12 @@ def _multiply_packed(
     for row in range(rows):
         for k in range(steps):
             place = (a_start + row * a_row_step + k * a_k_step,)
-            left[row, k : k + 1] = _meaning._part(a, place, 1)
-    right = _meaning._part(panel, (panel_start,), steps * width).reshape(steps, width)
+            left[row, k : k + 1] = _simd_reference._part(a, place, 1)
+    right = _simd_reference._part(panel, (panel_start,), steps * width).reshape(steps, width)
     depth = steps * STEP
     left = unpack(left).reshape(rows * depth)
     right = unpack(right).transpose(0, 2, 1).reshape(depth * width)
-    _meaning.multiply(
+    _simd_reference.multiply(
         rows, columns, depth, left, 0, depth, 1, TILE_ROWS * depth, right, 0, width, has_bias, bias,
         bias_start, has_addend, addend, rectifies, is_far, out, out_start, out_step,
     )  # fmt: skip

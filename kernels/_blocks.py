@@ -145,14 +145,14 @@ def pack_tiles(a, start, k_step, count, depth, out, tile_step):
         out: 1-D, overwritten.    tile_step: a register more than a tile has, at least.
     """
     size = lanes(a)
-    room = (TILE_ROWS + size - 1) // size * size
+    written = (TILE_ROWS + size - 1) // size * size
     for first in range(0, depth, STEPS_OF_A_COPY):
         last = min(depth, first + STEPS_OF_A_COPY)
         for i in range(0, count, TILE_ROWS):
             place = i // TILE_ROWS * tile_step
             # Whole registers, whose ends the next step overwrites, for steps where the array does
             # not end before they do.
-            whole = max(first, min(last, (a.size - room - start - i) // k_step + 1))
+            whole = max(first, min(last, (a.size - written - start - i) // k_step + 1))
             for k in range(first, whole):
                 for j in range(0, TILE_ROWS, size):
                     v = load(a, start + k * k_step + i + j)

@@ -8,7 +8,7 @@ threads run than there should, one after the other, the first one does everythin
 import numpy as np
 
 from ._compile import kernel
-from ._simd import fetch_add, give_way, load_fresh
+from ._simd import fetch_add, load_fresh, yield_core
 
 # Numbers that are counted by different threads are so far apart, in elements: two cache lines.
 APART = 16
@@ -49,4 +49,4 @@ def wait_for_phase(progress, phase, tasks, threads):
     while load_fresh(progress, (phase * (threads + 1) + threads) * APART) < tasks:
         looks += 1
         if looks > LOOKS:
-            give_way()
+            yield_core()

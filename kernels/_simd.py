@@ -19,7 +19,7 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     fetch_add(x, i, n)           add to an element of int64 that other threads add to as well, and
                                  return what it was
     load_fresh(x, i)             such an element, and what its writers had written before is seen
-    give_way()                   where a thread waits: let others run on its core
+    yield_core()                   where a thread waits: let others run on its core
     thread_count()               how many threads a parallel region that begins now has; 2 in the
                                  checked build, which has no threads
     splat(x, s)                  the scalar s in every lane, in the dtype of x
@@ -35,8 +35,8 @@ In a kernel, `x` is a C-contiguous array of float32 or float64 with any number o
     drop_first(v, n, other)      lane k of v where k >= n, the scalar `other` elsewhere
     sum_lanes(v), max_lanes(v)   a scalar, combined in a fixed tree order
 
-`_meaning.py` says what each operation means, in NumPy; tests hold the compiled form to it. The
-width is that of what Numba compiles for, which `_target` finds: 512 bits with AVX-512, 256 with
+`_simd_reference.py` says what each operation means, in NumPy; tests hold the compiled form to it.
+The width is that of what Numba compiles for, which `_target` finds: 512 bits with AVX-512, 256 with
 AVX2 and fused multiply-adds, else 128. `FASTFORMER_VECTOR_BITS` forces another (0: a single lane).
 Nothing here is reassociated or contracted by the compiler: what is written is what is done, so
 the bits of a result do not depend on the code around it. (`EXACT` sees to that.)
@@ -77,7 +77,7 @@ from ._llvm import (
     stream_ir,
     tree_ir,
 )
-from ._meaning import (
+from ._simd_reference import (
     array_at,
     drop_first,
     end_stream,
@@ -87,7 +87,6 @@ from ._meaning import (
     fetch_add,
     flat,
     fma,
-    give_way,
     keep_first,
     lanes,
     load,
@@ -107,6 +106,7 @@ from ._meaning import (
     stream_first,
     sum_lanes,
     thread_count,
+    yield_core,
 )
 
 __all__ = [
@@ -119,7 +119,7 @@ __all__ = [
     "fetch_add",
     "flat",
     "fma",
-    "give_way",
+    "yield_core",
     "keep_first",
     "lanes",
     "load",
@@ -297,7 +297,7 @@ def _type_shared(x: Any, i: Any, *value: Any) -> Signature | None:
 
 _rule(fetch_add, _type_shared)
 _rule(load_fresh, _type_shared)
-_rule(give_way, lambda: signature(types.none))
+_rule(yield_core, lambda: signature(types.none))
 _rule(thread_count, lambda: signature(types.intp))
 _rule(lanes, lambda x: signature(types.intp, x) if _is_array(x) else None)
 _rule(load, _type_load)
@@ -472,7 +472,7 @@ def _load_fresh(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     return builder.load_atomic(address, "acquire", 8)
 
 
-@lower_builtin(give_way)
+@lower_builtin(yield_core)
 def _give_way(context: Any, builder: Any, sig: Signature, args: Any) -> Any:
     # What the system's own library calls it.
     name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"

@@ -22,7 +22,7 @@ from numba.core.typing.templates import Signature, signature
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from . import _meaning
+from . import _simd_reference
 from ._compile import BUILD
 from ._llvm import (
     EXACT,
@@ -271,7 +271,7 @@ def define_multiply(
     kind = ir.VectorType(element, element_lanes(element_size(element)))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
-    def ask_for(out_rows: ir.Value, condition: ir.Value, level: int) -> None:
+    def prefetch(out_rows: ir.Value, condition: ir.Value, level: int) -> None:
         """Emit prefetches of what a whole tile writes, where a condition is true."""
         with builder.if_then(condition):
             for r, v in itertools.product(range(TILE_ROWS), range(vectors)):
@@ -320,7 +320,7 @@ def define_multiply(
         offset = builder.mul(row, step)
         out_rows = builder.gep(out, [offset])
         if height == TILE_ROWS:
-            ask_for(out_rows, is_far, level=2)
+            prefetch(out_rows, is_far, level=2)
         is_null = cgutils.is_null(builder, addend)
         added = builder.select(is_null, addend, builder.gep(addend, [offset]))
         if vectors == NARROW:
@@ -329,7 +329,7 @@ def define_multiply(
             asks = builder.and_(is_far, builder.icmp_signed(">=", depth, INDEX(2 * LATE_STEPS)))
             late = builder.select(asks, builder.sub(depth, INDEX(LATE_STEPS)), INDEX(0))
             sums = sums_over(INDEX(0), late, a_rows, height)
-            ask_for(out_rows, asks, level=1)
+            prefetch(out_rows, asks, level=1)
             sums = sums_over(late, builder.sub(depth, late), a_rows, height, sums)
         else:
             sums = sums_over(INDEX(0), depth, a_rows, height)
@@ -557,4 +557,4 @@ def transpose_block(
 
 
 if BUILD == "python":
-    multiply, transpose_block = _meaning.multiply, _meaning.transpose_block  # noqa: F811
+    multiply, transpose_block = _simd_reference.multiply, _simd_reference.transpose_block  # noqa: F811

@@ -4,7 +4,7 @@
     p = p - lr * weight_decay * p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 
 Where a gradient is 0 for a thousand steps, as that of a token that is not seen or of a unit that is
-off, the moments fade, and end at 0 (`_fading.py`): they would stay near the smallest number of all.
+off, the moments fade, and end at 0 (`_denormals.py`), not near the smallest number of all.
 Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2017, arXiv:1711.05101,
 algorithm 2, for the decay, which is not part of the gradient. Adam is weight_decay = 0.
 """
@@ -12,7 +12,7 @@ algorithm 2, for the decay, which is not part of the gradient. Adam is weight_de
 import numpy as np
 
 from ._compile import kernel, prange
-from ._fading import FAINT, end_fading, end_fading_reference
+from ._denormals import FAINT, end_denormals, end_denormals_reference
 from ._simd import end_stream, fma, lanes, load_first, sqrt, store_first, stream_first
 
 CHUNK = 8192
@@ -27,8 +27,8 @@ def adam_step_reference(
     exp_avg += real(1 - beta1) * gradients
     exp_avg_sq *= real(beta2)
     exp_avg_sq += real(1 - beta2) * gradients * gradients
-    end_fading_reference(exp_avg, gradients, FAINT)
-    end_fading_reference(exp_avg_sq, gradients)
+    end_denormals_reference(exp_avg, gradients, FAINT)
+    end_denormals_reference(exp_avg_sq, gradients)
     corrected = exp_avg_sq * real(1 / (1 - beta2**step))
     change = real(lr / (1 - beta1**step)) * exp_avg / (np.sqrt(corrected) + real(epsilon))
     parameters *= real(1 - lr * weight_decay)
@@ -59,7 +59,7 @@ def adam_step(
             g = load_first(gradients, n, i)
             m = fma(load_first(exp_avg, n, i), beta1, g * (1 - beta1))
             v = fma(load_first(exp_avg_sq, n, i), beta2, g * g * (1 - beta2))
-            m, v = end_fading(m, g, FAINT * smallest), end_fading(v, g, smallest)
+            m, v = end_denormals(m, g, FAINT * smallest), end_denormals(v, g, smallest)
             store_first(exp_avg, n, m, i)
             store_first(exp_avg_sq, n, v, i)
             change = m * -step_size / (sqrt(v * correction) + epsilon)

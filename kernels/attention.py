@@ -103,44 +103,44 @@ def _scores(q, k, positions, slope, causal, scale):
 
 
 def attention_forward_reference(
-    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, largest, total
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, row_max, row_sum
 ):
     """Compute `attention_forward` in NumPy."""
     _attend_reference(
         q, k, v, query_offsets, key_offsets[:-1], key_offsets[1:], positions, slopes, causal, scale,
-        out, largest, total,
+        out, row_max, row_sum,
     )  # fmt: skip
 
 
 def _attend_reference(
-    q, k, v, query_offsets, key_starts, key_ends, positions, slopes, causal, scale, out, largest,
-    total,
+    q, k, v, query_offsets, key_starts, key_ends, positions, slopes, causal, scale, out, row_max,
+    row_sum,
 ):  # fmt: skip
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     for rows, keys, part, shared, head in _sequence_heads(
         q, k.shape[1], query_offsets, key_starts, key_ends, heads
     ):
         bend = positions[rows], slopes[head : head + 1]
         scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
-        largest[rows, head] = scores.max(axis=1)
-        weights = np.exp((scores - largest[rows, head, None]) * left)
-        total[rows, head] = weights.sum(axis=1)
-        out[rows, part] = weights @ v[keys, shared] / total[rows, head, None]
+        row_max[rows, head] = scores.max(axis=1)
+        weights = np.exp((scores - row_max[rows, head, None]) * left)
+        row_sum[rows, head] = weights.sum(axis=1)
+        out[rows, part] = weights @ v[keys, shared] / row_sum[rows, head, None]
 
 
 def attention_backward_reference(
-    dout, q, k, v, out, largest, total, query_offsets, key_offsets, positions, slopes, causal,
+    dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes, causal,
     scale, dq, dk, dv,
 ):  # fmt: skip
     """Compute `attention_backward` in NumPy."""
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     dk[...], dv[...] = 0, 0
     for rows, keys, part, shared, head in _sequence_heads(
         q, k.shape[1], query_offsets, key_offsets[:-1], key_offsets[1:], heads
     ):
         bend = positions[rows], slopes[head : head + 1]
         scores, left = _scores(q[rows, part], k[keys, shared], *bend, causal, scale)
-        weights = np.exp((scores - largest[rows, head, None]) * left) / total[rows, head, None]
+        weights = np.exp((scores - row_max[rows, head, None]) * left) / row_sum[rows, head, None]
         delta = (dout[rows, part] * out[rows, part]).sum(axis=1, keepdims=True)
         dscores = weights * (dout[rows, part] @ v[keys, shared].T - delta) * q.dtype.type(scale)
         dq[rows, part] = dscores @ k[keys, shared]
@@ -248,7 +248,9 @@ def _multiply_keys(
 
 
 @kernel
-def _bend_columns(scores, count, width, key, rows, i, positions, slopes, head, scale, places):
+def _add_alibi_to_columns(
+    scores, count, width, key, rows, i, positions, slopes, head, scale, places
+):
     """Replace scores (count, width) by score * scale - slope * distance.
 
     Args:
@@ -268,8 +270,8 @@ def _bend_columns(scores, count, width, key, rows, i, positions, slopes, head, s
 
 
 @kernel
-def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
-    """Do what `_bend_columns` does for one query, whose scores are lanes: with the same bits."""
+def _add_alibi_to_row(scores, count, key, i, positions, slopes, head, scale, steps):
+    """Do what `_add_alibi_to_columns` does for one query, whose scores are lanes: the same bits."""
     for lane in range(lanes(scores)):
         steps[lane] = lane
     slope, place = slopes[head], positions[i] - key
@@ -280,17 +282,17 @@ def _bend_row(scores, count, key, i, positions, slopes, head, scale, steps):
 
 
 @kernel(part=True)
-def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, total, factor):
+def _softmax_columns(scores, count, width, hidden, scale, goes_on, tile_max, tile_sum, factor):
     """Replace scores (count, width) by exp(scale * (score - m)).
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
         goes_on: whether there were earlier keys.
-        largest, total: of each query so far, updated: m, and the sum of exponentials.
+        tile_max, tile_sum: of each query so far, updated: m, and the sum of exponentials.
         factor: overwritten, where it goes on, by what sums over earlier keys are multiplied by.
     """
     for c in range(0, width, lanes(scores)):
-        before = load(largest, c) if goes_on else splat(scores, -math.inf)
+        before = load(tile_max, c) if goes_on else splat(scores, -math.inf)
         m = before
         for j in range(count):
             row = load(scores, j * width + c)
@@ -301,7 +303,7 @@ def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, tota
         sums = splat(scores, 0.0)
         if goes_on:
             shrink = exp_or_zero((before - m) * scale)
-            sums = load(total, c) * shrink
+            sums = load(tile_sum, c) * shrink
             store(factor, shrink, c)
         for start in range(0, count, SUM_BLOCK):
             part = splat(scores, 0.0)
@@ -310,20 +312,20 @@ def _softmax_columns(scores, count, width, hidden, scale, goes_on, largest, tota
                 store(scores, row, j * width + c)
                 part = part + row
             sums = sums + part
-        store(largest, m, c)
-        store(total, sums, c)
+        store(tile_max, m, c)
+        store(tile_sum, sums, c)
 
 
 @kernel(part=True)
 def _finish_queries(
-    rows, width, head, largest, total, factor, out, start, C, D, row_largest, row_total, i
+    rows, width, head, tile_max, tile_sum, factor, out, start, C, D, row_max, row_sum, i
 ):
     """Divide the sums in out by the sums of exponentials, and save these."""
     for c in range(0, width, lanes(out)):
-        store(factor, splat(out, 1.0) / load(total, c), c)
+        store(factor, splat(out, 1.0) / load(tile_sum, c), c)
     for r in range(rows):
         _scale_row(out, start + r * C, D, factor[r])
-        row_largest[i + r, head], row_total[i + r, head] = largest[r], total[r]
+        row_max[i + r, head], row_sum[i + r, head] = tile_max[r], tile_sum[r]
 
 
 @kernel
@@ -342,9 +344,9 @@ def _row_scores(row, start, x, place, C, count, D, panel, out, out_start):
 
 
 @kernel(part=True)
-def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
+def _softmax_row(scores, count, scale, goes_on, tile_max, tile_sum, factor):
     """Do what `_softmax_columns` does for one query, whose scores are lanes: with the same bits."""
-    before = load(largest, 0) if goes_on else splat(scores, -math.inf)
+    before = load(tile_max, 0) if goes_on else splat(scores, -math.inf)
     m = splat(scores, -math.inf)
     for c in range(0, count, lanes(scores)):
         m = maximum(load_padded(scores, count - c, -math.inf, c), m)
@@ -355,34 +357,34 @@ def _softmax_row(scores, count, scale, goes_on, largest, total, factor):
     sums = splat(scores, 0.0)
     if goes_on:
         shrink = exp_or_zero((before - m) * scale)
-        sums = load(total, 0) * shrink
+        sums = load(tile_sum, 0) * shrink
         store(factor, shrink, 0)
     for start in range(0, count, SUM_BLOCK):
         part = splat(scores, 0.0)
         for j in range(start, min(count, start + SUM_BLOCK)):
             part = part + splat(scores, scores[j])
         sums = sums + part
-    store(largest, m, 0)
-    store(total, sums, 0)
+    store(tile_max, m, 0)
+    store(tile_sum, sums, 0)
 
 
 @kernel(part=True)
 def _attention_forward_row(
-    q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total, panel,
-    values, values_place, column_step, row_step, scores, largest, total, factor,
+    q, k, i, first_key, positions, slopes, head, T, scale, out, row_max, row_sum, panel,
+    values, values_place, column_step, row_step, scores, tile_max, tile_sum, factor,
 ):  # fmt: skip
     """Attend from one query, which sees all T keys, in one head."""
-    C = q.size // row_largest.shape[0]
-    D = C // row_largest.shape[1]
+    C = q.size // row_max.shape[0]
+    D = C // row_max.shape[1]
     start, E = i * C + head.query * D, head.columns
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
         _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
-            _bend_row(scores, count, key, i, positions, slopes, head.query, scale, factor)
+            _add_alibi_to_row(scores, count, key, i, positions, slopes, head.query, scale, factor)
             left = 1.0
-        _softmax_row(scores, count, left, key > 0, largest, total, factor)
+        _softmax_row(scores, count, left, key > 0, tile_max, tile_sum, factor)
         if key > 0:
             _scale_row(out, start, D, factor[0])
         _multiply_keys(
@@ -390,18 +392,18 @@ def _attention_forward_row(
             out, start, C,
         )  # fmt: skip
     _finish_queries(
-        1, lanes(q), head.query, largest, total, factor, out, start, C, D, row_largest, row_total, i
+        1, lanes(q), head.query, tile_max, tile_sum, factor, out, start, C, D, row_max, row_sum, i
     )
 
 
 @kernel(part=True)
 def _attention_forward_pair(
     q, k, v, first, last, first_key, last_key, positions, slopes, head, causal, scale, out,
-    row_largest, row_total, queries, values, scores, largest, total, factor,
+    row_max, row_sum, queries, values, scores, tile_max, tile_sum, factor,
 ):  # fmt: skip
     """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
-    C = q.size // row_largest.shape[0]
-    D, T = C // row_largest.shape[1], last_key - first_key
+    C = q.size // row_max.shape[0]
+    D, T = C // row_max.shape[1], last_key - first_key
     column, E = head.query * D, head.columns
     values_place, column_step, row_step, panels = first_key * E + head.key * D, 1, E, v
     if T > UNPACKED_LENGTH or not whole_panels(D, v):
@@ -410,8 +412,9 @@ def _attention_forward_pair(
     i = first
     if last - first == 1:
         _attention_forward_row(
-            q, k, i, first_key, positions, slopes, head, T, scale, out, row_largest, row_total,
-            queries, panels, values_place, column_step, row_step, scores, largest, total, factor,
+            q, k, i, first_key, positions, slopes, head, T, scale, out, row_max, row_sum,
+            queries, panels, values_place, column_step, row_step, scores, tile_max, tile_sum,
+            factor,
         )  # fmt: skip
         return
     while i < last:
@@ -424,12 +427,14 @@ def _attention_forward_pair(
             _block_scores(k, place, count, E, D, queries, width, scores)
             left = scale
             if slopes.size > 0:
-                _bend_columns(
+                _add_alibi_to_columns(
                     scores, count, width, key, rows, i, positions, slopes, head.query, scale, factor
                 )
                 left = 1.0
             hidden = _visible(i, last, T, causal) - key if causal else count
-            _softmax_columns(scores, count, width, hidden, left, key > 0, largest, total, factor)
+            _softmax_columns(
+                scores, count, width, hidden, left, key > 0, tile_max, tile_sum, factor
+            )
             if key > 0:
                 for r in range(rows):
                     _scale_row(out, start + r * C, D, factor[r])
@@ -441,22 +446,22 @@ def _attention_forward_pair(
             rows,
             width,
             head.query,
-            largest,
-            total,
+            tile_max,
+            tile_sum,
             factor,
             out,
             start,
             C,
             D,
-            row_largest,
-            row_total,
+            row_max,
+            row_sum,
             i,
         )
         i += rows
 
 
 @kernel
-def forward_room(q, heads, longest):
+def forward_scratch(q, heads, longest):
     """Return how many elements `attention_forward_pairs` works in."""
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     return (3 + BLOCK_KEYS + D) * width + longest * _padded(D, q)
@@ -465,34 +470,39 @@ def forward_room(q, heads, longest):
 @kernel(once=True, allocates=False)
 def attention_forward_pairs(
     first_pair, last_pair, longest, q, k, v, query_offsets, key_starts, key_ends, positions, slopes,
-    causal, scale, out, largest, total, room,
+    causal, scale, out, row_max, row_sum, scratch,
 ):  # fmt: skip
     """Attend in some pairs of sequence and head, in one thread; see `attention_forward`.
 
-    Keys of sequence b are rows key_starts[b] to key_ends[b]. `room` is of `forward_room` elements.
+    Keys of sequence b are rows key_starts[b] to key_ends[b]. `scratch` has `forward_scratch`
+    elements.
     """
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     group = q.shape[1] // k.shape[1]
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
     flat_out = flat(out)
     block, columns = BLOCK_KEYS * width, width * D
-    tile_largest, tile_total = room[:width], room[width : 2 * width]
-    factor, room = room[2 * width : 3 * width], room[3 * width :]
-    scores, queries, values = room[:block], room[block : block + columns], room[block + columns :]
+    tile_max, tile_sum = scratch[:width], scratch[width : 2 * width]
+    factor, scratch = scratch[2 * width : 3 * width], scratch[3 * width :]
+    scores, queries, values = (
+        scratch[:block],
+        scratch[block : block + columns],
+        scratch[block + columns :],
+    )
     for pair in range(first_pair, last_pair):
         b, head = pair // heads, pair % heads
         _attention_forward_pair(
             flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_starts[b],
             key_ends[b], positions, slopes, Head(head, head // group, k.shape[1]), causal,
-            scale, flat_out, largest, total, queries, values, scores, tile_largest, tile_total,
+            scale, flat_out, row_max, row_sum, queries, values, scores, tile_max, tile_sum,
             factor,
         )  # fmt: skip
 
 
 @kernel(parallel=True)
 def attention_forward(
-    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, largest, total
+    q, k, v, query_offsets, key_offsets, positions, slopes, causal, scale, out, row_max, row_sum
 ):
     """Attend from every query, in every head.
 
@@ -504,34 +514,34 @@ def attention_forward(
         slopes: (H,) of q's dtype, or (0,) for none.
         causal: bool; then no sequence has more queries than keys.    scale: 1 / sqrt(C / H).
         out: (Nq, C) overwritten.
-        largest, total: (Nq, H) overwritten, for backward: the largest score, without slopes not
+        row_max, row_sum: (Nq, H) overwritten, for backward: the largest score, without slopes not
             multiplied by the scale, and the sum of the exponentials of how far all are above it.
     Threads: pairs of sequence and head; bit-identical for any thread count.
     """
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     pairs = (query_offsets.size - 1) * heads
     longest = longest_sequence(key_offsets)
     tasks = attention_tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_forward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, q, k, v, query_offsets,
-            key_offsets[:-1], key_offsets[1:], positions, slopes, causal, scale, out, largest,
-            total, np.empty(forward_room(q, heads, longest), q.dtype),
+            key_offsets[:-1], key_offsets[1:], positions, slopes, causal, scale, out, row_max,
+            row_sum, np.empty(forward_scratch(q, heads, longest), q.dtype),
         )  # fmt: skip
 
 
 @kernel(part=True)
-def _score_gradients(scores, dscores, count, width, hidden, left, scale, largest, inverse, delta):
+def _score_gradients(scores, dscores, count, width, hidden, left, scale, tile_max, inverse, delta):
     """Turn a block's scores into P, and its dO V^T into dS * scale; both (count, width).
 
     Args:
         hidden: key j is hidden from the first j - hidden + 1 queries.
         left: what scores are still to be multiplied by.
-        largest, inverse, delta: (width,), of each query: its largest score, one over its sum of
+        tile_max, inverse, delta: (width,), of each query: its largest score, one over its sum of
             exponentials, and its sum of dO * out.
     """
     for c in range(0, width, lanes(scores)):
-        m, part, shift = load(largest, c), load(inverse, c), load(delta, c)
+        m, part, shift = load(tile_max, c), load(inverse, c), load(delta, c)
         for j in range(count):
             weight = exp_or_zero((load(scores, j * width + c) - m) * left) * part
             if j >= hidden:
@@ -554,36 +564,36 @@ def _row_product(a, b, start, columns):
 
 @kernel(part=True)
 def _query_sums(
-    rows, width, dout, out, start, C, D, head, row_largest, row_total, i, largest, inverse, delta
+    rows, width, dout, out, start, C, D, head, row_max, row_sum, i, tile_max, inverse, delta
 ):
     """Write each query's largest score, one over its sum of exponentials, its sum of dO * out."""
     for r in range(rows):
         delta[r] = _row_product(dout, out, start + r * C, D)
-        largest[r], inverse[r] = row_largest[i + r, head], row_total[i + r, head]
+        tile_max[r], inverse[r] = row_max[i + r, head], row_sum[i + r, head]
     for r in range(rows, width):
-        delta[r], largest[r], inverse[r] = delta[rows - 1], largest[rows - 1], inverse[rows - 1]
+        delta[r], tile_max[r], inverse[r] = delta[rows - 1], tile_max[rows - 1], inverse[rows - 1]
     for c in range(0, width, lanes(out)):
         store(inverse, splat(out, 1.0) / load(inverse, c), c)
 
 
 @kernel(part=True)
 def _attention_backward_row(
-    dout, q, k, v, out, row_largest, row_total, i, first_key, positions, slopes, head, T, scale,
+    dout, q, k, v, out, row_max, row_sum, i, first_key, positions, slopes, head, T, scale,
     dq, dk, dv, panel, scores, dscores,
 ):  # fmt: skip
     """Differentiate one query, which sees all T keys, in one head."""
-    C = q.size // row_largest.shape[0]
-    D, size = C // row_largest.shape[1], lanes(q)
+    C = q.size // row_max.shape[0]
+    D, size = C // row_max.shape[1], lanes(q)
     start, E = i * C + head.query * D, head.columns
     adds = head.query > head.key * (C // E)  # to what the first head of a group wrote
     delta = _row_product(dout, out, start, D)
-    m, total = splat(q, row_largest[i, head.query]), splat(q, row_total[i, head.query])
+    m, total = splat(q, row_max[i, head.query]), splat(q, row_sum[i, head.query])
     for key in range(0, T, BLOCK_KEYS):
         count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
         _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
-            _bend_row(scores, count, key, i, positions, slopes, head.query, scale, dscores)
+            _add_alibi_to_row(scores, count, key, i, positions, slopes, head.query, scale, dscores)
             left = 1.0
         _row_scores(dout, start, v, place, E, count, D, panel, dscores, 0)
         for c in range(0, count, size):
@@ -613,18 +623,18 @@ def _attention_backward_row(
 
 @kernel(part=True)
 def _attention_backward_pair(
-    dout, q, k, v, out, row_largest, row_total, first, last, first_key, last_key, positions,
+    dout, q, k, v, out, row_max, row_sum, first, last, first_key, last_key, positions,
     slopes, head, causal, scale, dq, dk, dv, keys, queries_transposed, douts_transposed, queries,
-    douts, scores, dscores, largest, inverse, delta,
+    douts, scores, dscores, tile_max, inverse, delta,
 ):  # fmt: skip
     """Differentiate one sequence in one head; all matrices but row_* are flat."""
-    C = q.size // row_largest.shape[0]
-    D, T = C // row_largest.shape[1], last_key - first_key
+    C = q.size // row_max.shape[0]
+    D, T = C // row_max.shape[1], last_key - first_key
     column, E = head.query * D, head.columns
     goes_on = head.query > head.key * (C // E)  # with what the first head of a group wrote
     if last - first == 1:
         _attention_backward_row(
-            dout, q, k, v, out, row_largest, row_total, first, first_key, positions, slopes, head,
+            dout, q, k, v, out, row_max, row_sum, first, first_key, positions, slopes, head,
             T, scale, dq, dk, dv, queries_transposed, scores, dscores,
         )  # fmt: skip
         return
@@ -651,7 +661,7 @@ def _attention_backward_pair(
             pack_panels(q, start, C, rows, D, queries)
             pack_panels(dout, start, C, rows, D, douts)
         _query_sums(
-            rows, width, dout, out, start, C, D, head.query, row_largest, row_total, i, largest,
+            rows, width, dout, out, start, C, D, head.query, row_max, row_sum, i, tile_max,
             inverse, delta,
         )  # fmt: skip
         end = _visible(i + rows - 1, last, T, causal)
@@ -660,7 +670,7 @@ def _attention_backward_pair(
             _block_scores(k, place, count, E, D, queries_transposed, width, scores)
             left = scale
             if slopes.size > 0:
-                _bend_columns(
+                _add_alibi_to_columns(
                     scores,
                     count,
                     width,
@@ -677,7 +687,7 @@ def _attention_backward_pair(
             _block_scores(v, place, count, E, D, douts_transposed, width, dscores)
             hidden = _visible(i, last, T, causal) - key if causal else count
             _score_gradients(
-                scores, dscores, count, width, hidden, left, scale, largest, inverse, delta
+                scores, dscores, count, width, hidden, left, scale, tile_max, inverse, delta
             )
             _multiply_keys(
                 rows, D, count, dscores, 1, width, key_panels, keys_place, column_step, row_step,
@@ -702,7 +712,7 @@ def _attention_backward_pair(
 
 
 @kernel
-def backward_room(q, heads, longest):
+def backward_scratch(q, heads, longest):
     """Return how many elements `attention_backward_pairs` works in."""
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     return (3 + 2 * BLOCK_KEYS + 2 * D) * width + (2 * width + longest) * _padded(D, q)
@@ -710,62 +720,62 @@ def backward_room(q, heads, longest):
 
 @kernel(once=True, allocates=False)
 def attention_backward_pairs(
-    first_pair, last_pair, longest, dout, q, k, v, out, largest, total, query_offsets, key_offsets,
-    positions, slopes, causal, scale, dq, dk, dv, room,
+    first_pair, last_pair, longest, dout, q, k, v, out, row_max, row_sum, query_offsets,
+    key_offsets, positions, slopes, causal, scale, dq, dk, dv, scratch,
 ):  # fmt: skip
     """Differentiate some pairs of sequence and keys' head, in one thread; see `attention_backward`.
 
-    `room` is of `backward_room` elements.
+    `scratch` is of `backward_scratch` elements.
     """
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     group = q.shape[1] // k.shape[1]
     D, width = q.shape[1] // heads, WIDE * lanes(q)
     flat_dout, flat_out = flat(dout), flat(out)
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
     flat_dq, flat_dk, flat_dv = flat(dq), flat(dk), flat(dv)
     block, columns, padded = BLOCK_KEYS * width, width * D, width * _padded(D, q)
-    tile_largest, inverse = room[:width], room[width : 2 * width]
-    delta, room = room[2 * width : 3 * width], room[3 * width :]
-    scores, dscores, room = room[:block], room[block : 2 * block], room[2 * block :]
-    queries_transposed, room = room[:columns], room[columns:]
-    douts_transposed, room = room[:columns], room[columns:]
-    queries, douts, keys = room[:padded], room[padded : 2 * padded], room[2 * padded :]
+    tile_max, inverse = scratch[:width], scratch[width : 2 * width]
+    delta, scratch = scratch[2 * width : 3 * width], scratch[3 * width :]
+    scores, dscores, scratch = scratch[:block], scratch[block : 2 * block], scratch[2 * block :]
+    queries_transposed, scratch = scratch[:columns], scratch[columns:]
+    douts_transposed, scratch = scratch[:columns], scratch[columns:]
+    queries, douts, keys = scratch[:padded], scratch[padded : 2 * padded], scratch[2 * padded :]
     for pair in range(first_pair, last_pair):
         b, shared = pair // (heads // group), pair % (heads // group)
         for head in range(shared * group, (shared + 1) * group):
             _attention_backward_pair(
-                flat_dout, flat_q, flat_k, flat_v, flat_out, largest, total, query_offsets[b],
+                flat_dout, flat_q, flat_k, flat_v, flat_out, row_max, row_sum, query_offsets[b],
                 query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
                 Head(head, shared, k.shape[1]), causal, scale, flat_dq, flat_dk, flat_dv, keys,
                 queries_transposed, douts_transposed, queries, douts, scores, dscores,
-                tile_largest, inverse, delta,
+                tile_max, inverse, delta,
             )  # fmt: skip
 
 
 @kernel(parallel=True)
 def attention_backward(
-    dout, q, k, v, out, largest, total, query_offsets, key_offsets, positions, slopes, causal,
+    dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes, causal,
     scale, dq, dk, dv,
 ):  # fmt: skip
     """Differentiate `attention_forward`.
 
     Args:
         dout, q, out: (Nq, C) float32|float64, C-contiguous.    k, v: (Nk, E).
-        largest, total: (Nq, H) from forward.
+        row_max, row_sum: (Nq, H) from forward.
         query_offsets, key_offsets, positions, slopes, causal, scale: as there.
         dq: (Nq, C), dk, dv: (Nk, E), overwritten.
     Threads: pairs of sequence and keys' head, each with its own rows and columns of every output;
     bit-identical for any thread count.
     """
-    heads = largest.shape[1]
+    heads = row_max.shape[1]
     pairs = (query_offsets.size - 1) * (heads // (q.shape[1] // k.shape[1]))
     longest = longest_sequence(key_offsets)
     tasks = attention_tasks(pairs, q.size, k.size, longest)
     for task in prange(tasks):
         attention_backward_pairs(
             pairs * task // tasks, pairs * (task + 1) // tasks, longest, dout, q, k, v, out,
-            largest, total, query_offsets, key_offsets, positions, slopes, causal, scale, dq, dk,
-            dv, np.empty(backward_room(q, heads, longest), q.dtype),
+            row_max, row_sum, query_offsets, key_offsets, positions, slopes, causal, scale, dq, dk,
+            dv, np.empty(backward_scratch(q, heads, longest), q.dtype),
         )  # fmt: skip
 
 
@@ -840,25 +850,25 @@ def _attention_gradient_reference(
 
 def _attention_tasks(
     threads, q, k, v, query_offsets, key_starts, key_ends, positions, slopes, longest, heads,
-    causal, scale, out, row_max, row_sum, room,
+    causal, scale, out, row_max, row_sum, scratch,
 ):  # fmt: skip
     return attention_tasks((query_offsets.size - 1) * heads, q.size, k.size, longest)
 
 
 def _attention_gradient_tasks(
     threads, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
-    longest, heads, causal, scale, dq, dk, dv, room,
+    longest, heads, causal, scale, dq, dk, dv, scratch,
 ):  # fmt: skip
     shared = heads // (q.shape[1] // k.shape[1])
     return attention_tasks((query_offsets.size - 1) * shared, q.size, k.size, longest)
 
 
-def _forward_room_of(sizes, longest, lanes):
+def _forward_scratch_of(sizes, longest, lanes):
     D, width = sizes["C"] // sizes["H"], WIDE * lanes
     return (3 + BLOCK_KEYS + D) * width + longest * (-(-D // width) * width)
 
 
-def _backward_room_of(sizes, longest, lanes):
+def _backward_scratch_of(sizes, longest, lanes):
     D, width = sizes["C"] // sizes["H"], WIDE * lanes
     padded = -(-D // width) * width
     return (3 + 2 * BLOCK_KEYS + 2 * D) * width + (2 * width + longest) * padded
@@ -877,13 +887,13 @@ def _pairs_of(part, query_offsets, heads, q, k, longest):
 @op(
     "q[Q,C] k[N,E] v[N,E] query_offsets:int[P] key_starts:int[B] key_ends:int[B] "
     "positions?:int[Q] slopes?[H] longest:int heads:int causal:int scale:float "
-    "-> out[Q,C] row_max[Q,H] row_sum[Q,H] room:room",
+    "-> out[Q,C] row_max[Q,H] row_sum[Q,H] scratch:scratch",
     cut="sequences", times="H", tasks=_attention_tasks, twin=_attention_reference,
-    room=_forward_room_of,
+    scratch=_forward_scratch_of,
 )  # fmt: skip
 def attention(
     part, q, k, v, query_offsets, key_starts, key_ends, positions, slopes, longest, heads, causal,
-    scale, out, row_max, row_sum, room,
+    scale, out, row_max, row_sum, scratch,
 ):  # fmt: skip
     """Attend from every query, in every head, to rows key_starts to key_ends of each sequence.
 
@@ -892,20 +902,20 @@ def attention(
     first, last = _pairs_of(part, query_offsets, heads, q, k, longest)
     attention_forward_pairs(
         first, last, longest, q, k, v, query_offsets, key_starts, key_ends, positions, slopes,
-        causal != 0, scale, out, row_max, row_sum, room,
+        causal != 0, scale, out, row_max, row_sum, scratch,
     )  # fmt: skip
 
 
 @op(
     "dout[Q,C] q[Q,C] k[N,E] v[N,E] out[Q,C] row_max[Q,H] row_sum[Q,H] query_offsets:int[P] "
     "key_offsets:int[P] positions?:int[Q] slopes?[H] longest:int heads:int causal:int scale:float "
-    "-> dq[Q,C] dk[N,E] dv[N,E] room:room",
+    "-> dq[Q,C] dk[N,E] dv[N,E] scratch:scratch",
     cut="sequences", times="H", tasks=_attention_gradient_tasks,
-    twin=_attention_gradient_reference, room=_backward_room_of,
+    twin=_attention_gradient_reference, scratch=_backward_scratch_of,
 )  # fmt: skip
 def attention_gradient(
     part, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets, positions, slopes,
-    longest, heads, causal, scale, dq, dk, dv, room,
+    longest, heads, causal, scale, dq, dk, dv, scratch,
 ):  # fmt: skip
     """Differentiate `attention` by queries, keys and values."""
     shared = heads // (q.shape[1] // k.shape[1])
@@ -914,5 +924,5 @@ def attention_gradient(
         first, last = _pairs_of(part, query_offsets, shared, q, k, longest)
     attention_backward_pairs(
         first, last, longest, dout, q, k, v, out, row_max, row_sum, query_offsets, key_offsets,
-        positions, slopes, causal != 0, scale, dq, dk, dv, room,
+        positions, slopes, causal != 0, scale, dq, dk, dv, scratch,
     )  # fmt: skip

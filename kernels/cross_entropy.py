@@ -1,11 +1,11 @@
 """Softmax and cross-entropy in one, forward and backward, with targets that are ignored.
 
-    losses[i] = log(total[i]) - (1 - smoothing) * (logits[i, targets[i]] - largest[i])
-                - smoothing * mean(logits[i] - largest[i]),             0 where targets[i] < 0
-    dlogits[i] = scale * (exp(logits[i] - largest[i]) / total[i]
+    losses[i] = log(row_sum[i]) - (1 - smoothing) * (logits[i, targets[i]] - row_max[i])
+                - smoothing * mean(logits[i] - row_max[i]),             0 where targets[i] < 0
+    dlogits[i] = scale * (exp(logits[i] - row_max[i]) / row_sum[i]
                  - (1 - smoothing) * onehot(targets[i]) - smoothing / V),
                                                                         0 where targets[i] < 0
-    largest[i] = max(logits[i]),   total[i] = sum(exp(logits[i] - largest[i]))
+    row_max[i] = max(logits[i]),   row_sum[i] = sum(exp(logits[i] - row_max[i]))
 
 Label smoothing aims at the target with 1 - smoothing, and spreads the rest evenly over all classes.
 Source: Szegedy et al. 2016, arXiv:1512.00567, section 7.
@@ -36,22 +36,22 @@ from .op import op
 from .softmax import row_maximum
 
 
-def cross_entropy_forward_reference(logits, targets, smoothing, losses, largest, total):
+def cross_entropy_forward_reference(logits, targets, smoothing, losses, row_max, row_sum):
     """Compute `cross_entropy_forward` in NumPy."""
-    largest[...] = logits.max(axis=1)
-    distances = logits - largest[:, None]
-    total[...] = np.exp(distances).sum(axis=1)
+    row_max[...] = logits.max(axis=1)
+    distances = logits - row_max[:, None]
+    row_sum[...] = np.exp(distances).sum(axis=1)
     aim = np.take_along_axis(distances, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
     if smoothing:
         share = logits.dtype.type(smoothing)
         aim = (1 - share) * aim + share * distances.mean(axis=1)
-    losses[...] = np.where(targets >= 0, np.log(total) - aim, 0)
+    losses[...] = np.where(targets >= 0, np.log(row_sum) - aim, 0)
     return float(losses.sum(dtype=np.float64))
 
 
-def cross_entropy_backward_reference(logits, targets, largest, total, smoothing, scale, dlogits):
+def cross_entropy_backward_reference(logits, targets, row_max, row_sum, smoothing, scale, dlogits):
     """Compute `cross_entropy_backward` in NumPy."""
-    dlogits[...] = np.exp(logits - largest[:, None]) / total[:, None]
+    dlogits[...] = np.exp(logits - row_max[:, None]) / row_sum[:, None]
     if smoothing:
         dlogits -= logits.dtype.type(smoothing / logits.shape[1])
     kept = np.flatnonzero(targets >= 0)
@@ -96,15 +96,15 @@ def _sum_of_long_row(i, logits, highest):
 
 
 @kernel
-def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
+def _cross_entropy_row(i, logits, targets, smoothing, losses, row_max, row_sum):
     """Write the loss, the largest logit and the sum of exponentials of row i."""
     V = logits.shape[1]
     highest = row_maximum(logits, i)
-    largest[i] = highest
+    row_max[i] = highest
     if V > EXP_BLOCK * lanes(logits):
-        total[i] = _sum_of_long_row(i, logits, highest)
+        row_sum[i] = _sum_of_long_row(i, logits, highest)
     else:
-        total[i] = sum_lanes(_exponentials(i, 0, V, logits, highest))
+        row_sum[i] = sum_lanes(_exponentials(i, 0, V, logits, highest))
     losses[i] = 0
     if targets[i] >= 0:
         # On registers, where the compiler keeps the order of the sum.
@@ -112,46 +112,46 @@ def _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total):
         if smoothing > 0:
             mean = _mean_distance(i, logits, highest)
             distance = fma(distance, 1 - smoothing, splat(logits, mean) * smoothing)
-        store_first(losses, 1, log(splat(logits, total[i])) - distance, i)
+        store_first(losses, 1, log(splat(logits, row_sum[i])) - distance, i)
 
 
 @kernel
-def cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total):
+def cross_entropy_rows(first, last, logits, targets, smoothing, losses, row_max, row_sum):
     """Go through rows first to last."""
     for i in range(first, last):
-        _cross_entropy_row(i, logits, targets, smoothing, losses, largest, total)
+        _cross_entropy_row(i, logits, targets, smoothing, losses, row_max, row_sum)
 
 
 @kernel(parallel=True)
-def cross_entropy_forward(logits, targets, smoothing, losses, largest, total):
+def cross_entropy_forward(logits, targets, smoothing, losses, row_max, row_sum):
     """Write each row's loss, and return their sum, in float64.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
         smoothing: the share that is spread over all classes, 0 to 1.
-        losses: (N,) overwritten.    largest, total: (N,) overwritten, for backward.
+        losses: (N,) overwritten.    row_max, row_sum: (N,) overwritten, for backward.
     Threads: rows; bit-identical for any thread count.
     """
     N, V = logits.shape
     tasks = row_tasks(N, V)
     if tasks == 1:
-        cross_entropy_rows(0, N, logits, targets, smoothing, losses, largest, total)
+        cross_entropy_rows(0, N, logits, targets, smoothing, losses, row_max, row_sum)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
-            cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
+            cross_entropy_rows(first, last, logits, targets, smoothing, losses, row_max, row_sum)
     return sum_in_float64(losses)
 
 
 @kernel
-def _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, scale, dlogits):
+def _cross_entropy_gradient_row(i, logits, targets, row_max, row_sum, smoothing, scale, dlogits):
     """Write the gradient of row i."""
     V = logits.shape[1]
-    factor, spread = scale / total[i], scale * smoothing / V
+    factor, spread = scale / row_sum[i], scale * smoothing / V
     for j in range(0, V, lanes(logits)):
         gradient = splat(logits, 0.0)
         if targets[i] >= 0:
-            e = exp(load_first(logits, V - j, i, j) - largest[i])
+            e = exp(load_first(logits, V - j, i, j) - row_max[i])
             gradient = fma(e, factor, -spread)
         store_first(dlogits, V - j, gradient, i, j)
     if targets[i] >= 0:
@@ -160,20 +160,20 @@ def _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, s
 
 @kernel
 def cross_entropy_gradient_rows(
-    first, last, logits, targets, largest, total, smoothing, scale, dlogits
+    first, last, logits, targets, row_max, row_sum, smoothing, scale, dlogits
 ):
     """Go through rows first to last."""
     for i in range(first, last):
-        _cross_entropy_gradient_row(i, logits, targets, largest, total, smoothing, scale, dlogits)
+        _cross_entropy_gradient_row(i, logits, targets, row_max, row_sum, smoothing, scale, dlogits)
 
 
 @kernel(parallel=True)
-def cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dlogits):
+def cross_entropy_backward(logits, targets, row_max, row_sum, smoothing, scale, dlogits):
     """Write the gradient by the logits.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
-        largest, total: (N,) from forward.    smoothing: what forward was given.
+        row_max, row_sum: (N,) from forward.    smoothing: what forward was given.
         scale: what each loss counts, 1 / (targets that count).
         dlogits: (N, V) overwritten; not logits.
     Threads: rows; bit-identical for any thread count.
@@ -182,21 +182,21 @@ def cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dl
     tasks = row_tasks(N, V)
     if tasks == 1:
         cross_entropy_gradient_rows(
-            0, N, logits, targets, largest, total, smoothing, scale, dlogits
+            0, N, logits, targets, row_max, row_sum, smoothing, scale, dlogits
         )
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             cross_entropy_gradient_rows(
-                first, last, logits, targets, largest, total, smoothing, scale, dlogits
+                first, last, logits, targets, row_max, row_sum, smoothing, scale, dlogits
             )
 
 
 def _cross_entropy_reference(
-    logits, targets, smoothing, scale, losses, largest, total, dlogits
+    logits, targets, smoothing, scale, losses, row_max, row_sum, dlogits
 ):  # fmt: skip
-    cross_entropy_forward_reference(logits, targets, smoothing, losses, largest, total)
-    cross_entropy_backward_reference(logits, targets, largest, total, smoothing, scale, dlogits)
+    cross_entropy_forward_reference(logits, targets, smoothing, losses, row_max, row_sum)
+    cross_entropy_backward_reference(logits, targets, row_max, row_sum, smoothing, scale, dlogits)
 
 
 def _one_task(threads, losses, loss):
@@ -209,15 +209,15 @@ def _sum_of_losses_reference(losses, loss):
 
 @op(
     "logits[R,V] targets:int[R] smoothing:float scale:float "
-    "-> losses[R] largest[R] total[R] dlogits[R,V]",
+    "-> losses[R] row_max[R] row_sum[R] dlogits[R,V]",
     cut="R", cost="V", twin=_cross_entropy_reference,
 )  # fmt: skip
-def cross_entropy(part, logits, targets, smoothing, scale, losses, largest, total, dlogits):
+def cross_entropy(part, logits, targets, smoothing, scale, losses, row_max, row_sum, dlogits):
     """Write the losses and their gradient."""
     first, last = part.first, part.last
-    cross_entropy_rows(first, last, logits, targets, smoothing, losses, largest, total)
+    cross_entropy_rows(first, last, logits, targets, smoothing, losses, row_max, row_sum)
     cross_entropy_gradient_rows(
-        first, last, logits, targets, largest, total, smoothing, scale, dlogits
+        first, last, logits, targets, row_max, row_sum, smoothing, scale, dlogits
     )
 
 

@@ -28,8 +28,8 @@ from ._blocks import (
     task_grid,
     task_part,
 )
-from ._column import multiply_column, pack_column
 from ._compile import kernel, prange
+from ._gemv import gemv, pack_for_gemv
 from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
 from ._simd import (
@@ -179,7 +179,7 @@ def _pack_and_sum(b, b_start, b_step, depth, panel, column_sums, start):
 
 
 @kernel
-def ask_for(x, first, last, columns, start, step):
+def prefetch_rows(x, first, last, columns, start, step):
     """Ask for rows first to last of a block that is needed later; there is none if x has size 0."""
     for row in range(first, last if x.size else first):
         for j in range(0, columns, lanes(x)):
@@ -276,7 +276,7 @@ def _panel_product(
                     store_first(bias, used - column, splat(bias, 0.0), bias_start + column)
             if single:
                 b_step = 1 if plan.form == INPUT_GRADIENT else plan.right_step
-                pack_column(right, b_start, b_step, depth, panel)
+                pack_for_gemv(right, b_start, b_step, depth, panel)
             elif plan.form == INPUT_GRADIENT:
                 pack_panel_transposed(right, b_start, plan.right_step, depth, used, panel, 0)
             elif sums and used == width:
@@ -302,16 +302,16 @@ def _panel_product(
                 stop = min(last, row + size)
                 if is_far and next_j < plan.columns:
                     before, asked = asked, next_rows * (stop - first) // (last - first)
-                    ask_for(right, before, asked, next_columns, next_start, plan.right_step)
+                    prefetch_rows(right, before, asked, next_columns, next_start, plan.right_step)
                 if activates and plan.form != FORWARD:
-                    ask_for(saved, row, stop, used, start, plan.columns)
+                    prefetch_rows(saved, row, stop, used, start, plan.columns)
                 tiles = (row - first) // TILE_ROWS
                 rows_start = left_start + tiles * left.tile_step + (k - first_k) * left.k_step
                 has_bias = begins and not of_weights and bias.size > 0
                 has_addend = accumulates or not begins or addend.size > 0
                 out_start = start + row * plan.columns
                 if single:
-                    multiply_column(
+                    gemv(
                         stop - row, depth, left.elements, rows_start, left.row_step, left.k_step,
                         left.tile_step, panel, has_bias, bias, bias_start, has_addend, added,
                         rectifies, out, out_start, plan.columns,

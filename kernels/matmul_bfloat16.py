@@ -50,13 +50,13 @@ from .matmul import (
     _linear_tasks,
     _weight_gradient_tasks,
     add_column_sums,
-    ask_for,
     block_of_right,
     matmul_nt_reference,
     matmul_reference,
     matmul_tn_reference,
     operands_of,
     part_of_product,
+    prefetch_rows,
     product_grid,
     product_plan,
     turn_of,
@@ -144,7 +144,7 @@ def _multiply_panel(
     for row in range(first, last, size):
         stop = min(last, row + size)
         if activates and plan.form != FORWARD:
-            ask_for(saved, row, stop, used, start, plan.columns)
+            prefetch_rows(saved, row, stop, used, start, plan.columns)
         multiply_packed(
             stop - row, used, (depth + STEP - 1) // STEP, packed_left, (row - first) * row_step,
             row_step, k_step, panel, panel_start, panel_width(used, panel),

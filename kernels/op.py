@@ -14,7 +14,7 @@ program's dtype, or of others that stand after a colon:
     bias?[C]                                may be absent, and then has size 0
     +dweight[C]                             is added to, or changed in place
     causal:int, epsilon:float               numbers
-    room:room                               elements of the dtype that are this thread's own
+    scratch:scratch                               elements of the dtype that are this thread's own
 
 Those before the arrow are read, those after it are written: no kernel may write others.
 
@@ -42,7 +42,7 @@ from ._simd import borrowed_array
 Part = namedtuple("Part", "index first last threads")
 
 ITEM = re.compile(
-    r"(\+?)([a-z]\w*)(\?)?(?::(int|double|float|room))?(?:\[((?:\d+|[A-Z]+)(?:,(?:\d+|[A-Z]+))*)\])?"
+    r"(\+?)([a-z]\w*)(\?)?(?::(int|double|float|scratch))?(?:\[((?:\d+|[A-Z]+)(?:,(?:\d+|[A-Z]+))*)\])?"
 )
 INT64 = ir.IntType(64)
 NUMBA_DTYPES = {"float32": types.float32, "float64": types.float64}
@@ -52,7 +52,7 @@ class Operand:
     """A name in an op's list of operands.
 
     Attributes:
-        name: its name.    kind: "real", "int", "double", "float" or "room".
+        name: its name.    kind: "real", "int", "double", "float" or "scratch".
         axes: for each axis the letters, or digits, whose product is its length; None of a number.
         optional: whether it may be absent.    written, added: whether it is written, and added to.
     """
@@ -66,12 +66,12 @@ class Operand:
         self.axes = None if axes is None else axes.split(",")
         self.kind = kind or "real"
         self.optional, self.written, self.added = bool(optional), written, bool(added)
-        wants_axes = {"real": True, "double": True, "float": False, "room": False}.get(self.kind)
+        wants_axes = {"real": True, "double": True, "float": False, "scratch": False}.get(self.kind)
         if wants_axes not in (None, self.is_array):
             raise ValueError(f"an array has axes, and a number none, got {text!r}")
         if self.added and not (written and self.is_array):
             raise ValueError(f"only arrays that are written can be added to, got {text!r}")
-        if written and not self.is_array and self.kind != "room":
+        if written and not self.is_array and self.kind != "scratch":
             raise ValueError(f"numbers stand before ->, for none is written, got {text!r}")
 
     @property
@@ -97,12 +97,12 @@ class Op:
         tasks: a kernel that counts the tasks where it is the only op of its segment; None: by cost.
         sums: whether its result is a sum over all rows, which cannot be cut without copies.
         each: whether it is called for each shard by itself, for it writes a part of its own.
-        room: (sizes by letter, longest sequence, lanes) -> elements of its room; None without one.
+        scratch: (sizes by letter, longest sequence, lanes) -> elements of a thread's own; or None.
         load: what is called before it is compiled or comes from disk.
     """
 
     def __init__(
-        self, function, operands, *, twin, cut, times, cost, tasks, sums, each, room, load
+        self, function, operands, *, twin, cut, times, cost, tasks, sums, each, scratch, load
     ):  # fmt: skip
         """See `op`."""
         self.name, self.twin = function.__name__, twin
@@ -118,9 +118,11 @@ class Op:
         self._check_letters(cut, times, cost)
         if cut is None and tasks is None:
             raise ValueError(f"{self.name}: work is cut by rows, or tasks are counted: give one")
-        if (room is None) == any(operand.kind == "room" for operand in self.operands):
-            raise ValueError(f"{self.name}: an operand room:room and its size belong together")
-        self.cut, self.times, self.sums, self.each, self.room = cut, times, sums, each, room
+        if (scratch is None) == any(operand.kind == "scratch" for operand in self.operands):
+            raise ValueError(
+                f"{self.name}: an operand scratch:scratch and its size belong together"
+            )
+        self.cut, self.times, self.sums, self.each, self.scratch = cut, times, sums, each, scratch
         self.cost, self.load, self.python_function = cost, load, function
         self.python_tasks = tasks
         self.function = kernel(function, allocates=False)
@@ -199,7 +201,7 @@ class Op:
 
 def op(
     operands, *, twin, cut=None, times=None, cost=None, tasks=None, sums=False, each=False,
-    room=None, load=None,
+    scratch=None, load=None,
 ):  # fmt: skip
     """Make an op of a serial kernel; see the head of this file for `operands`, and `Op`.
 
@@ -208,7 +210,7 @@ def op(
     """
     return functools.partial(
         Op, operands=operands, twin=twin, cut=cut, times=times, cost=cost, tasks=tasks, sums=sums,
-        each=each, room=room, load=load,
+        each=each, scratch=scratch, load=load,
     )  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def op(
 def called_signature(dtype):
     """Return the Numba type of an op as it is called, for a dtype.
 
-    Arguments: its record, the number of the part, first and last row, threads, and the room.
+    Arguments: its record, the number of the part, first and last row, threads, and the scratch.
     """
     return types.int64(types.CPointer(NUMBA_DTYPES[dtype]), *[types.int64] * 5)
 
@@ -227,15 +229,15 @@ TASKS: Any = None
 OPERANDS: Any = None
 
 
-def _run(record, index, first, last, threads, room):
-    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))
+def _run(record, index, first, last, threads, scratch):
+    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, scratch))
     return 0
 
 
-def _run_or_count(record, index, first, last, threads, room):
+def _run_or_count(record, index, first, last, threads, scratch):
     if index < 0:
-        return TASKS(threads, *OPERANDS(record, np.int64(0), room))
-    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, room))
+        return TASKS(threads, *OPERANDS(record, np.int64(0), scratch))
+    FUNCTION(Part(index, first, last, threads), *OPERANDS(record, index, scratch))
     return 0
 
 
@@ -247,12 +249,12 @@ def _operands_intrinsic(operands):
         for operand in operands:
             if operand.is_array:
                 yield types.Array(dtypes[operand.kind], len(operand.axes), "C")
-            elif operand.kind == "room":
+            elif operand.kind == "scratch":
                 yield types.Array(real, 1, "C")
             else:
                 yield types.float64 if operand.kind == "float" else types.int64
 
-    def typing(typingctx, record, index, room):
+    def typing(typingctx, record, index, scratch):
         found = types.Tuple(list(kinds(record.dtype)))
 
         def generate(context, builder, signature, args):
@@ -270,7 +272,7 @@ def _operands_intrinsic(operands):
                         # Copies of what shards add to are so far apart, in bytes.
                         address = builder.add(address, builder.mul(args[1], shape.pop()))
                     values.append(_array(context, builder, kind, address, shape))
-                elif operand.kind == "room":
+                elif operand.kind == "scratch":
                     values.append(_array(context, builder, kind, args[2], word))
                 elif operand.kind == "float":
                     values.append(builder.bitcast(word[0], ir.DoubleType()))

@@ -45,9 +45,9 @@ MOST_SHARDS = 64
 
 
 @intrinsic
-def _call_op(typingctx, rooms, address, record, index, first, last, threads, room):
-    """Call an op by its address; `rooms` has the program's dtype."""
-    kinds = (types.CPointer(rooms.dtype), *[types.int64] * 5)
+def _call_op(typingctx, scratches, address, record, index, first, last, threads, scratch):
+    """Call an op by its address; `scratches` has the program's dtype."""
+    kinds = (types.CPointer(scratches.dtype), *[types.int64] * 5)
 
     def generate(context, builder, signature, args):
         function = context.call_conv.get_function_type(types.int64, kinds)
@@ -60,7 +60,7 @@ def _call_op(typingctx, rooms, address, record, index, first, last, threads, roo
                 context.call_conv.return_status_propagate(builder, status)
         return result
 
-    return types.int64(rooms, *[types.int64] * 7), generate
+    return types.int64(scratches, *[types.int64] * 7), generate
 
 
 @intrinsic
@@ -107,27 +107,27 @@ def _row_of(shard, op, sizes, offsets):
 
 
 @kernel
-def _call_part(op, record, sizes, first, last, tasks, sharded, threads, offsets, rooms, thread):
+def _call_part(op, record, sizes, first, last, tasks, sharded, threads, offsets, scratches, thread):
     """Call an op for a task of its own, or for shards first to last."""
     where = record.ctypes.data + 8 * op[RECORD]
-    room = rooms.ctypes.data + thread * rooms.strides[0]
+    scratch = scratches.ctypes.data + thread * scratches.strides[0]
     if sharded:
         step = 1 if op[EACH] else last - first
         for shard in range(first, last, step):
             begin = _row_of(shard, op, sizes, offsets)
             end = _row_of(shard + step, op, sizes, offsets)
-            _call_op(rooms, op[ADDRESS], where, shard, begin, end, threads, room)
+            _call_op(scratches, op[ADDRESS], where, shard, begin, end, threads, scratch)
     elif op[COST] > 0:
         rows = sizes[op[ROWS]] * op[TIMES]
         begin, end = rows * first // tasks, rows * last // tasks
-        _call_op(rooms, op[ADDRESS], where, first, begin, end, threads, room)
+        _call_op(scratches, op[ADDRESS], where, first, begin, end, threads, scratch)
     else:
-        _call_op(rooms, op[ADDRESS], where, first, np.int64(-1), np.int64(-1), threads, room)
+        _call_op(scratches, op[ADDRESS], where, first, np.int64(-1), np.int64(-1), threads, scratch)
 
 
 @kernel(once=True, allocates=False)
 def _run_thread(
-    thread, threads, segments, ops, waits, record, sizes, offsets, rooms, progress, clocks
+    thread, threads, segments, ops, waits, record, sizes, offsets, scratches, progress, clocks
 ):
     """Take tasks of each segment in turn, and wait for nothing but what it needs.
 
@@ -150,7 +150,7 @@ def _run_thread(
             for k in range(segments[s, FIRST_OP], segments[s, LAST_OP]):
                 start = clock() if profiles else 0
                 _call_part(
-                    ops[k], record, sizes, first, last, tasks, sharded, threads, offsets, rooms,
+                    ops[k], record, sizes, first, last, tasks, sharded, threads, offsets, scratches,
                     thread,
                 )  # fmt: skip
                 if profiles:
@@ -160,7 +160,7 @@ def _run_thread(
 
 
 @kernel
-def _count_tasks(segments, ops, record, sizes, rooms, threads):
+def _count_tasks(segments, ops, record, sizes, scratches, threads):
     """Count the tasks of each segment that is run, and return the most."""
     most = 1
     for s in range(sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT]):
@@ -172,14 +172,14 @@ def _count_tasks(segments, ops, record, sizes, rooms, threads):
         else:
             where = record.ctypes.data + 8 * op[RECORD]
             none = np.int64(-1)
-            tasks = _call_op(rooms, op[ADDRESS], where, none, none, none, threads, np.int64(0))
+            tasks = _call_op(scratches, op[ADDRESS], where, none, none, none, threads, np.int64(0))
         segments[s, TASKS] = tasks
         most = max(most, tasks)
     return most
 
 
 @kernel(parallel=True)
-def run_program(segments, ops, waits, words, record, sizes, offsets, rooms, clocks):
+def run_program(segments, ops, waits, words, record, sizes, offsets, scratches, clocks):
     """Run the segments from sizes[FIRST_SEGMENT] up to sizes[LAST_SEGMENT].
 
     Args:
@@ -187,25 +187,25 @@ def run_program(segments, ops, waits, words, record, sizes, offsets, rooms, cloc
             segments are overwritten.
         record: int64, overwritten: what the words amount to.
         offsets: (B + 1,) int64, where the sequences of the batch begin.
-        rooms: (threads or more, any) of the program's dtype, overwritten.
+        scratches: (threads or more, any) of the program's dtype, overwritten.
         clocks: (threads or more, ops + segments) int64, to which cycles are added; or (0, 0).
     Threads: tasks of each segment; ops are cut by sizes alone: bit-identical for any thread count.
     """
     for i in range(words.shape[0]):
         record[i] = words[i, OFFSET] + words[i, FACTOR] * sizes[words[i, SIZE]]
     threads = thread_count()
-    most = _count_tasks(segments, ops, record, sizes, rooms, threads)
+    most = _count_tasks(segments, ops, record, sizes, scratches, threads)
     progress = new_progress(segments.shape[0], threads)
     if most == 1:
         # No other thread is woken, which would take as long as the work.
         _run_thread(
-            np.int64(0), threads, segments, ops, waits, record, sizes, offsets, rooms, progress,
+            np.int64(0), threads, segments, ops, waits, record, sizes, offsets, scratches, progress,
             clocks,
         )  # fmt: skip
     else:
         for part in prange(threads):
             _run_thread(
-                np.int64(part), threads, segments, ops, waits, record, sizes, offsets, rooms,
+                np.int64(part), threads, segments, ops, waits, record, sizes, offsets, scratches,
                 progress, clocks,
             )  # fmt: skip
 

@@ -206,13 +206,14 @@ def rmsnorm(part, x, weight, epsilon, out, rrms):
 
 
 @op(
-    "dout[R,C] x[R,C] weight[C] rrms[R] residual?[R,C] -> dx[R,C] totals:double[P,C] room:room",
+    "dout[R,C] x[R,C] weight[C] rrms[R] residual?[R,C] "
+    "-> dx[R,C] totals:double[P,C] scratch:scratch",
     cut="R", cost="C", each=True, twin=_rmsnorm_gradient_reference,
-    room=lambda sizes, longest, lanes: sizes["C"],
+    scratch=lambda sizes, longest, lanes: sizes["C"],
 )  # fmt: skip
-def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, room):
+def rmsnorm_gradient(part, dout, x, weight, rrms, residual, dx, totals, scratch):
     """Differentiate by x, and leave a part's sums for the gradient of the weight."""
-    C, sums = weight.size, array_at(room, 0, 1, weight.size)
+    C, sums = weight.size, array_at(scratch, 0, 1, weight.size)
     for j in range(C):
         totals[part.index, j] = 0
         sums[0, j] = 0

@@ -39,7 +39,7 @@ def rotary_backward_reference(dq, dk, query_positions, key_positions, cosines, s
 
 
 @kernel
-def _turn_rows(x, first, last, positions, cosines, sines, direction):
+def _rotate_rows(x, first, last, positions, cosines, sines, direction):
     """Turn rows first to last, by the angle times `direction`, which is 1 or -1."""
     C, half = x.shape[1], cosines.shape[1]
     for i in range(first, last):
@@ -59,8 +59,8 @@ def _turn_rows(x, first, last, positions, cosines, sines, direction):
 def _turn_both(first, last, q, k, query_positions, key_positions, cosines, sines, direction):
     """Turn rows first to last, where those of q come before those of k."""
     rows = q.shape[0]
-    _turn_rows(q, min(first, rows), min(last, rows), query_positions, cosines, sines, direction)
-    _turn_rows(
+    _rotate_rows(q, min(first, rows), min(last, rows), query_positions, cosines, sines, direction)
+    _rotate_rows(
         k, max(first - rows, 0), max(last - rows, 0), key_positions, cosines, sines, direction
     )
 
@@ -114,4 +114,4 @@ def _rotary_reference(positions, cosines, sines, direction, x):
 )  # fmt: skip
 def rotary(part, positions, cosines, sines, direction, x):
     """Rotate rows by their positions, or back where the direction is -1."""
-    _turn_rows(x, part.first, part.last, positions, cosines, sines, direction)
+    _rotate_rows(x, part.first, part.last, positions, cosines, sines, direction)

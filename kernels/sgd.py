@@ -2,7 +2,7 @@
 
     velocity = momentum * velocity + g,    p = p - lr * velocity
 
-Where a gradient stays 0, the velocity fades, and ends at 0 (`_fading.py`).
+Where a gradient stays 0, the velocity fades, and ends at 0 (`_denormals.py`).
 Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning",
 in PyTorch's form, where the learning rate is not part of the velocity.
 """
@@ -10,7 +10,7 @@ in PyTorch's form, where the learning rate is not part of the velocity.
 import numpy as np
 
 from ._compile import kernel, prange
-from ._fading import FAINT, end_fading, end_fading_reference
+from ._denormals import FAINT, end_denormals, end_denormals_reference
 from ._simd import end_stream, fma, lanes, load_first, store_first, stream_first
 
 CHUNK = 8192
@@ -20,7 +20,7 @@ def sgd_step_reference(parameters, gradients, velocity, lr, momentum):
     """Compute `sgd_step` in NumPy."""
     velocity *= velocity.dtype.type(momentum)
     velocity += gradients
-    end_fading_reference(velocity, gradients, FAINT)
+    end_denormals_reference(velocity, gradients, FAINT)
     parameters -= parameters.dtype.type(lr) * velocity
 
 
@@ -41,7 +41,7 @@ def sgd_step(parameters, gradients, velocity, lr, momentum):
             n = stop - i
             g = load_first(gradients, n, i)
             moved = fma(load_first(velocity, n, i), momentum, g)
-            moved = end_fading(moved, g, FAINT * smallest)
+            moved = end_denormals(moved, g, FAINT * smallest)
             store_first(velocity, n, moved, i)
             stream_first(parameters, n, load_first(parameters, n, i) - moved * lr, i)
         end_stream(parameters)

@@ -13,11 +13,11 @@ from numba.core import event
 
 from fastformer.analysis.loading import load_run
 from fastformer.analysis.run_evaluation import evaluate_run
-from fastformer.training.observer import TrainingObserver
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.runs import settings_from, train_run
 
 
-class Watcher(TrainingObserver):
+class Watcher(TrainingCallbacks):
     """Records what numba compiles or loads, from the line above the table on."""
 
     def __init__(self) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from fastformer.data import DigitTask
 from fastformer.models.config import TransformerConfig
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import load_checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.digits_run import RunSettings
-from fastformer.training.observer import TrainingObserver
 
 TIMES = ("seconds", "examples_per_second")
 SIZES: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "ffn_dim": 32}
@@ -44,7 +44,7 @@ def small_settings(dropout: float = 0.0, examples: int = 400, **options: Any) ->
     )
 
 
-class Recorder(TrainingObserver):
+class Recorder(TrainingCallbacks):
     """Keeps all that it is told."""
 
     def __init__(self) -> None:

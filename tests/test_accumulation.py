@@ -12,9 +12,9 @@ from runs import SIZES, Recorder, one_thread
 
 import fastformer as ff
 from fastformer.training.config import TrainingConfig
+from fastformer.training.examples import Examples
 from fastformer.training.loop import Trainer
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.source import Examples
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -82,7 +82,7 @@ def test_accumulated_batches_are_one_batch_whatever_they_hold(
     )
     found, expected = (t.model.parameters().values for t in (steps, whole))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    told = [[loss for _, loss, _, _ in trainer.observer.steps] for trainer in (steps, whole)]  # type: ignore[attr-defined]
+    told = [[loss for _, loss, _, _ in trainer.callbacks.steps] for trainer in (steps, whole)]  # type: ignore[attr-defined]
     assert told[0] == pytest.approx(told[1], rel=1e-9) and len(told[1]) == 1
     records = [trainer.run.read_metrics()[0] for trainer in (steps, whole)]
     assert records[1]["train_loss"] == pytest.approx(told[1][0], rel=1e-12)
@@ -96,7 +96,7 @@ def test_an_epochs_loss_is_that_of_all_its_targets(tmp_path: Path) -> None:
     targets = rng.integers(0, 20, inputs.num_tokens)
     targets[:20] = -1
     trainer = accumulated(tmp_path / "run", InOrder(inputs, targets), batch_size=1)
-    losses = [loss for _, loss, _, _ in trainer.observer.steps]  # type: ignore[attr-defined]
+    losses = [loss for _, loss, _, _ in trainer.callbacks.steps]  # type: ignore[attr-defined]
     asked = [0, 13, 4, 28]
     (record,) = trainer.run.read_metrics()
     assert record["train_loss"] == pytest.approx(np.dot(losses, asked) / sum(asked), rel=1e-12)

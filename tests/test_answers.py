@@ -155,9 +155,9 @@ def small_settings(name: str, **training: Any) -> AnswerSettings:
 
 @pytest.mark.parametrize("name", ANSWER_TASKS)
 def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> None:
-    observer = Recorder()
-    result = train_answers(small_settings(name), tmp_path / "run", observer)
-    losses = [record["train_loss"] for record in observer.records]
+    callbacks = Recorder()
+    result = train_answers(small_settings(name), tmp_path / "run", callbacks)
+    losses = [record["train_loss"] for record in callbacks.records]
     assert losses[1] < 0.9 * losses[0]
     assert (result["steps"], result["test_examples"]) == (40, 100)
     assert RunDirectory.open(tmp_path / "run").read_result() == result

@@ -238,7 +238,7 @@ def test_the_file_modules_import_neither_numba_nor_matplotlib() -> None:
     code = (
         "import sys\n"
         "import fastformer.training.run_directory, fastformer.training.schedules\n"
-        "import fastformer.training.observer\n"
+        "import fastformer.training.callbacks\n"
         "print([name for name in ('numba', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -123,12 +123,12 @@ def test_a_command_that_is_shown_can_be_copied_into_a_shell(name: str) -> None:
 
 
 def test_without_a_terminal_each_epoch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.observer() as observer:
-        observer.started(1000, 0, "a small model")
-        observer.stepped(1, 2.0, 1e-3, 32)
-        observer.epoch_finished(RECORD)
-        observer.message("a thing worth knowing")
-        observer.finished()
+    with progress.callbacks() as callbacks:
+        callbacks.started(1000, 0, "a small model")
+        callbacks.stepped(1, 2.0, 1e-3, 32)
+        callbacks.epoch_finished(RECORD)
+        callbacks.message("a thing worth knowing")
+        callbacks.finished()
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [

@@ -22,8 +22,8 @@ from fastformer.analysis.prediction import AnswerPredictor
 from fastformer.analysis.token_roles import PART_ROLES, PLACE_ROLE, TOKEN_ROLES, role_sequence
 from fastformer.cli import main
 from fastformer.cli.progress import LineProgress
+from fastformer.data.answer_formats import FORMS
 from fastformer.data.answers import ANSWER_TOKENS, AnswerTask, draw_training, kept_apart
-from fastformer.data.forms import FORMS
 from fastformer.data.questions import parse_question, questions_of
 from fastformer.data.vocabulary import encode
 from fastformer.generation import log_softmax
@@ -292,9 +292,9 @@ def test_damage_and_missing_records_are_told(
 
 def test_a_run_that_has_ended_keeps_its_result(nested: Path) -> None:
     result = load_run(nested).run.read_result()
-    observer = Recorder()
-    assert resume_answers(nested, observer) == result
-    assert observer.steps == [] and "nothing is left to train" in observer.messages[0]
+    callbacks = Recorder()
+    assert resume_answers(nested, callbacks) == result
+    assert callbacks.steps == [] and "nothing is left to train" in callbacks.messages[0]
     # Without result and records it is tested anew, and its times are not known.
     (nested / "result.json").unlink()
     (nested / "metrics.jsonl").unlink()
@@ -347,7 +347,7 @@ def test_seeds_that_were_stopped_go_on_to_the_same_results(
     whole = object_of(capsys, *words, "--out", tmp_path / "whole")
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr("fastformer.cli.progress.observer", Interrupting)
+        patch.setattr("fastformer.cli.progress.callbacks", Interrupting)
         assert main([*map(str, words), "--out", str(stopped)]) == 130
     assert f"fastformer train --resume {stopped}\n" in capsys.readouterr().err
     assert not (stopped / "seed-44").exists()

@@ -179,28 +179,28 @@ def test_a_task_that_cannot_be_drawn_makes_no_directory(tmp_path: Path) -> None:
 
 
 def test_an_observer_sees_start_and_end_whatever_happens(tmp_path: Path) -> None:
-    observer = Recorder()
+    callbacks = Recorder()
     with pytest.raises(TrainingDivergedError):
-        train_digits(small_settings(learning_rate=1e30), tmp_path / "run", observer)
-    ((total, first, description),) = observer.starts
-    assert (total, first, observer.ends) == (30, 0, 1)
+        train_digits(small_settings(learning_rate=1e30), tmp_path / "run", callbacks)
+    ((total, first, description),) = callbacks.starts
+    assert (total, first, callbacks.ends) == (30, 0, 1)
     assert "318 training examples" in description and "seed 42" in description
 
 
 def test_overfitting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Scores(1.0, 0.0))
-    observer = Recorder()
-    train_digits(small_settings(epochs=8), tmp_path / "run", observer)
-    assert any("overfitting" in text for text in observer.messages)
+    callbacks = Recorder()
+    train_digits(small_settings(epochs=8), tmp_path / "run", callbacks)
+    assert any("overfitting" in text for text in callbacks.messages)
 
 
 def test_a_run_that_has_ended_is_left_as_it_is(run: Path) -> None:
     before = tree(run)
-    observer = Recorder()
-    result = resume_digits(run, observer)
+    callbacks = Recorder()
+    result = resume_digits(run, callbacks)
     assert result == json.loads((run / "result.json").read_text())
-    assert (observer.starts, observer.steps) == ([], [])
-    assert any("has ended after epoch 12: nothing is left" in text for text in observer.messages)
+    assert (callbacks.starts, callbacks.steps) == ([], [])
+    assert any("has ended after epoch 12: nothing is left" in text for text in callbacks.messages)
     assert tree(run) == before
 
 
@@ -211,10 +211,10 @@ def test_a_run_that_has_ended_without_a_good_result_is_tested_anew(run: Path, da
         (run / "result.json").write_text(damage)
     else:
         (run / "result.json").unlink()
-    observer = Recorder()
-    result = resume_digits(run, observer)
+    callbacks = Recorder()
+    result = resume_digits(run, callbacks)
     assert without_times(result) == without_times(good)
-    assert observer.steps == []
+    assert callbacks.steps == []
     assert json.loads((run / "result.json").read_text()) == result
 
 

@@ -12,14 +12,14 @@ from program import HANG, ROOT
 from runs import Recorder, everything, one_thread, small_settings
 
 from fastformer.training.digits_run import resume_digits, train_digits
-from fastformer.training.interrupt import SIGNALS
 from fastformer.training.loop import TrainingInterrupted
+from fastformer.training.signals import SIGNALS
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
 BEGIN = """
 import os, signal, sys
-from fastformer.training.interrupt import EndAtOnce, StopRequest
+from fastformer.training.signals import EndAtOnce, StopRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 number = int(sys.argv[1])
 def send():

@@ -16,10 +16,10 @@ from fastformer.errors import CheckpointError, InvalidTypeError, InvalidValueErr
 from fastformer.training import loop
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
 from fastformer.training.config import TrainingConfig
+from fastformer.training.examples import Examples
 from fastformer.training.loop import Trainer, TrainingDivergedError
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
-from fastformer.training.source import Examples
 from fastformer.training.steps import Scores, accumulate_gradients
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -49,7 +49,7 @@ def make_trainer(
         digits(40, 2),
         RunDirectory.create(directory, {}),
         seed=1,
-        observer=Recorder(),
+        callbacks=Recorder(),
     )
 
 
@@ -137,7 +137,7 @@ def test_what_is_told_and_logged(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", schedule="cosine", warmup_steps=3, clip_norm=0.1)
     assert (trainer.steps_per_epoch, trainer.total_steps) == (BATCHES, 2 * BATCHES)
     trainer.train()
-    observer: Any = trainer.observer
+    callbacks: Any = trainer.callbacks
     rates = [
         learning_rate_at(
             step,
@@ -149,11 +149,11 @@ def test_what_is_told_and_logged(tmp_path: Path) -> None:
         )
         for step in range(8)
     ]
-    assert [step for step, *_ in observer.steps] == list(range(1, 9))
-    assert [rate for _, _, rate, _ in observer.steps] == rates
-    assert {examples for *_, examples in observer.steps} == {32}
+    assert [step for step, *_ in callbacks.steps] == list(range(1, 9))
+    assert [rate for _, _, rate, _ in callbacks.steps] == rates
+    assert {examples for *_, examples in callbacks.steps} == {32}
     records = trainer.run.read_metrics()
-    assert records == observer.records
+    assert records == callbacks.records
     assert [record["epoch"] for record in records] == [1, 2]
     assert [record["step"] for record in records] == [4, 8]
     assert [record["learning_rate"] for record in records] == [rates[3], rates[7]]
@@ -207,7 +207,7 @@ def test_a_last_group_that_is_not_full_is_a_step_of_its_own(tmp_path: Path) -> N
     trainer = make_trainer(tmp_path / "run", accumulation_steps=3, epochs=1)
     assert trainer.total_steps == 2
     trainer.train()
-    assert [examples for *_, examples in trainer.observer.steps] == [96, 32]  # type: ignore
+    assert [examples for *_, examples in trainer.callbacks.steps] == [96, 32]  # type: ignore
 
 
 def test_training_stops_early_and_the_best_is_kept(
@@ -221,7 +221,7 @@ def test_training_stops_early_and_the_best_is_kept(
         if record["best"]:
             best.append(weights(trainer))
 
-    monkeypatch.setattr(trainer.observer, "epoch_finished", keep_best)
+    monkeypatch.setattr(trainer.callbacks, "epoch_finished", keep_best)
     trainer.train()
     assert (trainer.progress.epoch, trainer.tracker.best_epoch, len(best)) == (4, 2, 2)
     assert trainer.progress.stopped_early and trainer.ended

@@ -23,9 +23,9 @@ from fastformer.kernels import gradient as gradient_file
 from fastformer.kernels import layernorm as layernorm_file
 from fastformer.kernels import matmul as matmul_file
 from fastformer.kernels import matmul_bfloat16 as bfloat16_file
-from fastformer.kernels import pooling as pooling_file
 from fastformer.kernels import rmsnorm as rmsnorm_file
 from fastformer.kernels import rotary as rotary_file
+from fastformer.kernels import sequence_rows as sequence_rows_file
 from fastformer.kernels import softmax as softmax_file
 from fastformer.kernels import swiglu as swiglu_file
 from fastformer.kernels._compile import BUILD
@@ -36,7 +36,7 @@ from fastformer.kernels.program import shard_count
 from fastformer.layers.relative_positions import alibi_slopes
 from fastformer.program import Program
 from fastformer.schedule import SHARDING, is_local
-from fastformer.tables import room_of
+from fastformer.tables import scratch_of
 from fastformer.tensors import LONGEST_AXIS, MOST_PARTS, OFFSETS, ROWS, SEQUENCE_ROWS, Axis
 from fastformer.workspace import Workspace
 
@@ -123,7 +123,7 @@ class Case:
 
 def operands_of(an_op: Op) -> list[Any]:
     """Return the operands that a twin is given."""
-    return [operand for operand in an_op.operands if operand.kind != "room"]
+    return [operand for operand in an_op.operands if operand.kind != "scratch"]
 
 
 def sizes_of(batch: ff.PackedBatch) -> list[int]:
@@ -178,12 +178,14 @@ def run_op(case: Case, batch: ff.PackedBatch, arguments: Sequence[Any], way: str
         turns.append(guarded)
     workspace = Workspace(program, way, ops=get_backend("numba"), max_seq_len=LONGEST)
     workspace.grow(batch.num_tokens, batch.num_sequences)
-    workspace.rooms[:] = np.nan
+    workspace.scratches[:] = np.nan
     workspace.run(batch, bound=bound)
     step = program.steps[0]
     if way == "blocks":
         assert step.sharded == is_local(step)
-    assert np.isnan(workspace.rooms[:, room_of(workspace, step) :]).all(), "wrote beyond its room"
+    assert np.isnan(workspace.scratches[:, scratch_of(workspace, step) :]).all(), (
+        "wrote beyond its scratch"
+    )
     results = []
     for guarded in turns:
         for operand, value in zip(operands_of(case.op), guarded, strict=True):
@@ -390,15 +392,15 @@ CASES = [
     ),
     *product_cases(matmul_file, ""),
     *product_cases(bfloat16_file, "_bfloat16"),
-    Case(pooling_file.gather, POOLED, given=chosen_rows),
-    Case(pooling_file.scatter, POOLED, given=chosen_rows),
-    Case(pooling_file.keep_rows, WIDE | {"N": 900}, given=kept_rows),
+    Case(sequence_rows_file.gather, POOLED, given=chosen_rows),
+    Case(sequence_rows_file.scatter, POOLED, given=chosen_rows),
+    Case(sequence_rows_file.keep_rows, WIDE | {"N": 900}, given=kept_rows),
     Case(
-        pooling_file.mean_of_rows, POOLED | {"P": OFFSETS},
+        sequence_rows_file.mean_of_rows, POOLED | {"P": OFFSETS},
         given=lambda batch, rng: {"offsets": batch._offsets},
     ),
     Case(
-        pooling_file.mean_of_rows_gradient, POOLED | {"P": OFFSETS},
+        sequence_rows_file.mean_of_rows_gradient, POOLED | {"P": OFFSETS},
         given=lambda batch, rng: {"offsets": batch._offsets},
     ),
     Case(rmsnorm_file.rmsnorm, WIDE, EPSILON),
@@ -617,13 +619,18 @@ def copy_too_far(part, x, out):
             out[i, x.shape[1]] = 0
 
 
-@op("x[R,C] -> out[R,C] room:room", cut="R", twin=copy_reference, room=lambda s, longest, lanes: 2)
-def copy_beyond_its_room(part, x, out, room):
-    """Copy rows, and write to more elements than its room is said to have."""
+@op(
+    "x[R,C] -> out[R,C] scratch:scratch",
+    cut="R",
+    twin=copy_reference,
+    scratch=lambda s, longest, lanes: 2,
+)
+def copy_beyond_its_scratch(part, x, out, scratch):
+    """Copy rows, and write to more elements than its scratch is said to have."""
     for i in range(part.first, part.last):
         for j in range(x.shape[1]):
-            room[i % 3] = x[i, j]
-            out[i, j] = room[i % 3]
+            scratch[i % 3] = x[i, j]
+            out[i, j] = scratch[i % 3]
 
 
 @op("x[R,C] -> out[R,C]", cut="R", cost="C", twin=copy_reference)
@@ -656,9 +663,9 @@ def test_an_op_that_writes_past_the_end_is_found():
         check_alone(copy_too_far)
 
 
-def test_an_op_that_needs_more_room_than_it_says_is_found():
-    with pytest.raises(FAULT, match="wrote beyond its room|out of bounds"):
-        check_alone(copy_beyond_its_room)
+def test_an_op_that_needs_more_scratch_than_it_says_is_found():
+    with pytest.raises(FAULT, match="wrote beyond its scratch|out of bounds"):
+        check_alone(copy_beyond_its_scratch)
 
 
 def test_an_op_whose_result_depends_on_where_it_is_cut_is_found():

@@ -21,8 +21,8 @@ from fastformer.analysis.plots import (
     read_curves,
     value_text,
 )
-from fastformer.analysis.sketch import sketch
 from fastformer.analysis.svg import panel_svg
+from fastformer.analysis.terminal_plot import terminal_plot
 from fastformer.cli import main
 from fastformer.cli.progress import epoch_line
 from fastformer.errors import InvalidValueError, RunError
@@ -128,7 +128,7 @@ def test_steps_are_the_axis_where_records_have_no_epochs(tmp_path: Path, run: Pa
 
 def drawn(run: Path, records: list[dict[str, Any]]) -> list[list[str]]:
     """Return the rows of the loss's panel in the sketch of a run, as lists of its characters."""
-    lines = sketch([read_curves(make_run(run, records))], width=80)
+    lines = terminal_plot([read_curves(make_run(run, records))], width=80)
     start = next(place for place, line in enumerate(lines) if "loss" in line) + 1
     return [list(line[9:39].ljust(30)) for line in lines[start : start + 9]]
 
@@ -150,7 +150,7 @@ def test_the_sketch_puts_marks_where_values_are(tmp_path: Path) -> None:
 
 def test_the_sketch_needs_no_more_than_ascii_and_fits_its_width(run: Path) -> None:
     for width in (60, 100):
-        lines = sketch([read_curves(run)], width)
+        lines = terminal_plot([read_curves(run)], width)
         assert max(map(len, lines[1:])) <= width  # the first has the run's name
         "\n".join(lines).encode("ascii")
     assert all(f" {title}" in "\n".join(lines) for title in ("loss", "accuracy", "learning rate"))
@@ -202,7 +202,7 @@ def test_runs_of_several_seeds_are_drawn_together(
 def test_one_epoch_is_enough(tmp_path: Path) -> None:
     curves = read_curves(make_run(tmp_path / "run", [record(1, 0.0, gradient_norm=0.0)]))
     curves_figure([curves])
-    assert any("o" in line for line in sketch([curves])[3:])
+    assert any("o" in line for line in terminal_plot([curves])[3:])
 
 
 def test_plot_writes_the_picture_into_the_run_and_changes_nothing_else(

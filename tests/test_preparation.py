@@ -17,9 +17,9 @@ from test_answers import small_settings as answers
 
 import fastformer as ff
 from fastformer.training.digits_run import RunSettings, _DigitJob
+from fastformer.training.examples import Examples
 from fastformer.training.preparation import batches_of_each_size
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.source import Examples
 from fastformer.warmup import compilation_clock, telling_of_compilation
 
 __all__ = ["one_thread"]  # a fixture that every test here uses

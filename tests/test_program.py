@@ -106,7 +106,7 @@ def new_workspace(program, way="ops", backend="numba", longest=40):
     "text",
     [
         *("x[R,C", "x]R[", "x[]", "x[R,]", "x[2C]", "x:long[R]", "X[R]", "?x[R]"),
-        *("x", "x:room[R]", "x:float[R]"),
+        *("x", "x:scratch[R]", "x:float[R]"),
     ],
 )
 def test_operands_that_cannot_be_read_are_told(text):
@@ -134,8 +134,8 @@ def nothing(part, x, out):
         ("x[R] -> out[R]", {"cut": "R", "cost": "C"}, "C is no letter of its operands"),
         ("x[R] -> out[R]", {}, "work is cut by rows, or tasks are counted: give one"),
         ("x[R] -> out[R]", {"tasks": lambda x, out: 1}, "but its tasks has x out"),
-        ("x[R] -> out[R]", {"cut": "R", "room": max}, "room:room and its size belong together"),
-        ("x[R] -> out[R] room:room", {"cut": "R"}, "its kernel has part x out"),
+        ("x[R] -> out[R]", {"cut": "R", "scratch": max}, "scratch and its size belong together"),
+        ("x[R] -> out[R] scratch:scratch", {"cut": "R"}, "its kernel has part x out"),
     ],
 )  # fmt: skip
 def test_what_an_op_says_of_itself_is_checked(text, options, message):
@@ -617,7 +617,7 @@ def test_segments_that_do_not_wait_are_noticed(values):
 
 @pytest.mark.parametrize("way", ["ops", "blocks"])
 def test_a_workspace_grows_and_gives_the_same_bits(values, way):
-    """More tokens, or more sequences, than there was room for; and fewer again."""
+    """More tokens, or more sequences, than there was scratch for; and fewer again."""
     kinds = [("mix", 0, 0), ("mirror", 1, 0), ("mix", 1, 2), ("mix", 3, 1)]
     moves = [(*kind, number == 2) for number, kind in enumerate(kinds)]
     batches = [

@@ -19,7 +19,7 @@ from models import (
 )
 
 import fastformer as ff
-from fastformer import callers
+from fastformer import thread_safety
 from fastformer.errors import FastformerError, NotForwardedError, OtherThreadError
 from fastformer.generation import KeyValueCache, generate
 
@@ -223,7 +223,7 @@ def test_an_error_leaves_the_model_to_others():
 
 
 def test_a_forked_process_forgets_threads_that_it_has_not():
-    guard, held, over = callers.ThreadGuard(), threading.Event(), threading.Event()
+    guard, held, over = thread_safety.ThreadGuard(), threading.Event(), threading.Event()
 
     def hold():
         with guard:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastformer.data.answer_formats import FORMS
 from fastformer.data.answers import (
     ANSWER_TASKS,
     ANSWER_TOKENS,
@@ -14,7 +15,6 @@ from fastformer.data.answers import (
     draw_training,
     draw_unseen,
 )
-from fastformer.data.forms import FORMS
 from fastformer.data.questions import parse_question, questions_of
 from fastformer.errors import InvalidTypeError, InvalidValueError
 

@@ -40,13 +40,13 @@ class Stopper(Recorder):
 
 def stop_at(directory: Path, settings: Any, step: int, number: int | None) -> None:
     """Train, or go on, until a step, and stop there."""
-    observer = Stopper(step, number)
+    callbacks = Stopper(step, number)
     with pytest.raises(Crash if number is None else TrainingInterrupted):
         if directory.exists():
-            resume_digits(directory, observer)
+            resume_digits(directory, callbacks)
         else:
-            train_digits(settings, directory, observer)
-    assert observer.ends == 1
+            train_digits(settings, directory, callbacks)
+    assert callbacks.ends == 1
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -86,9 +86,9 @@ def test_any_stop_changes_no_bit(variant: str, tmp_path: Path) -> None:
         run = tmp_path / f"stopped-{stops[0][0]}"
         for step, number in stops:
             stop_at(run, settings, step, number)
-        observer = Recorder()
-        result = resume_digits(run, observer)
-        assert observer.starts[0][1] <= last
+        callbacks = Recorder()
+        result = resume_digits(run, callbacks)
+        assert callbacks.starts[0][1] <= last
         assert without_times(result) == without_times(unbroken)
         assert everything(run) == expected
 
@@ -98,18 +98,18 @@ def test_a_stop_between_epochs_changes_no_bit(tmp_path: Path) -> None:
     settings = small_settings()
     train_digits(settings, tmp_path / "unbroken", Recorder())
     stop_at(tmp_path / "run", settings, STEPS_PER_EPOCH + 4, None)
-    observer = Recorder()
-    resume_digits(tmp_path / "run", observer)
-    assert observer.starts[0][1] == STEPS_PER_EPOCH
-    assert [step for step, *_ in observer.steps] == list(range(11, 31))
+    callbacks = Recorder()
+    resume_digits(tmp_path / "run", callbacks)
+    assert callbacks.starts[0][1] == STEPS_PER_EPOCH
+    assert [step for step, *_ in callbacks.steps] == list(range(11, 31))
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
 
 
 def test_the_two_ways_to_stop_are_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    observer = Stopper(7, signal.SIGTERM)
+    callbacks = Stopper(7, signal.SIGTERM)
     with pytest.raises(TrainingInterrupted, match="was stopped after step 7") as stopped:
-        train_digits(small_settings(), run, observer)
+        train_digits(small_settings(), run, callbacks)
     assert stopped.value.signal == signal.SIGTERM
     assert (stopped.value.directory, stopped.value.step) == (run, 7)
     assert RunDirectory.open(run).latest().metadata["progress"]["step"] == 7
@@ -164,10 +164,10 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> N
     stop_at(tmp_path / "run", settings, 23, None)
     newest = tmp_path / "run/checkpoints/step-00000020.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    observer = Recorder()
+    callbacks = Recorder()
     with pytest.warns(UserWarning, match="a checkpoint is skipped: .*step-00000020"):
-        resume_digits(tmp_path / "run", observer)
-    assert observer.starts[0][1] == STEPS_PER_EPOCH
+        resume_digits(tmp_path / "run", callbacks)
+    assert callbacks.starts[0][1] == STEPS_PER_EPOCH
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
 
 
@@ -191,10 +191,10 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_after(patch, owner, name, call)
         train_digits(settings, tmp_path / "run", Recorder())
-    observer = Recorder()
-    resume_digits(tmp_path / "run", observer)
-    assert "run has no checkpoint yet: it starts from its beginning" in observer.messages[0]
-    assert observer.starts[0][1] == 0
+    callbacks = Recorder()
+    resume_digits(tmp_path / "run", callbacks)
+    assert "run has no checkpoint yet: it starts from its beginning" in callbacks.messages[0]
+    assert callbacks.starts[0][1] == 0
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
     assert tree(tmp_path / "run").keys() == tree(tmp_path / "unbroken").keys()
 
@@ -239,26 +239,26 @@ def test_more_epochs_have_the_bits_of_a_run_that_had_them_from_its_beginning(
         train_digits(short, run, Recorder())
     else:
         stop_at(run, short, at, signal.SIGINT)
-    observer = Stopper((at or 15) + 4, signal.SIGINT)
+    callbacks = Stopper((at or 15) + 4, signal.SIGINT)
     last = (5 * 5, 5 * 2)["accumulation_steps" in options]
-    if observer.step < last:
+    if callbacks.step < last:
         with pytest.raises(TrainingInterrupted):
-            resume_digits(run, observer, epochs=5)
+            resume_digits(run, callbacks, epochs=5)
     result = resume_digits(run, Recorder(), epochs=5)
-    assert result["epochs"] == 5 and observer.messages == []
+    assert result["epochs"] == 5 and callbacks.messages == []
     assert everything(run) == everything(tmp_path / "long")
     assert resume_digits(run, Recorder()) == result  # as a supervisor does it
 
 
 def test_a_cosine_that_ends_elsewhere_is_told(tmp_path: Path) -> None:
     settings = small_settings(backend="reference", examples=200, epochs=2, schedule="cosine")
-    run, observer = tmp_path / "run", Recorder()
+    run, callbacks = tmp_path / "run", Recorder()
     train_digits(settings, run, Recorder())
-    resume_digits(run, observer, epochs=4)
+    resume_digits(run, callbacks, epochs=4)
     assert (
-        "cosine of the learning rate ends with epoch 4 from now on, not 2" in observer.messages[0]
+        "cosine of the learning rate ends with epoch 4 from now on, not 2" in callbacks.messages[0]
     )
-    rates = [rate for _, _, rate, _ in observer.steps]
+    rates = [rate for _, _, rate, _ in callbacks.steps]
     assert len(rates) == 10 and 0 < rates[-1] < rates[0] < 0.01 / 2 * 1.01
 
 
@@ -276,14 +276,14 @@ def test_epochs_that_are_done_cannot_be_taken_back(tmp_path: Path) -> None:
 
 
 def test_a_run_without_patience_left_is_not_trained_on(tmp_path: Path) -> None:
-    run, observer = tmp_path / "run", Recorder()
+    run, callbacks = tmp_path / "run", Recorder()
     settings = small_settings(
         backend="reference", examples=200, learning_rate=1e-9, patience=1, epochs=4
     )
     ended = train_digits(settings, run, Recorder())
     assert ended["epochs"] == 2
-    assert without_times(resume_digits(run, observer, epochs=9)) == without_times(ended)
-    assert "it had no better epoch in 1, its patience" in observer.messages[0]
+    assert without_times(resume_digits(run, callbacks, epochs=9)) == without_times(ended)
+    assert "it had no better epoch in 1, its patience" in callbacks.messages[0]
 
 
 def test_a_comparison_that_is_blind_would_be_noticed(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ def stop_before_the_first_step(patch: pytest.MonkeyPatch) -> None:
 def test_a_run_begins_with_the_best_weights_of_another(
     first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, observer = tmp_path / "run", Recorder()
+    run, callbacks = tmp_path / "run", Recorder()
     with monkeypatch.context() as patch, pytest.raises(Crash):
         stop_before_the_first_step(patch)
-        train_digits(settings_from(first), run, observer)
+        train_digits(settings_from(first), run, callbacks)
     begun = run / "checkpoints/step-00000000.safetensors"
     assert weights_digest(begun) == weights_digest(first / "checkpoints/best.safetensors")
     assert RunDirectory.open(run).latest().metadata["optimizer_steps"] == 0
-    assert observer.messages == [
+    assert callbacks.messages == [
         f"beginning with the weights of {first}/checkpoints/best.safetensors"
     ]
 
@@ -135,10 +135,10 @@ def test_another_kind_of_model_is_refused(first: Path, tmp_path: Path) -> None:
 def test_what_may_mislead_is_told(
     options: dict[str, Any], message: str | None, first: Path, tmp_path: Path
 ) -> None:
-    observer = Recorder()
-    train_digits(settings_from(first, **options), tmp_path / "run", observer)
-    assert len(observer.messages) == (1 if message is None else 2)
-    assert message is None or message in observer.messages[1]
+    callbacks = Recorder()
+    train_digits(settings_from(first, **options), tmp_path / "run", callbacks)
+    assert len(callbacks.messages) == (1 if message is None else 2)
+    assert message is None or message in callbacks.messages[1]
 
 
 def test_on_the_command_line_the_model_is_that_of_the_other_run(

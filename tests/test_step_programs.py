@@ -123,7 +123,7 @@ def test_what_lies_in_the_workspace_before_a_step_changes_nothing(way, monkeypat
         (space,) = model.workspaces
         assert space.way == way
         space.memory.fill(np.nan)
-        space.rooms.fill(np.nan)
+        space.scratches.fill(np.nan)
     assert found[0][0] == found[1][0] and same_bits(found[0][1], found[1][1])
 
 

@@ -229,14 +229,14 @@ print(_bfloat16_tile.load_tiles.cache_info().currsize, len(matmul_bfloat16._prod
 
 
 def test_process_answers_each_name(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\npooling.gather\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("gradient.gradient_norm\nsequence_rows.gather\n"))
     before = gc.get_threshold()
     try:
         warmup.main()
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
-    assert capsys.readouterr().out.split() == ["gradient.gradient_norm", "pooling.gather"]
+    assert capsys.readouterr().out.split() == ["gradient.gradient_norm", "sequence_rows.gather"]
 
 
 def test_what_another_process_compiled_is_loaded():

@@ -12,10 +12,10 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import pack
+from fastformer.data.answer_formats import Form
 from fastformer.data.answers import ANSWER_TOKENS
 from fastformer.data.digits import DigitExamples, DigitTask
 from fastformer.data.expressions import Expression, parse_expression
-from fastformer.data.forms import Form
 from fastformer.data.questions import Asked, Question, check_length, parse_question
 from fastformer.data.vocabulary import DIGIT_TOKENS, EOS, decode, encode
 from fastformer.generation import Generated, beam_search, generate, log_softmax

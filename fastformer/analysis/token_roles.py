@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer.batch import Ids
-from fastformer.data.forms import Form
+from fastformer.data.answer_formats import Form
 from fastformer.data.questions import Asked, Call, Question
 
 Flags = npt.NDArray[np.bool_]

@@ -110,8 +110,8 @@ def _attention_inputs(random: Random, variant: str, B: int, T: int, C: int, H: i
 def _attention(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     return _attention_inputs(random, variant, B, T, C, H) | {
         "out": Output((B * T, C)),
-        "largest": Output((B * T, H)),
-        "total": Output((B * T, H)),
+        "row_max": Output((B * T, H)),
+        "row_sum": Output((B * T, H)),
     }
 
 
@@ -119,14 +119,14 @@ def _attended(random: Random, variant: str, B: int, T: int, C: int, H: int) -> A
     """Return the inputs, and what forward made of them."""
     inputs = _attention_inputs(random, variant, B, T, C, H)
     made = {"out": np.empty((B * T, C))}
-    made |= {name: np.empty((B * T, H)) for name in ("largest", "total")}
+    made |= {name: np.empty((B * T, H)) for name in ("row_max", "row_sum")}
     attention_forward_reference(**inputs, **made)
     return inputs | made
 
 
 def _attention_gradient(random: Random, variant: str, B: int, T: int, C: int, H: int) -> Arguments:
     made = {"dout": normal(random, B * T, C)} | _attended(random, variant, B, T, C, H)
-    order = ("dout", "q", "k", "v", "out", "largest", "total", "query_offsets", "key_offsets",
+    order = ("dout", "q", "k", "v", "out", "row_max", "row_sum", "query_offsets", "key_offsets",
              "positions", "slopes", "causal", "scale")  # fmt: skip
     gradients = {name: Output((B * T, C)) for name in ("dq", "dk", "dv")}
     return {name: made[name] for name in order} | gradients

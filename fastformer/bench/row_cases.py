@@ -70,20 +70,20 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
         "targets": random.integers(0, V, N),
         "smoothing": 0.0,
         "losses": Output((N,)),
-        "largest": Output((N,)),
-        "total": Output((N,)),
+        "row_max": Output((N,)),
+        "row_sum": Output((N,)),
     }
 
 
 def _cross_entropy_gradient(random: Random, N: int, V: int) -> Arguments:
     logits, targets = normal(random, N, V), random.integers(0, V, N)
-    losses, largest, total = np.empty(N), np.empty(N), np.empty(N)
-    cross_entropy_forward_reference(logits, targets, 0.0, losses, largest, total)
+    losses, row_max, row_sum = np.empty(N), np.empty(N), np.empty(N)
+    cross_entropy_forward_reference(logits, targets, 0.0, losses, row_max, row_sum)
     return {
         "logits": logits,
         "targets": targets,
-        "largest": largest,
-        "total": total,
+        "row_max": row_max,
+        "row_sum": row_sum,
         "smoothing": 0.0,
         "scale": 1 / N,
         "dlogits": Output((N, V)),

@@ -131,7 +131,7 @@ def _end_of_start_up(words: Sequence[str]) -> AbstractContextManager[object]:
     """Let a signal end training's start-up: an exception would get lost where C calls imports."""
     if "train" not in words[:1]:
         return nullcontext()
-    from fastformer.training.interrupt import EndAtOnce
+    from fastformer.training.signals import EndAtOnce
 
     return EndAtOnce(lambda: "Stopped before training began")
 

@@ -29,7 +29,7 @@ def plot(
             run.
         json: print one JSON object, with the curves, and nothing else.
     """
-    from fastformer.analysis import plots, sketch
+    from fastformer.analysis import plots, terminal_plot
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.training.run_directory import CURVES
 
@@ -44,7 +44,9 @@ def plot(
     if json:
         console.json_line(plots.curves_as_json(runs, path))
         return
-    for text in sketch.sketch(runs, min(_WIDEST, shutil.get_terminal_size().columns - 2)):
+    width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
+    width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
+    for text in terminal_plot.terminal_plot(runs, width):
         console.line(text)
     console.line()
     console.facts([("picture", str(path))])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastformer import writing
 from fastformer.cli import console
-from fastformer.training.observer import TrainingObserver
+from fastformer.training.callbacks import TrainingCallbacks
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -39,11 +39,11 @@ def epoch_line(record: dict[str, Any]) -> str:
     )
 
 
-class LineProgress(TrainingObserver):
+class LineProgress(TrainingCallbacks):
     """One line per epoch: for log files and pipes."""
 
     def __enter__(self) -> Self:
-        """Return the observer itself."""
+        """Return these callbacks themselves."""
         return self
 
     def __exit__(
@@ -154,6 +154,6 @@ class BarProgress(LineProgress):
         self._bar.console.print(writing.printable(text), markup=False, soft_wrap=True)
 
 
-def observer() -> LineProgress:
-    """Return the observer that fits standard error."""
+def callbacks() -> LineProgress:
+    """Return the callbacks that fit standard error."""
     return BarProgress() if sys.stderr.isatty() else LineProgress()

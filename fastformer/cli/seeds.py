@@ -37,8 +37,8 @@ def _train_one(
     from fastformer.training.runs import train_run
 
     console.notice(f"seed {settings.seed}, run {place}")
-    with progress.observer() as observer:
-        return train_run(settings, place, observer, overwrite=overwrite)
+    with progress.callbacks() as callbacks:
+        return train_run(settings, place, callbacks, overwrite=overwrite)
 
 
 def _resume_one(place: Path, epochs: int) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def _resume_one(place: Path, epochs: int) -> dict[str, Any]:
     from fastformer.training.runs import resume_run
 
     console.notice(f"going on with run {place}")
-    with progress.observer() as observer:
-        return resume_run(place, observer, epochs)
+    with progress.callbacks() as callbacks:
+        return resume_run(place, callbacks, epochs)
 
 
 def show_seeds(result: dict[str, Any]) -> None:

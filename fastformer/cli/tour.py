@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastformer.cli import console
 from fastformer.models.config import RELATIVE_POSITIONS
-from fastformer.training.observer import TrainingObserver
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.writing import percent, signed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _NEAREST = 3
 def take_tour(
     settings: "AnySettings",
     directory: Path,
-    observer: TrainingObserver,
+    callbacks: TrainingCallbacks,
     *,
     overwrite: bool,
     to_stderr: bool,
@@ -61,7 +61,7 @@ def take_tour(
     """Train as `train_run` does, and show each step.
 
     Args:
-        settings, directory, observer, overwrite: as for `train_run`.
+        settings, directory, callbacks, overwrite: as for `train_run`.
         to_stderr: write to the standard error, and do not wait for Enter.
 
     Returns, raises: as `train_run`.
@@ -76,7 +76,7 @@ def take_tour(
     paced = not to_stderr and sys.stdin.isatty() and sys.stdout.isatty()
     tour = Tour(settings, console.notice if to_stderr else _line_at_once, paced)
     first = tour.before()
-    watcher = GuessingObserver(settings, directory, str(first), observer, tour.write)
+    watcher = GuessingObserver(settings, directory, str(first), callbacks, tour.write)
     result = train_run(settings, directory, watcher, overwrite=overwrite)
     tour.after(directory, result)
     return result
@@ -249,22 +249,22 @@ class Tour:
         self.write(f"Random rows differ from 0 by about {chance:.2f}.")
 
 
-class GuessingObserver(TrainingObserver):
-    """Tells another observer everything, and a guess of the model every few epochs."""
+class GuessingObserver(TrainingCallbacks):
+    """Tells other callbacks everything, and a guess of the model every few epochs."""
 
     def __init__(
         self,
         settings: "AnySettings",
         directory: Path,
         text: str,
-        inner: TrainingObserver,
+        inner: TrainingCallbacks,
         write: Callable[[str], None],
     ) -> None:
         """Watch a run.
 
         Args:
             settings: of the run.    directory: where its checkpoints will be.
-            text: the expression to guess at.    inner: the other observer.
+            text: the expression to guess at.    inner: the other callbacks.
             write: takes each guess.
         """
         self._settings, self._directory, self._text = settings, directory, text

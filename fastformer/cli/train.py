@@ -17,7 +17,7 @@ from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.errors import InvalidValueError
 from fastformer.models.config import TransformerConfig
 from fastformer.training.config import TrainingConfig
-from fastformer.training.interrupt import EndAtOnce
+from fastformer.training.signals import EndAtOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,13 +146,13 @@ def train(
     if resume is not None:
         epochs = training.epochs if training else None
         with EndAtOnce(lambda: _last_words(resume)):
-            return _train(resume, lambda observer: _resume(resume, observer, epochs), json)
+            return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
     options = options or RunOptions()
     settings = _settings(options, digits or DigitTask(), model, training)
     made = options.out is None
     with _place(options.out) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
-            place, lambda observer: _start(place, observer, json, options, settings), json
+            place, lambda callbacks: _start(place, callbacks, json, options, settings), json
         )
 
 
@@ -169,8 +169,8 @@ def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", js
     from fastformer.training.loop import TrainingInterrupted
 
     try:
-        with progress.observer() as observer:
-            result = work(observer)
+        with progress.callbacks() as callbacks:
+            result = work(callbacks)
     except TrainingInterrupted as stop:
         console.notice(
             f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
@@ -208,7 +208,7 @@ def _last_words(directory: Path, made: bool = False) -> str:
     return "Stopped before a run was begun: nothing is saved"
 
 
-def _resume(directory: Path, observer: "LineProgress", epochs: int | None) -> dict[str, Any]:
+def _resume(directory: Path, callbacks: "LineProgress", epochs: int | None) -> dict[str, Any]:
     """Go on with a stopped run, or with several seeds."""
     from fastformer.training.runs import resume_run
     from fastformer.training.seeds_record import holds_seeds
@@ -217,12 +217,12 @@ def _resume(directory: Path, observer: "LineProgress", epochs: int | None) -> di
         from fastformer.cli.seeds import resume_several
 
         return resume_several(directory, epochs)
-    return resume_run(directory, observer, epochs)
+    return resume_run(directory, callbacks, epochs)
 
 
 def _start(
     directory: Path,
-    observer: "LineProgress",
+    callbacks: "LineProgress",
     json: bool,
     options: RunOptions,
     settings: "RunSettings | AnswerSettings",
@@ -236,12 +236,12 @@ def _start(
         from fastformer.cli.tour import take_tour
 
         overwrite = options.overwrite
-        return take_tour(settings, directory, observer, overwrite=overwrite, to_stderr=json)
+        return take_tour(settings, directory, callbacks, overwrite=overwrite, to_stderr=json)
     if options.seeds != 1:
         from fastformer.cli.seeds import train_several
 
         return train_several(settings, options.seeds, directory, options.overwrite)
-    return train_run(settings, directory, observer, overwrite=options.overwrite)
+    return train_run(settings, directory, callbacks, overwrite=options.overwrite)
 
 
 def _settings(

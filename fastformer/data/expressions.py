@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from fastformer import checks
-from fastformer.data.scanning import (
+from fastformer.data.lexer import (
     MAX_NUMBER_DIGITS,
     Token,
     check_end,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fastformer import checks
+from fastformer.data.answer_formats import PART_ARGUMENTS, PLUS, Form
 from fastformer.data.answers import ANSWER_TOKENS, Drawn
 from fastformer.data.expressions import OPERATIONS, Expression, value_of
-from fastformer.data.forms import PART_ARGUMENTS, PLUS, Form
-from fastformer.data.scanning import (
+from fastformer.data.lexer import (
     Token,
     check_end,
     depth_of,

@@ -8,8 +8,8 @@ from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.kernels.activation import NO_ACTIVATION
 from fastformer.kernels.attention import attention, attention_gradient
-from fastformer.kernels.pooling import gather, scatter
 from fastformer.kernels.rotary import rotary
+from fastformer.kernels.sequence_rows import gather, scatter
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
 from fastformer.layers.feed_forward import drop_and_add

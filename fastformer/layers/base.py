@@ -10,12 +10,12 @@ import numpy.typing as npt
 from fastformer import checks, eager
 from fastformer.backend import check_precision, get_backend
 from fastformer.batch import PackedBatch
-from fastformer.callers import ThreadGuard
 from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
 from fastformer.parameters import Array, Parameter, Parameters
 from fastformer.random import generator
 from fastformer.tensors import Axis
+from fastformer.thread_safety import ThreadGuard
 
 if TYPE_CHECKING:
     from fastformer.program import Program

@@ -6,7 +6,7 @@ from typing import Any
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError
-from fastformer.kernels.pooling import gather, scatter
+from fastformer.kernels.sequence_rows import gather, scatter
 from fastformer.layers.attention import MultiHeadAttention
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import DropoutCounter

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastformer.kernels.pooling import mean_of_rows, mean_of_rows_gradient
+from fastformer.kernels.sequence_rows import mean_of_rows, mean_of_rows_gradient
 from fastformer.layers.base import Layer
 from fastformer.layers.linear import Linear
 from fastformer.layers.transformer_block import TransformerBlock

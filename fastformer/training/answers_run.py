@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastformer.batch import Ids, PackedBatch
+from fastformer.data.answer_formats import FORMS, Form
 from fastformer.data.answers import (
     ANSWER_TOKENS,
     AnswerTask,
@@ -15,16 +16,15 @@ from fastformer.data.answers import (
     draw_training,
     draw_unseen,
 )
-from fastformer.data.forms import FORMS, Form
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.examples import Examples
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
-from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes, wrong_sequences
 from fastformer.training.whole_run import go_on, train_new
 
@@ -104,7 +104,7 @@ class AnswerStream:
     def batches(
         self, seed: int, epoch: int, batch_size: int, start: int
     ) -> Iterator[tuple[PackedBatch, Ids]]:
-        """Yield the batches of an epoch; see `fastformer.training.source.Source`."""
+        """Yield the batches of an epoch; see `fastformer.training.examples.Source`."""
         count = -(-self.size // batch_size)
         for batch in range(start, count):
             size = min(batch_size, self.size - batch * batch_size)
@@ -126,7 +126,7 @@ class _AnswerJob:
         """The test inputs."""
         return self.drawn.packed(hints=False)[0]
 
-    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+    def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
         settings = self.settings
         return Trainer(
@@ -136,7 +136,7 @@ class _AnswerJob:
             self.validation,
             run,
             settings.seed,
-            observer,
+            callbacks,
             whole_answers=True,
         )
 
@@ -173,20 +173,20 @@ class _AnswerJob:
 
 
 def train_answers(
-    settings: AnswerSettings, directory: Path, observer: TrainingObserver, overwrite: bool = False
+    settings: AnswerSettings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool = False
 ) -> dict[str, Any]:
     """Train a decoder on fresh examples, and test it on inputs that it has never seen.
 
     Args, returns, raises: as `train_digits`. Accuracies are those of whole answers.
     """
-    return train_new(_AnswerJob(settings), settings, directory, observer, overwrite)
+    return train_new(_AnswerJob(settings), settings, directory, callbacks, overwrite)
 
 
 def resume_answers(
-    directory: Path, observer: TrainingObserver, epochs: int | None = None
+    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
 ) -> dict[str, Any]:
     """Go on with a run that was stopped; it ends with the bits of one that never was.
 
     Args, returns, raises: as `resume_digits`.
     """
-    return go_on(AnswerSettings, _AnswerJob, directory, observer, epochs)
+    return go_on(AnswerSettings, _AnswerJob, directory, callbacks, epochs)

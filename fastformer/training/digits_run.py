@@ -12,13 +12,13 @@ from fastformer.data.expressions import OPERATIONS
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.models.config import ModelConfig, TransformerConfig
 from fastformer.models.transformer import Transformer
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.examples import Examples
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
-from fastformer.training.source import Examples
 from fastformer.training.steps import predict_classes
 from fastformer.training.whole_run import go_on, train_new
 
@@ -98,7 +98,7 @@ class _DigitJob:
         """The test inputs."""
         return pack(self.splits.test.inputs)
 
-    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+    def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
         settings = self.settings
         return Trainer(
@@ -108,7 +108,7 @@ class _DigitJob:
             _packed(self.splits.validation),
             run,
             settings.seed,
-            observer,
+            callbacks,
         )
 
     def description(self) -> str:
@@ -124,7 +124,7 @@ class _DigitJob:
         """Return test_accuracy, test_loss, test_examples and per_operation of a checkpoint."""
         warning = trainer.tracker.overfitting_warning()
         if warning:
-            trainer.observer.message(warning)
+            trainer.callbacks.message(warning)
         load_weights(self.model, best)
         examples = self.splits.test
         packed = _packed(examples)
@@ -144,14 +144,14 @@ class _DigitJob:
 def train_digits(
     settings: RunSettings,
     directory: Path,
-    observer: TrainingObserver,
+    callbacks: TrainingCallbacks,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a model on the digit task, and test it on inputs that it has never seen.
 
     Args:
         settings: what, and how.    directory: where the run is kept.
-        observer: is told of each step and epoch.    overwrite: replace a run that is there.
+        callbacks: is told of each step and epoch.    overwrite: replace a run that is there.
 
     Returns:
         test_accuracy, test_loss, per_operation, test_examples, steps, epochs, seconds,
@@ -163,18 +163,18 @@ def train_digits(
         ValueError: settings that cannot be met; then no file is made.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    return train_new(_DigitJob(settings), settings, directory, observer, overwrite)
+    return train_new(_DigitJob(settings), settings, directory, callbacks, overwrite)
 
 
 def resume_digits(
-    directory: Path, observer: TrainingObserver, epochs: int | None = None
+    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
 ) -> dict[str, Any]:
     """Go on with a run that was stopped; it ends with the bits of one that never was.
 
     One that was stopped before its first checkpoint starts from its beginning.
 
     Args:
-        directory: of the run.    observer: is told of each step and epoch.
+        directory: of the run.    callbacks: is told of each step and epoch.
         epochs: train so many in all, in place of those that the run was to have, and keep that in
             its settings. The bits are those of a run that was to have them from its beginning,
             unless its schedule is "cosine", which then has another end.
@@ -188,4 +188,4 @@ def resume_digits(
             epochs, or is being trained by others.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    return go_on(RunSettings, _DigitJob, directory, observer, epochs)
+    return go_on(RunSettings, _DigitJob, directory, callbacks, epochs)

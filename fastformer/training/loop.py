@@ -18,21 +18,21 @@ from fastformer.errors import CheckpointError, FastformerError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.embedding_records import EmbeddingRecords
+from fastformer.training.examples import Examples, Source
 from fastformer.training.gradients import clip_gradients, gradient_norm
-from fastformer.training.interrupt import StopRequest
 from fastformer.training.json_text import finite
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.metrics import MetricsTracker
-from fastformer.training.observer import TrainingObserver
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
 from fastformer.training.progress import Progress, checked_progress
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
-from fastformer.training.source import Examples, Source
+from fastformer.training.signals import StopRequest
 from fastformer.training.steps import Counts, accumulate_gradients, count_right, evaluate
 from fastformer.warmup import compilation_clock
 
@@ -78,7 +78,7 @@ class Trainer:
         validation: Examples,
         run: RunDirectory,
         seed: int,
-        observer: TrainingObserver,
+        callbacks: TrainingCallbacks,
         whole_answers: bool = False,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
@@ -86,14 +86,14 @@ class Trainer:
         Args:
             model: what is trained.    config: how.    train, validation: on what.
             run: where everything is kept.    seed: of the order of examples.
-            observer: is told of each step and epoch.
+            callbacks: is told of each step and epoch.
             whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
                 are asked are right, and not that of tokens.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
         self.train_examples, self.validation_examples = train, validation
-        self.seed, self.observer, self.whole_answers = seed, observer, whole_answers
+        self.seed, self.callbacks, self.whole_answers = seed, callbacks, whole_answers
         self.optimizer = make_optimizer(model, config)
         self.loss_fn = CrossEntropyLoss(
             label_smoothing=config.label_smoothing, backend=model.ops.name
@@ -201,7 +201,7 @@ class Trainer:
         progress.norm_sum += norm
         progress.norm_steps += 1
         rate = self.optimizer.learning_rate
-        self.observer.stepped(progress.step, mean_loss, rate, examples)
+        self.callbacks.stepped(progress.step, mean_loss, rate, examples)
         every = self.config.checkpoint_every
         if self.stop.signal is not None:
             self.save()
@@ -260,7 +260,7 @@ class Trainer:
         with self.run.writing():
             self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
         self.save()
-        self.observer.epoch_finished(record)
+        self.callbacks.epoch_finished(record)
 
     def _learning_rate(self, step: int) -> float:
         config = self.config

@@ -17,13 +17,13 @@ from fastformer.parameters import Array
 class _Kept:
     """What a forward keeps for backward."""
 
-    __slots__ = ("count", "largest", "logits", "targets", "total", "value")
+    __slots__ = ("count", "row_max", "logits", "targets", "row_sum", "value")
 
     count: int
-    largest: Array
+    row_max: Array
     logits: Array
     targets: Ids
-    total: Array
+    row_sum: Array
     value: float
 
 
@@ -102,9 +102,9 @@ class CrossEntropyLoss(Fixed):
         kept, ignored = _Kept(), self.ignore_index
         kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
         kept.logits = logits.view()
-        losses, kept.largest, kept.total = np.empty((3, N), logits.dtype)
+        losses, kept.row_max, kept.row_sum = np.empty((3, N), logits.dtype)
         total = self.ops.cross_entropy_forward(
-            kept.logits, kept.targets, self.label_smoothing, losses, kept.largest, kept.total
+            kept.logits, kept.targets, self.label_smoothing, losses, kept.row_max, kept.row_sum
         )
         kept.value = float(total) / max(1, kept.count)
         self._of_thread.kept = kept
@@ -125,7 +125,7 @@ class CrossEntropyLoss(Fixed):
         dlogits = np.empty_like(kept.logits)
         scale = checks.number("share", share) / max(1, kept.count)
         self.ops.cross_entropy_backward(
-            kept.logits, kept.targets, kept.largest, kept.total, self.label_smoothing, scale,
+            kept.logits, kept.targets, kept.row_max, kept.row_sum, self.label_smoothing, scale,
             dlogits,
         )  # fmt: skip
         return dlogits

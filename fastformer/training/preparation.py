@@ -15,10 +15,10 @@ from fastformer.generation import beam_search, generate, generation_workspace
 from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.training.examples import Examples, Source
 from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
-from fastformer.training.source import Examples, Source
 from fastformer.training.steps import EVALUATED, accumulate_gradients, training_kernels
 from fastformer.warmup import EVALUATION_KERNELS, ensure_compiled, telling_of_compilation
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from fastformer import checks
 from fastformer.training.answers_run import AnswerSettings, resume_answers, train_answers
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.digits_run import RunSettings, resume_digits, train_digits
-from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import settings_errors
 
@@ -38,19 +38,19 @@ def settings_of(run: RunDirectory) -> RunSettings | AnswerSettings:
 def train_run(
     settings: RunSettings | AnswerSettings,
     directory: Path,
-    observer: TrainingObserver,
+    callbacks: TrainingCallbacks,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train a new run. See `train_digits` and `train_answers`."""
     if isinstance(settings, AnswerSettings):
-        return train_answers(settings, directory, observer, overwrite=overwrite)
-    return train_digits(settings, directory, observer, overwrite=overwrite)
+        return train_answers(settings, directory, callbacks, overwrite=overwrite)
+    return train_digits(settings, directory, callbacks, overwrite=overwrite)
 
 
 def resume_run(
-    directory: Path, observer: TrainingObserver, epochs: int | None = None
+    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
 ) -> dict[str, Any]:
     """Go on with a run of any kind. See `resume_digits` and `resume_answers`."""
     if isinstance(settings_of(RunDirectory.open(directory)), AnswerSettings):
-        return resume_answers(directory, observer, epochs)
-    return resume_digits(directory, observer, epochs)
+        return resume_answers(directory, callbacks, epochs)
+    return resume_digits(directory, callbacks, epochs)

@@ -10,10 +10,10 @@ from fastformer.batch import PackedBatch
 from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.json_text import LARGEST, number_in
 from fastformer.training.loop import Trainer
-from fastformer.training.observer import TrainingObserver
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.start import load_start
@@ -67,7 +67,7 @@ class Job(Protocol):
     def tests(self) -> PackedBatch:
         """The test inputs."""
 
-    def trainer(self, run: RunDirectory, observer: TrainingObserver) -> Trainer:
+    def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
 
     def description(self) -> str:
@@ -78,27 +78,27 @@ class Job(Protocol):
 
 
 def train_new(
-    job: Job, settings: Settings, directory: Path, observer: TrainingObserver, overwrite: bool
+    job: Job, settings: Settings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool
 ) -> dict[str, Any]:
     """Train a new run to its end. See `train_digits`."""
     # First all that can fail; then the directory.
-    _load_start(job, settings, observer)
+    _load_start(job, settings, callbacks)
     with RunDirectory.new(directory, settings.tables(), overwrite=overwrite) as run:
-        return _train_from_the_beginning(job, settings, job.trainer(run, observer))
+        return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
 
 
 def go_on(
     settings_class: type[SettingsT],
     job_of: Callable[[SettingsT], Job],
     directory: Path,
-    observer: TrainingObserver,
+    callbacks: TrainingCallbacks,
     epochs: int | None,
 ) -> dict[str, Any]:
     """Go on with a run to its end. See `resume_digits`.
 
     Args:
         settings_class: of the run's settings.    job_of: makes the job of these settings.
-        directory, observer, epochs: as of `resume_digits`.
+        directory, callbacks, epochs: as of `resume_digits`.
     """
     with RunDirectory.open(directory).held() as run:
         settings = settings_class.from_run(run)
@@ -108,24 +108,24 @@ def go_on(
             settings.check_sizes(checkpoint)
         job = job_of(wanted)
         if checkpoint is None:
-            _load_start(job, settings, observer)
+            _load_start(job, settings, callbacks)
             run.begin_anew()
             if wanted != settings:
                 run.change_config(wanted.tables())
-            observer.message(f"run {run.path} has no checkpoint yet: it starts from its beginning")
-            return _train_from_the_beginning(job, settings, job.trainer(run, observer))
-        trainer = job.trainer(run, observer)
+            callbacks.message(f"run {run.path} has no checkpoint yet: it starts from its beginning")
+            return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
+        trainer = job.trainer(run, callbacks)
         trainer.restore(checkpoint)
         if wanted != settings:
             _change_epochs(trainer, settings, wanted)
         return _finished_result(trainer) or _train_to_the_end(job, trainer)
 
 
-def _load_start(job: Job, settings: Settings, observer: TrainingObserver) -> None:
+def _load_start(job: Job, settings: Settings, callbacks: TrainingCallbacks) -> None:
     """Load the weights that a run begins with, where they are another run's."""
     if settings.start_from:
         for notice in load_start(job.model, settings):
-            observer.message(notice)
+            callbacks.message(notice)
 
 
 def _train_from_the_beginning(job: Job, settings: Settings, trainer: Trainer) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _change_epochs(trainer: Trainer, settings: Settings, wanted: Settings) -> No
         )
     trainer.run.change_config(wanted.tables())
     if settings.training.schedule == "cosine":
-        trainer.observer.message(
+        trainer.callbacks.message(
             f"the cosine of the learning rate ends with epoch {new} from now on, not {old}: the "
             f"rates so far were not those of a run of {new} epochs"
         )
@@ -165,7 +165,7 @@ def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
         if trainer.progress.stopped_early
         else f"for more, give more epochs, such as --epochs {2 * epochs}"
     )
-    trainer.observer.message(
+    trainer.callbacks.message(
         f"run {trainer.run.path} has ended after epoch {trainer.progress.epoch}: nothing is left "
         f"to train; {why}"
     )
@@ -185,14 +185,14 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     Raises:
         TrainingInterrupted: a signal came; the run is saved.
     """
-    model, run, observer = trainer.model, trainer.run, trainer.observer
+    model, run, callbacks = trainer.model, trainer.run, trainer.callbacks
     trainer.prepare(job.tests)
-    observer.started(trainer.total_steps, trainer.progress.step, job.description())
+    callbacks.started(trainer.total_steps, trainer.progress.step, job.description())
     started, first_step = time.perf_counter(), trainer.progress.step
     try:
         trainer.train()
     finally:
-        observer.finished()
+        callbacks.finished()
     trained = time.perf_counter() - started
     records = run.read_metrics()
     times = [number_in(record.get("seconds")) for record in records]

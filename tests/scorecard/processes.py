@@ -2,7 +2,8 @@
 
 Each case is a program of its own, that must end well, in time, and with the right result:
 
-- Threads of Python, and processes made in each way, on each threading layer (`test_callers.py`).
+- Threads of Python, and processes made in each way, on each threading layer
+  (`test_thread_safety.py`).
 - Processes that compile into one empty cache together.
 - Places for the cache that cannot be written, or that others can write.
 - Files of the cache that are damaged, or not ours: compiled again, and never loaded.
@@ -20,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from program import HANG, ROOT
-from test_callers import LAYERS, PROGRAM, RIGHT, WAYS
 from test_compile import HELPER, PROBE, plant
 from test_kernel_cache import damage
+from test_thread_safety import LAYERS, PROGRAM, RIGHT, WAYS
 
 from fastformer.kernels._cache import read_verified
 from tests.scorecard.rows import Finding, Row, Tier
@@ -94,8 +95,10 @@ def called(place: Path, layer: str, way: str, change: str = "", timeout: float =
     return "" if found in right else found
 
 
-NO_LOCK = "from fastformer import callers; callers.several_callers_allowed = lambda: True"
-NO_REFUSAL = "from fastformer import callers; callers._gnu_openmp_runs = lambda: False"
+NO_LOCK = (
+    "from fastformer import thread_safety; thread_safety.several_callers_allowed = lambda: True"
+)
+NO_REFUSAL = "from fastformer import thread_safety; thread_safety._gnu_openmp_runs = lambda: False"
 
 
 # ---- one empty cache ----

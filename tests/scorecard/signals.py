@@ -118,7 +118,7 @@ def save_nothing() -> None:
 
 def lose_the_signal() -> None:
     """Plant a fault: nobody looks whether a signal came."""
-    from fastformer.training.interrupt import StopRequest
+    from fastformer.training.signals import StopRequest
 
     StopRequest._note = lambda *_: None  # type: ignore[method-assign]
 

@@ -34,7 +34,7 @@ class _Scale:
         return round(share * (cells - 1))
 
 
-def sketch(runs: Sequence[Curves], width: int = WIDTH) -> list[str]:
+def terminal_plot(runs: Sequence[Curves], width: int = WIDTH) -> list[str]:
     """Draw the curves of runs as lines of text, two panels beside each other.
 
     Of one run, "." is training and "o" validation; of several, each has a mark of its own and

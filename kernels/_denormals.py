@@ -15,14 +15,14 @@ from ._simd import maximum, select
 FAINT = 2.0**26
 
 
-def end_fading_reference(moments, gradients, margin=1.0):
-    """Do what `end_fading` does, in NumPy, in place, below margin times the smallest normal."""
+def end_denormals_reference(moments, gradients, margin=1.0):
+    """Do what `end_denormals` does, in NumPy, in place, below margin times the smallest normal."""
     faint = np.abs(moments) < margin * np.finfo(moments.dtype).tiny
     moments[(gradients == 0) & faint] = 0
 
 
 @kernel(inline=True)
-def end_fading(moment, gradient, below):
+def end_denormals(moment, gradient, below):
     """Return a register of moments, 0 where they are smaller than `below` and have no gradient.
 
     NaN stays NaN.

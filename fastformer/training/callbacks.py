@@ -3,7 +3,7 @@
 from typing import Any
 
 
-class TrainingObserver:
+class TrainingCallbacks:
     """Watches a training run. Every method does nothing; a subclass overrides what it needs.
 
     The methods are called from the training loop and between its steps, so they should be quick.

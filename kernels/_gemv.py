@@ -23,7 +23,7 @@ ROWS_OF_A_TILE = 16
 
 
 @kernel
-def pack_column(b, start, step, depth, column):
+def pack_for_gemv(b, start, step, depth, column):
     """Copy `depth` elements that are `step` apart to the beginning of `column`."""
     for k in range(depth):
         column[k] = b[start + k * step]
@@ -70,11 +70,11 @@ def _sums_of_rows(a, start, count, k_step, depth, column, sums):
 
 
 @kernel
-def multiply_column(
+def gemv(
     rows, depth, a, a_start, a_row_step, a_k_step, a_tile_step, column, has_bias, bias, bias_start,
     has_addend, addend, rectifies, out, out_start, out_step,
 ):  # fmt: skip
-    """Multiply rows by a column that `pack_column` gave; the other arguments are `multiply`'s."""
+    """Multiply rows by a column that `pack_for_gemv` gave; the other arguments are `multiply`'s."""
     sums, addends = stack_array(out, ROWS_OF_A_TILE), stack_array(out, ROWS_OF_A_TILE)
     zero = splat(out, 0.0)
     for first in range(0, rows, TILE_ROWS):

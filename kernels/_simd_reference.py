@@ -82,7 +82,7 @@ def load_fresh(x: Any, i: int) -> int:
     return int(x[i])
 
 
-def give_way() -> None:
+def yield_core() -> None:
     """Let other threads run on this core: see `_simd`."""
 
 

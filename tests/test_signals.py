@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastformer.training.interrupt import SIGNALS, StopRequest
+from fastformer.training.signals import SIGNALS, StopRequest
 
 
 @pytest.fixture(autouse=True)

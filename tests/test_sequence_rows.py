@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bits, called, run
 
 from fastformer.kernels._rows import row_tasks
-from fastformer.kernels.pooling import (
+from fastformer.kernels.sequence_rows import (
     gather_rows,
     gather_rows_reference,
     mean_backward,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from program import HANG, ROOT
 
-from fastformer import callers
+from fastformer import thread_safety
 
 PROGRAM = """
 import multiprocessing, sys, threading
@@ -87,7 +87,7 @@ def test_one_caller_waits_for_the_other():
         return number
 
     table = SimpleNamespace(name="numba", op=op)
-    callers._replace_ops(table, callers.one_at_a_time)
+    thread_safety._replace_ops(table, thread_safety.one_at_a_time)
     assert table.name == "numba"
 
     def run(number):

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins import DTYPES, assembly, called, guarded, has_full_width_fma
 
-from fastformer.kernels import _column
+from fastformer.kernels import _gemv
 from fastformer.kernels._llvm import TILE_ROWS
 
-multiply_column = called(_column.multiply_column)
-pack_column = called(_column.pack_column)
+gemv = called(_gemv.gemv)
+pack_for_gemv = called(_gemv.pack_for_gemv)
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -35,12 +35,14 @@ def test_rows_by_a_column(dtype, rows, depth, across, has_bias, has_addend, rect
     a, b = rng.integers(-8, 9, (rows, depth)), rng.integers(-8, 9, (depth, 1 + gap))
     bias, addend = rng.integers(-8, 9, 1 + gap), rng.integers(-8, 9, (rows, 1 + gap))
     column = guarded(np.full(depth, np.nan, dtype))
-    pack_column(guarded(b.ravel()[: max(0, b.size - gap)].astype(dtype)), 0, 1 + gap, depth, column)
+    pack_for_gemv(
+        guarded(b.ravel()[: max(0, b.size - gap)].astype(dtype)), 0, 1 + gap, depth, column
+    )
     np.testing.assert_array_equal(column, b[:, 0])
     steps = (1, rows, TILE_ROWS) if across else (depth, 1, TILE_ROWS * depth)
     last = rows * (1 + gap) - gap
     out = guarded(np.full(last, np.nan, dtype))
-    multiply_column(
+    gemv(
         *(rows, depth, guarded((a.T if across else a).ravel().astype(dtype)), 0, *steps, column),
         *(has_bias, guarded(bias.astype(dtype)), gap),
         *(has_addend, guarded(addend.ravel()[:last].astype(dtype)), rectifies, out, 0, 1 + gap),
@@ -65,7 +67,7 @@ def test_bits_do_not_depend_on_the_other_rows(rng, dtype, across):
         stored, count = a[first:last], last - first
         steps = (1, count, TILE_ROWS) if across else (depth, 1, TILE_ROWS * depth)
         out = np.full(count, np.nan, dtype)
-        multiply_column(
+        gemv(
             *(count, depth, (stored.T if across else stored).ravel(), 0, *steps, column),
             *(True, bias, 0, True, addend[first:last].copy(), False, out, 0, 1),
         )
@@ -82,7 +84,7 @@ def test_a_number_that_is_none_stays_so_through_relu(dtype, across):
     a, out = np.array([np.nan, 1], dtype), np.zeros(2, dtype)
     steps = (1, 2, TILE_ROWS) if across else (1, 1, TILE_ROWS)
     one = np.ones(1, dtype)
-    multiply_column(2, 1, a, 0, *steps, one, False, one, 0, False, one, True, out, 0, 1)
+    gemv(2, 1, a, 0, *steps, one, False, one, 0, False, one, True, out, 0, 1)
     np.testing.assert_array_equal(out, [np.nan, 1])
 
 
@@ -90,5 +92,5 @@ def test_a_number_that_is_none_stays_so_through_relu(dtype, across):
 @DTYPE
 def test_has_fused_multiply_adds_of_full_width(dtype):
     x = np.empty(1, dtype)
-    assert has_full_width_fma(assembly(_column._sum_of_row, x, 0, 1, x))
-    assert has_full_width_fma(assembly(_column._sums_of_rows, x, 0, 1, 1, 1, x, x))
+    assert has_full_width_fma(assembly(_gemv._sum_of_row, x, 0, 1, x))
+    assert has_full_width_fma(assembly(_gemv._sums_of_rows, x, 0, 1, 1, 1, x, x))
