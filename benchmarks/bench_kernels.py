@@ -1,6 +1,6 @@
 """Each kernel and its twin, equal first, then timed: `pytest benchmarks/bench_kernels.py`.
 
-An id begins with the file of kernels: `-k layernorm`, `-k "pooling and 12x64"`.
+An id begins with the file of kernels: `-k layernorm`, `-k "sequence_rows and 12x64"`.
 """
 
 import functools

@@ -30,7 +30,7 @@ OPS = {
     "matmul_bfloat16": (
         "matmul_bfloat16", "matmul_nt_bfloat16", "matmul_tn_bfloat16", "matmul_backward_bfloat16",
     ),
-    "pooling": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
+    "sequence_rows": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
     "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),

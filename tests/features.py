@@ -139,7 +139,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     ),
     91: ("README.md: ## Which settings matter", "$ train --seeds"),
     92: ("README.md: ## Which settings matter", "benchmarks.scaling:run"),
-    93: ("$ train --norm --norm-type --activation --positions --pooling --attention-bias",),
+    93: ("$ train --norm --norm-type --activation --positions --pooling --qkv-bias",),
     94: (
         "$ train --precision",
         "tests/test_precision.py::test_both_backends_have_the_same_gradients_and_near",

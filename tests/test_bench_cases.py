@@ -146,7 +146,7 @@ def test_names_of_ops_and_files_are_resolved() -> None:
     [
         (lambda: resolve_ops("layernrom"), "did you mean 'layernorm'"),
         (lambda: resolve_ops("qqq"), "kernel files: activation, adam"),
-        (lambda: resolve_op("pooling"), "say which: gather_rows, scatter_rows"),
+        (lambda: resolve_op("sequence_rows"), "say which: gather_rows, scatter_rows"),
         (lambda: parse_shape("512x"), "such as 512x384, got '512x'"),
         (lambda: parse_shape("0x4"), "such as 512x384"),
         (lambda: table(("softmax_forward",), [(2, 3, 4)]), "softmax_forward takes NxV"),

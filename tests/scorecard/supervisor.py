@@ -43,7 +43,7 @@ OPTIONS = tuple(
 SAVES_EACH_STEP = (*OPTIONS, "--checkpoint-every", "1")
 
 # Kernels that every run here needs, each compiled in a second or a few.
-NEEDED = ("adam.", "cross_entropy.", "dropout.", "embedding.", "layernorm.", "pooling.")
+NEEDED = ("adam.", "cross_entropy.", "dropout.", "embedding.", "layernorm.", "sequence_rows.")
 
 # A process can be forked after kernels have run on the work queue, but not on OpenMP.
 WARM = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
