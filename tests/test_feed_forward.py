@@ -1,5 +1,7 @@
 """The feed-forward layer: formula, gradients of either activation, dropout, misuse."""
 
+import math
+
 import numpy as np
 import pytest
 from models import BACKENDS, assert_layer_gradients, shaken
@@ -11,6 +13,7 @@ from fastformer.layers.dropout import DropoutCounter
 ACTIVATIONS = {
     "relu": lambda u: np.maximum(u, 0),
     "gelu": lambda u: 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))),
+    "gelu_exact": lambda u: u / 2 * (1 + np.vectorize(math.erf)(u / math.sqrt(2))),
     "mish": lambda u: u * np.tanh(np.log1p(np.exp(u))),
 }
 WITH_GATE = (*ACTIVATIONS, "swiglu")

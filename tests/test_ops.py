@@ -30,7 +30,7 @@ from fastformer.kernels import softmax as softmax_file
 from fastformer.kernels import swiglu as swiglu_file
 from fastformer.kernels._compile import BUILD
 from fastformer.kernels._rows import count_row_tasks
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU
 from fastformer.kernels.op import Op, op
 from fastformer.kernels.program import shard_count
 from fastformer.layers.relative_positions import alibi_slopes
@@ -334,6 +334,7 @@ def product_cases(file: Any, ending: str) -> list[Case]:
         Case(forward, THREE_PRODUCTS, plain, absent=("slope",)),
         Case(forward, THREE_PRODUCTS, plain, absent=("slope", "bias", "residual")),
         Case(forward, PRODUCT, {"activation": GELU}),
+        Case(forward, PRODUCT, {"activation": EXACT_GELU}),
         Case(forward, PRODUCT, {"activation": RELU}, absent=("slope", "residual")),
         Case(input_gradient, PRODUCT, {"activation": GELU}),
         Case(input_gradient, THREE_PRODUCTS, plain, absent=("saved",)),
@@ -348,7 +349,7 @@ CASES = [
     *(
         Case(an_op, WIDE, {"activation": activation})
         for an_op in (activation_file.activated, activation_file.activated_gradient)
-        for activation in (RELU, GELU, MISH)
+        for activation in (RELU, GELU, MISH, EXACT_GELU)
     ),
     *attention_cases(),
     *(

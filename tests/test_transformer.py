@@ -43,6 +43,7 @@ OPTIONS = {
         {"norm": "pre"},
         {"norm_type": "rmsnorm"},
         {"activation": "gelu"},
+        {"activation": "gelu_exact"},
         {"activation": "mish"},
         {"activation": "swiglu"},
         {"positions": "learned"},

@@ -167,7 +167,12 @@ def build(
         op, variant, shape: the case.    arguments: the kernel's arguments by name.
     """
     a = {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
-    functions = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "mish": jax.nn.mish}
+    functions = {
+        "relu": jax.nn.relu,
+        "gelu": jax.nn.gelu,
+        "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+        "mish": jax.nn.mish,
+    }
     activation = functions.get(variant, jax.nn.relu)
     calls: dict[str, Callable[[], Call]] = {
         "activation_forward": lambda: _forward(activation, a["x"]),

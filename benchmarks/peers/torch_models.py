@@ -87,8 +87,9 @@ class Block(nn.Module):
         hidden = self.expand(x)
         if self.gate is not None:
             return self.contract(F.silu(self.gate(x)) * hidden)
-        if self.activation == "gelu":
-            return self.contract(F.gelu(hidden, approximate="tanh"))
+        if self.activation.startswith("gelu"):
+            form = {"gelu": "tanh", "gelu_exact": "none"}[self.activation]
+            return self.contract(F.gelu(hidden, approximate=form))
         return self.contract(F.mish(hidden) if self.activation == "mish" else F.relu(hidden))
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:

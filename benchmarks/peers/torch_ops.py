@@ -147,6 +147,7 @@ def _activation(a: Mapping[str, Tensor], variant: str) -> Plan:
     functions = {
         "relu": F.relu,
         "gelu": lambda x: F.gelu(x, approximate="tanh"),
+        "gelu_exact": F.gelu,
         "mish": F.mish,
     }
     return Plan(functions[variant], (a["x"],), a.get("dout"))

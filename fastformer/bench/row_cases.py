@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastformer.bench.spec import Arguments, Output, Shape, Sizes, Spec, normal
-from fastformer.kernels.activation import GELU, MISH, RELU
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, RELU
 from fastformer.kernels.cross_entropy import cross_entropy_forward_reference
 from fastformer.kernels.layernorm import layernorm_forward_reference
 from fastformer.kernels.rmsnorm import rmsnorm_forward_reference
@@ -255,7 +255,10 @@ def _softmax_gradient(random: Random, N: int, V: int) -> Arguments:
 
 def _activations() -> list[Spec]:
     # An exponential counts 12 operations: its polynomial.
-    costs = {"relu": (RELU, 1, 1), "gelu": (GELU, 20, 30), "mish": (MISH, 19, 33)}
+    costs = {
+        "relu": (RELU, 1, 1), "gelu": (GELU, 20, 30), "gelu_exact": (EXACT_GELU, 31, 33),
+        "mish": (MISH, 19, 33),
+    }  # fmt: skip
     specs = []
     for name, (code, forward, backward) in costs.items():
         specs += [

@@ -42,7 +42,7 @@ class FeedForward(Layer):
 
         Args:
             embed_dim: C, the width of x and of the result.    ffn_dim: F, the width between.
-            activation: "relu", "gelu", "mish" or "swiglu".
+            activation: "relu", "gelu", "gelu_exact", "mish" or "swiglu".
             bias: whether the linear layers have some.
             dropout: of the result, in [0, 1).
             counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
