@@ -1,4 +1,4 @@
-"""ReLU, GELU in both forms and Mish, element by element; and SiLU, for kernels/swiglu.py.
+"""ReLU, GELU in both forms and Mish, element by element; and SiLU, for kernels/gated.py.
 
     relu(x) = max(x, 0);                     relu'(x) = 1 where x > 0, else 0
     gelu(x) = x sigmoid(2 u(x)),             u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
@@ -53,6 +53,8 @@ from ._simd import (
 from .op import op
 
 NO_ACTIVATION, RELU, GELU, MISH, EXACT_GELU = 0, 1, 2, 3, 4
+# Of gates alone.
+SILU = 5
 # Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
 SLOPED = (GELU, MISH, EXACT_GELU)
 

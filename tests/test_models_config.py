@@ -56,7 +56,7 @@ REFUSED = [
     (
         {"activation": "Gelu"},
         VALUE,
-        r"'gelu', 'gelu_exact', 'mish', 'swiglu', got 'Gelu'.*'gelu'\?",
+        r"'gelu', 'gelu_exact', 'mish', 'swiglu', 'geglu', got 'Gelu'.*'gelu'\?",
     ),
     ({"activation": "silu"}, VALUE, r"activation must be one of .*got 'silu'"),
     ({"norm_type": "rms"}, VALUE, r"norm_type must be one of .*'layernorm', 'rmsnorm', got 'rms'"),

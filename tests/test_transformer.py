@@ -46,6 +46,7 @@ OPTIONS = {
         {"activation": "gelu_exact"},
         {"activation": "mish"},
         {"activation": "swiglu"},
+        {"activation": "geglu"},
         {"positions": "learned"},
         {"positions": "rotary"},
         {"positions": "rotary", "pooling": "last", **TWO_OPTIONS},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from twins import Out
 
-from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SILU, SLOPED
 from fastformer.kernels.attention import attention_forward_reference
 
 # Around the lanes of a register of either dtype, its double, and the heights of tiles.
@@ -185,15 +185,16 @@ def _rmsnorm_backward(rng: Random) -> Arguments:
     return *saved, residual, Out((N, C)), Out((C,), _real(rng, C))
 
 
-def _swiglu_forward(rng: Random) -> Arguments:
+def _gated_forward(rng: Random) -> Arguments:
     gate = _real(rng, _rows(rng), _size(rng))
-    return gate, _real(rng, *gate.shape), Out(gate.shape)
+    return gate, _real(rng, *gate.shape), int(rng.choice([SILU, GELU, EXACT_GELU])), Out(gate.shape)
 
 
-def _swiglu_backward(rng: Random) -> Arguments:
+def _gated_backward(rng: Random) -> Arguments:
     dout = _real(rng, _rows(rng), _size(rng))
     inputs = _real(rng, *dout.shape), _real(rng, *dout.shape)
-    return dout, *inputs, Out(dout.shape), Out(dout.shape)
+    activation = int(rng.choice([SILU, GELU, EXACT_GELU]))
+    return dout, *inputs, activation, Out(dout.shape), Out(dout.shape)
 
 
 def _matmul(rng: Random) -> Arguments:
