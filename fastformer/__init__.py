@@ -15,7 +15,7 @@ _HOMES = {
     "fastformer.batch": ("PackedBatch", "pack"),
     "fastformer.kernels.op": ("op",),
     "fastformer.layer_check": ("check_layer",),
-    "fastformer.layers.activation": ("GELU", "Mish", "ReLU"),
+    "fastformer.layers.activation": ("ExactGELU", "GELU", "Mish", "ReLU"),
     "fastformer.layers.base": ("Layer",),
     "fastformer.layers.attention": ("MultiHeadAttention",),
     "fastformer.layers.dropout": ("Dropout",),
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fastformer.kernels.op import op as op
     from fastformer.layer_check import check_layer as check_layer
     from fastformer.layers.activation import GELU as GELU
+    from fastformer.layers.activation import ExactGELU as ExactGELU
     from fastformer.layers.activation import Mish as Mish
     from fastformer.layers.activation import ReLU as ReLU
     from fastformer.layers.attention import MultiHeadAttention as MultiHeadAttention

@@ -24,6 +24,7 @@ OPS = {
     "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward"),
     "dropout": ("dropout_forward", "dropout_backward"),
     "embedding": ("embedding_forward", "embedding_backward"),
+    "gated": ("gated_forward", "gated_backward"),
     "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "may_step"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
@@ -35,7 +36,6 @@ OPS = {
     "rotary": ("rotary_forward", "rotary_backward"),
     "sgd": ("sgd_step",),
     "softmax": ("softmax_forward", "softmax_backward"),
-    "swiglu": ("swiglu_forward", "swiglu_backward"),
 }  # fmt: skip
 
 

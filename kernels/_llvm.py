@@ -190,6 +190,14 @@ def prefetch_ir(builder: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> Non
     builder.call(function, [address, INT32(0), INT32(4 - level), INT32(1)])
 
 
+def polynomial_ir(builder: ir.IRBuilder, x: ir.Value, coefficients: tuple[float, ...]) -> ir.Value:
+    """Emit a polynomial by Horner's rule; its coefficients begin with the constant one."""
+    value = constant_ir(x.type, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = call_ir(builder, "llvm.fma", x.type, value, x, constant_ir(x.type, coefficient))
+    return value
+
+
 def maximum_ir(builder: ir.IRBuilder, kind: ir.VectorType, v: list[ir.Value]) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", *v, flags=EXACT), *v)
 
@@ -249,9 +257,7 @@ def exp_ir(
     r = call_ir(builder, "llvm.fma", kind, n, constant(-ln2_low), r)
     for part in low_parts:
         r = builder.fadd(r, part, flags=EXACT)
-    series = constant(1 / math.factorial(degree))
-    for k in reversed(range(degree)):
-        series = call_ir(builder, "llvm.fma", kind, series, r, constant(1 / math.factorial(k)))
+    series = polynomial_ir(builder, r, tuple(1 / math.factorial(k) for k in range(degree + 1)))
     if has_scalef:
         return _scalef_ir(builder, kind, series, n, vanishes)
     exponent = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shifter, integer))

@@ -1,30 +1,38 @@
-"""ReLU, GELU and Mish, forward and backward, element by element; and SiLU, for kernels/swiglu.py.
+"""ReLU, GELU in both forms and Mish, element by element; and SiLU, for kernels/gated.py.
 
     relu(x) = max(x, 0);                     relu'(x) = 1 where x > 0, else 0
     gelu(x) = x sigmoid(2 u(x)),             u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
     gelu'(x) = s + 2 x s (1 - s) u'(x),      s = sigmoid(2 u(x))
+    exact_gelu(x) = x Phi(x),                Phi(x) = erfc(-x / sqrt(2)) / 2
+    exact_gelu'(x) = Phi(x) + x phi(x),      phi(x) = exp(-x^2 / 2) / sqrt(2 pi)
     silu(x) = x sigmoid(x);                  silu'(x) = s + x s (1 - s),  s = sigmoid(x)
     mish(x) = x t,                           t = tanh(log(1 + e^x)) = w / (w + 2)
     mish'(x) = t + 4 x e^x (1 + e^x) / (w + 2)^2,                   w = e^x (e^x + 2)
 
-GELU is in its tanh form, for (1 + tanh(u)) / 2 = sigmoid(2 u). Sources: Hendrycks & Gimpel 2016,
-arXiv:1606.08415, section 2 (GELU and SiLU); Misra 2019, arXiv:1908.08681, section 2 (Mish).
+GELU is in its tanh form, for (1 + tanh(u)) / 2 = sigmoid(2 u), which comes near x Phi(x) to 5e-4:
+PyTorch's nn.GELU(approximate="tanh"). Its exact form is PyTorch's nn.GELU(). Sources: Hendrycks &
+Gimpel 2016, arXiv:1606.08415, section 2 (GELU and SiLU); Misra 2019, arXiv:1908.08681, section 2
+(Mish); for the distribution Phi, kernels/_normal.py.
 
 All are within 2 units in the last place, in either dtype: a sigmoid's relative error is the
 absolute error of its argument, so what the rounding of the argument leaves out is carried along,
 and so is what the roundings of the quotients' parts leave out. A derivative is a sum of two terms,
 which cancel near its root (GELU's at -0.75, SiLU's at -1.28, Mish's at -1.19): there it is within 2
-units of the larger term, which is a sixteenth of the dtype's epsilon or less, and at the root
-itself it has no digits of its own. At NaN all are NaN; at minus infinity, derivatives are 0, and
-GELU, SiLU and Mish themselves NaN, for 0 would hide what has overflowed.
+units of the larger term, which are a quarter of the dtype's epsilon, and at the root itself it has
+no digits of its own. Where s, Phi(x) or t is below the smallest normal number, it may itself be a
+step off, and what it is multiplied by makes |x| steps of one. At NaN all are NaN; at minus
+infinity, derivatives are 0, and GELU, SiLU and Mish themselves NaN, for 0 would hide what has
+overflowed.
 """
 
+import math
 from decimal import Decimal
 
 import numpy as np
 
 from ._compile import kernel, prange
 from ._llvm import WIDE
+from ._normal import tail_ratio
 from ._rows import sum_in_two
 from ._simd import (
     end_stream,
@@ -44,14 +52,18 @@ from ._simd import (
 )
 from .op import op
 
-NO_ACTIVATION, RELU, GELU, MISH = 0, 1, 2, 3
+NO_ACTIVATION, RELU, GELU, MISH, EXACT_GELU = 0, 1, 2, 3, 4
+# Of gates alone.
+SILU = 5
 # Those whose derivative is saved as `slope`, for it costs little beside the activation itself.
-SLOPED = (GELU, MISH)
+SLOPED = (GELU, MISH, EXACT_GELU)
 
 # 2 sqrt(2 / pi), and the cubic term's share. Where GELU's sigmoid is near the smallest number of
 # float64, its argument is 700, and a constant of that precision would be wrong by 300 units.
 SLOPE_DIGITS, CUBIC_DIGITS = "1.5957691216057307117597842397375274739", "0.044715"
 TWICE_SLOPE, CUBIC = np.longdouble(SLOPE_DIGITS), np.longdouble(CUBIC_DIGITS)
+# The density at 0 of the normal distribution, 1 / sqrt(2 pi).
+DENSITY_DIGITS = "0.39894228040143267793994605993438186848"
 
 
 def _in_two(digits):
@@ -62,9 +74,12 @@ def _in_two(digits):
 
 SLOPE_HIGH, SLOPE_LOW = _in_two(SLOPE_DIGITS)
 CUBIC_HIGH, CUBIC_LOW = _in_two(CUBIC_DIGITS)
+DENSITY_HIGH, DENSITY_LOW = _in_two(DENSITY_DIGITS)
 # Beyond it the sigmoid of GELU is 0 or 1 in either dtype, and that of SiLU and Mish's t are 1.
 REACH = 32.0
 CERTAIN = 40.0
+# Beyond it exp(-x^2 / 2) is 0 in either dtype, and Phi 0 or 1.
+FAR = 40.0
 # Below its negative, an exponential is 0 in either dtype.
 DEEP = 1000.0
 
@@ -88,6 +103,19 @@ def gelu_slope(x):
     return s + x * s * (1 - s) * x.dtype.type(TWICE_SLOPE) * (1 + x.dtype.type(3 * CUBIC) * x * x)
 
 
+def normal_distribution(x):
+    """Return Phi(x), with the digits of float64 at most: NumPy has no erfc, and Python has."""
+    twice = np.frompyfunc(math.erfc, 1, 1)(x.astype(np.float64) * -math.sqrt(0.5))
+    return (np.asarray(twice, np.float64) / 2).astype(x.dtype)
+
+
+def exact_gelu_slope(x):
+    """Return the derivative of the exact gelu at x."""
+    x = np.clip(x, -FAR, FAR)
+    density = x.dtype.type(np.longdouble(DENSITY_DIGITS)) * np.exp(-x * x / 2)
+    return normal_distribution(x) + x * density
+
+
 def _parts_of_mish(x):
     """Return top and bottom of t = top / bottom; where x > 0, both are divided by e^(2 x)."""
     e = np.exp(-np.abs(x))
@@ -104,15 +132,18 @@ def mish_slope(x):
 
 def activation_slope(x, activation):
     """Return the derivative at x of one of `SLOPED`."""
-    return gelu_slope(x) if activation == GELU else mish_slope(x)
+    slopes = {GELU: gelu_slope, EXACT_GELU: exact_gelu_slope}
+    return slopes.get(activation, mish_slope)(x)
 
 
 def activation_forward_reference(x, activation, out):
-    """Write relu(x), gelu(x) or mish(x) to out; arrays of one shape."""
+    """Write an activation of x to out; arrays of one shape."""
     if activation == RELU:
         out[...] = np.where(x < 0, 0, x)
     elif activation == GELU:
         out[...] = x * _sigmoid_of_gelu(x)
+    elif activation == EXACT_GELU:
+        out[...] = x * normal_distribution(x)
     else:
         top, bottom, _ = _parts_of_mish(x)
         out[...] = x * (top / bottom)
@@ -223,6 +254,39 @@ def gelu_and_slope(x):
 
 
 @kernel
+def _add_product(base, first, first_low, second):
+    """Return base + (first + first_low) second, rounded about once; it is 0, or base is larger."""
+    product = first * second
+    product_low = fma(first_low, second, fma(first, second, -product))
+    total = base + product
+    return total + (((base - total) + product) + product_low)
+
+
+@kernel
+def exact_gelu_and_slope(x):
+    """Return the exact gelu of a register, and its derivative.
+
+    With a = |x|, e = exp(-a^2 / 2) and T of _normal.py they are x T e and (T - a / sqrt(2 pi)) e
+    where x < 0, else x and 1 less these.
+    """
+    size = _minus_size(x, FAR)
+    square = size * size
+    square_low = fma(size, size, -square)
+    e = exp_of_sum(-0.5 * square, -0.5 * square_low)
+    ratio, ratio_low = tail_ratio(-size)
+    signed = select(x < 0.0, e, -e)
+    product = x * ratio
+    product_low = fma(x, ratio, -product) + x * ratio_low
+    value = _add_product(relu_vector(x), product, product_low, signed)
+    line = size * DENSITY_HIGH
+    line_low = fma(size, DENSITY_LOW, fma(size, DENSITY_HIGH, -line))
+    both, both_low = sum_in_two(ratio, line)
+    both_low = both_low + (ratio_low + line_low)
+    slope = _add_product(select(x < 0.0, 0.0 * e, 1.0), both, both_low, signed)
+    return select(x > FAR, x, value), slope
+
+
+@kernel
 def silu_and_slope(x):
     """Return silu of a register, and its derivative."""
     size = _minus_size(x, DEEP)
@@ -282,17 +346,19 @@ def _activate(start, stop, x, activation, out):
             v = relu_vector(v)
         elif activation == GELU:
             v = gelu_and_slope(v)[0]
-        else:
+        elif activation == MISH:
             v = mish_and_slope(v)[0]
+        else:
+            v = exact_gelu_and_slope(v)[0]
         store_first(out, stop - i, v, i)
 
 
 @kernel(parallel=True)
 def activation_forward(x, activation, out):
-    """Write relu(x), gelu(x) or mish(x) to out.
+    """Write an activation of each element of x to out.
 
     Args:
-        x: any shape, float32|float64, C-contiguous.    activation: RELU, GELU or MISH.
+        x: any shape, float32|float64, C-contiguous.    activation: RELU, GELU, MISH or EXACT_GELU.
         out: the shape of x, overwritten; may be x.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
@@ -322,8 +388,10 @@ def _differentiate(start, stop, dout, x, activation, dx):
         d, v = load_first(dout, stop - i, i), load_first(x, stop - i, i)
         if activation == GELU:
             d = d * gelu_and_slope(v)[1]
-        else:
+        elif activation == MISH:
             d = d * mish_and_slope(v)[1]
+        else:
+            d = d * exact_gelu_and_slope(v)[1]
         store_first(dx, stop - i, d, i)
 
 
@@ -333,7 +401,7 @@ def activation_backward(dout, x, activation, dx):
 
     Args:
         dout, x: one shape, float32|float64, C-contiguous; x is what the forward pass was given
-            (for RELU its output serves as well).    activation: RELU, GELU or MISH.
+            (for RELU its output serves as well).    activation: as of `activation_forward`.
         dx: the same shape, overwritten; may be dout.
     Threads: chunks of a fixed size; bit-identical for any thread count.
     """
@@ -407,7 +475,11 @@ def activate_block(activation, first, last, columns, slope, out, start, step):
     for row in range(first, last):
         for j in range(0, columns, lanes(out)):
             i = start + row * step + j
-            value, derivative = mish_and_slope(load_first(out, columns - j, i))
+            v = load_first(out, columns - j, i)
+            if activation == MISH:
+                value, derivative = mish_and_slope(v)
+            else:
+                value, derivative = exact_gelu_and_slope(v)
             stream_first(slope, columns - j, derivative, i)
             store_first(out, columns - j, value, i)
 

@@ -49,6 +49,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     26: (
         "$ train --activation",
         "fastformer.layers.activation:GELU",
+        "fastformer.layers.activation:ExactGELU",
         "fastformer.layers.activation:Mish",
         "tests/test_feed_forward.py::test_formula_with_a_gate",
     ),

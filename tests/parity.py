@@ -30,7 +30,7 @@ BATCHES, SEQUENCES = 8, 6
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm": ("post", "pre"),
     "norm_type": ("layernorm", "rmsnorm"),
-    "activation": ("relu", "gelu", "mish", "swiglu"),
+    "activation": ("relu", "gelu", "gelu_exact", "mish", "swiglu", "geglu"),
     "positions": ("sinusoidal", "learned"),
     "qkv_bias": (False, True),
     "layernorm_epsilon": (1e-5, 1e-2),
@@ -76,7 +76,7 @@ TRAINED = {
     "encoder, biases, last": (
         "encoder",
         {
-            "activation": "gelu",
+            "activation": "gelu_exact",
             "qkv_bias": True,
             "attention_output_bias": True,
             "positions": "rotary",
@@ -104,6 +104,7 @@ TRAINED = {
             "qkv_bias": True,
             "attention_output_bias": True,
             "layernorm_epsilon": 1e-2,
+            "activation": "geglu",
             "positions": "alibi",
             "num_kv_heads": 2,
             "qk_norm": True,

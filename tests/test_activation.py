@@ -1,4 +1,4 @@
-"""ReLU, GELU and Mish: twin, gradient, extreme values, threads."""
+"""ReLU, GELU in both forms and Mish: twin, gradient, extreme values, threads."""
 
 import math
 
@@ -12,6 +12,7 @@ from twins import run_rows as run
 
 from fastformer.kernels.activation import (
     CHUNK,
+    EXACT_GELU,
     GELU,
     MISH,
     RELU,
@@ -21,7 +22,9 @@ from fastformer.kernels.activation import (
     activation_forward_reference,
 )
 
-EACH = pytest.mark.parametrize("activation", [RELU, GELU, MISH], ids=["relu", "gelu", "mish"])
+EACH = pytest.mark.parametrize(
+    "activation", [RELU, GELU, MISH, EXACT_GELU], ids=["relu", "gelu", "mish", "exact_gelu"]
+)
 
 
 def check(rng, activation, *shape):
@@ -74,6 +77,52 @@ def test_gelu_is_its_tanh_form():
     np.testing.assert_allclose(out, 0.5 * x * (1 + np.tanh(inner)), rtol=1e-12, atol=1e-15)
 
 
+def test_exact_gelu_is_x_times_the_normal_distribution():
+    x = np.linspace(-40, 40, 2001)
+    (out,) = run(activation_forward, x, EXACT_GELU, Out(x.shape), dtype=np.float64)
+    shares = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    np.testing.assert_allclose(out, x * shares, rtol=3e-13, atol=1e-300)
+    (tanh_form,) = run(activation_forward, x, GELU, Out(x.shape), dtype=np.float64)
+    assert 4e-4 < np.abs(out - tanh_form).max() < 5e-4
+
+
+# x, exact gelu and its derivative, from mpmath with 60 digits.
+EXACT = [
+    ("-37.0", "-2.118461352334093424392781e-298", "-7.838298669418516242529885e-297"),
+    ("-20.0", "-5.507248237212467390151246e-88", "-1.101436048313346404221472e-86"),
+    ("-13.0", "-7.952313719414843586957773e-38", "-1.033730444011335615024141e-36"),
+    ("-8.5", "-8.057604598872820601028393e-17", "-6.846504938697084349960275e-16"),
+    ("-5.25", "-0.0000003992604271156574981851684", "-0.000002091397663865862000431398"),
+    ("-3.4375", "-0.001009096549147400528364832", "-0.003432529637204644762383512"),
+    ("-2.0", "-0.04550026389635841440056527", "-0.08523180107819689670084576"),
+    ("-1.0", "-0.1586552539314570514147675", "-0.08331547058768629838306274"),
+    ("-0.75", "-0.1699705142826511494952966", "0.0007742782607648956283087645"),
+    ("-0.5", "-0.1542687693629934481811477", "0.1325048753438371574749552"),
+    ("-0.0009765625", "-0.0004879007890539252529230706", "0.4992208161062868664554063"),
+    ("0.0009765625", "0.0004886617109460747470769294", "0.5007791838937131335445937"),
+    ("0.25", "0.1496765814207309310602134", "0.6953733548836360259761602"),
+    ("0.5", "0.3457312306370065518188523", "0.8674951246561628425250448"),
+    ("1.0", "0.8413447460685429485852325", "1.083315470587686298383063"),
+    ("1.5", "1.399789198096712900993259", "1.127469192229979525416655"),
+    ("3.0", "2.995950305905109716420045", "1.011945647204183927000155"),
+    ("6.0", "5.999999994080474129773811", "1.000000035468709453902015"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_gelu_to_two_units(dtype):
+    """Numbers that both dtypes have; the last ones are deep in the tail."""
+    x, values, slopes = (np.array(column, np.longdouble) for column in zip(*EXACT, strict=True))
+    kept = np.abs(values) > np.finfo(dtype).tiny
+    x, values, slopes = x[kept].astype(np.float64), values[kept], slopes[kept]
+    (out,) = run(activation_forward, x, EXACT_GELU, Out(x.shape), dtype=dtype)
+    assert (np.abs(out - values) <= 2 * np.spacing(np.abs(values).astype(dtype))).all()
+    (dx,) = run(activation_backward, np.ones(x.shape), x, EXACT_GELU, Out(x.shape), dtype=dtype)
+    # The derivative's terms cancel near -0.75.
+    terms = np.maximum(np.abs(values / x), np.abs(slopes - values / x)).astype(dtype)
+    assert (np.abs(dx - slopes) <= 2 * np.spacing(terms)).all()
+
+
 def test_mish_is_x_times_tanh_of_softplus():
     x = np.linspace(-40, 40, 1001)
     (out,) = run(activation_forward, x, MISH, Out(x.shape), dtype=np.float64)
@@ -97,14 +146,27 @@ def test_extreme_values(dtype):
     x = np.array([1e4, -1e4, 0.0, -0.0, 1e-30, -1e-30])
     (relu,) = run(activation_forward, x, RELU, Out(x.shape), dtype=dtype)
     np.testing.assert_array_equal(relu, np.array([1e4, 0, 0, 0, 1e-30, 0], dtype))
-    (gelu,) = run(activation_forward, x, GELU, Out(x.shape), dtype=dtype)
     expected = np.array([1e4, 0, 0, 0, 5e-31, -5e-31], dtype)
-    np.testing.assert_allclose(gelu, expected, rtol=1e-6)
+    for activation in (GELU, EXACT_GELU):
+        (gelu,) = run(activation_forward, x, activation, Out(x.shape), dtype=dtype)
+        np.testing.assert_allclose(gelu, expected, rtol=1e-6)
     ones = np.ones(x.shape)
     (relu,) = run(activation_backward, ones, x, RELU, Out(x.shape), dtype=dtype)
     np.testing.assert_array_equal(relu, [1, 0, 0, 0, 1, 0])
-    (gelu,) = run(activation_backward, ones, x, GELU, Out(x.shape), dtype=dtype)
-    np.testing.assert_allclose(gelu, [1, 0, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+    for activation in (GELU, EXACT_GELU):
+        (gelu,) = run(activation_backward, ones, x, activation, Out(x.shape), dtype=dtype)
+        np.testing.assert_allclose(gelu, [1, 0, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [GELU, MISH, EXACT_GELU])
+@pytest.mark.parametrize("forward", [activation_forward, activation_forward_reference])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_stay_visible(activation, forward, dtype):
+    """Minus infinity is NaN: 0 would hide what has overflowed."""
+    x = np.array([np.inf, -np.inf, float(np.finfo(dtype).max), -float(np.finfo(dtype).max)])
+    with np.errstate(invalid="ignore"):
+        (out,) = run(forward, x, activation, Out(x.shape), dtype=dtype)
+    np.testing.assert_array_equal(out, np.array([np.inf, np.nan, x[2], 0], dtype))
 
 
 @EACH

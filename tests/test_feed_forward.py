@@ -1,5 +1,7 @@
 """The feed-forward layer: formula, gradients of either activation, dropout, misuse."""
 
+import math
+
 import numpy as np
 import pytest
 from models import BACKENDS, assert_layer_gradients, shaken
@@ -11,9 +13,11 @@ from fastformer.layers.dropout import DropoutCounter
 ACTIVATIONS = {
     "relu": lambda u: np.maximum(u, 0),
     "gelu": lambda u: 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))),
+    "gelu_exact": lambda u: u / 2 * (1 + np.vectorize(math.erf)(u / math.sqrt(2))),
     "mish": lambda u: u * np.tanh(np.log1p(np.exp(u))),
 }
-WITH_GATE = (*ACTIVATIONS, "swiglu")
+GATES = {"swiglu": lambda z: z / (1 + np.exp(-z)), "geglu": ACTIVATIONS["gelu"]}
+WITH_GATE = (*ACTIVATIONS, *GATES)
 
 
 def make_layer(backend="numba", activation="relu", dropout=0.0, dtype="float64"):
@@ -44,8 +48,9 @@ def test_formula(rng, backend, activation):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_formula_with_a_gate(rng, backend):
-    layer = make_layer(backend, "swiglu")
+@pytest.mark.parametrize("activation", GATES)
+def test_formula_with_a_gate(rng, backend, activation):
+    layer = make_layer(backend, activation)
     w = layer.state_dict()
     assert {name: value.shape for name, value in w.items()} == {
         "expand.weight": (6, 10),
@@ -57,15 +62,16 @@ def test_formula_with_a_gate(rng, backend):
     }
     x, residual = rng.standard_normal((2, 5, 6))
     gate, value = (x @ w[f"{name}.weight"] + w[f"{name}.bias"] for name in ("gate", "expand"))
-    hidden = gate / (1 + np.exp(-gate)) * value
+    hidden = GATES[activation](gate) * value
     expected = hidden @ w["contract.weight"] + w["contract.bias"]
     np.testing.assert_allclose(layer.forward(x), expected, 1e-10, 1e-12)
     found = layer.forward(x, residual=residual)
     np.testing.assert_allclose(found, expected + residual, 1e-10, 1e-12)
 
 
-def test_only_swiglu_has_a_gate():
-    plain, gated = make_layer(activation="relu"), make_layer(activation="swiglu")
+@pytest.mark.parametrize("activation", GATES)
+def test_only_gates_have_a_matrix_more(activation):
+    plain, gated = make_layer(activation="relu"), make_layer(activation=activation)
     assert plain.gate is None
     assert gated.num_parameters == plain.num_parameters + 6 * 10 + 10
 

@@ -37,6 +37,7 @@ def dropping(**options):
 LAYERS = {
     "ReLU": (ff.ReLU, False),
     "GELU": (ff.GELU, False),
+    "ExactGELU": (ff.ExactGELU, False),
     "Mish": (ff.Mish, False),
     "Softmax": (ff.Softmax, False),
     "Dropout": (dropping, False),
@@ -84,7 +85,17 @@ def inputs(rng, dtype="float64"):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "name",
-    ["ReLU", "GELU", "Mish", "Softmax", "Dropout", "LayerNorm", "RMSNorm", "LayerNorm, no bias"],
+    [
+        "ReLU",
+        "GELU",
+        "ExactGELU",
+        "Mish",
+        "Softmax",
+        "Dropout",
+        "LayerNorm",
+        "RMSNorm",
+        "LayerNorm, no bias",
+    ],
 )
 def test_whole_jacobian(rng, backend, name):
     case = Case(name, backend)
@@ -184,7 +195,7 @@ BAD_ARRAYS = {
     "width": (np.zeros((ROWS, WIDTH + 1), np.float32), InvalidValueError, r"\(6, 9\)"),
 }
 # What these layers take as it comes: any width, and element-wise layers any shape.
-ANY_SHAPE = ("ReLU", "GELU", "Mish", "Dropout")
+ANY_SHAPE = ("ReLU", "GELU", "ExactGELU", "Mish", "Dropout")
 TAKEN = {(name, kind) for name in ANY_SHAPE for kind in ("width", "one axis", "three axes")}
 TAKEN |= {("Softmax", "width")}
 

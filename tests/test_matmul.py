@@ -21,7 +21,7 @@ from twins import (
 
 from fastformer.kernels._blocks import DEPTH_BLOCK, ROW_STEP, TILES_OF_A_TASK, task_grid, task_part
 from fastformer.kernels._llvm import TILE_ROWS
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
     PAGE,
     SHORT_DEPTH_BLOCK,
@@ -55,7 +55,13 @@ DEPTHS = [
     2 * DEPTH_BLOCK + 3,
 ]
 FAR = PAGE // 4  # elements of rows that are pages apart, in either dtype
-ACTIVATIONS = {"none": NO_ACTIVATION, "relu": RELU, "gelu": GELU, "mish": MISH}
+ACTIVATIONS = {
+    "none": NO_ACTIVATION,
+    "relu": RELU,
+    "gelu": GELU,
+    "mish": MISH,
+    "exact_gelu": EXACT_GELU,
+}
 
 
 @dataclass
@@ -243,7 +249,11 @@ def test_gradient(rng):
         assert_gradients(forward, backward, case.x, case.weight, case.bias, case.other_out)
 
 
-@pytest.mark.parametrize("activation", [RELU, GELU, MISH], ids=["relu", "gelu", "mish"])
+@pytest.mark.parametrize(
+    "activation",
+    [RELU, GELU, MISH, EXACT_GELU],
+    ids=["relu", "gelu", "mish", "exact_gelu"],
+)
 def test_gradient_through_activation(rng, activation):
     """A second layer's matmul_nt, with what the first one saved, is the gradient of both."""
     first, second = rng.standard_normal((1, 4, 3)), rng.standard_normal((1, 3, 2))

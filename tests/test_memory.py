@@ -15,7 +15,7 @@ from models import make_batch, make_config, make_model, same_bits, shaken, use_o
 import fastformer as ff
 from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
 from fastformer.generation import KeyValueCache
-from fastformer.kernels.activation import GELU, MISH, RELU
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, RELU
 from fastformer.layers.dropout import DropoutCounter
 
 ROWS, WIDTH = 6, 8
@@ -227,7 +227,7 @@ def test_a_gradient_of_the_table_is_no_gradient_by_its_rows():
 
 
 @pytest.mark.parametrize(
-    "activation", [99, -1, 4, 10**30, "relu", None, True, 1.0, [1], np.int64(1)]
+    "activation", [99, -1, 5, 10**30, "relu", None, True, 1.0, [1], np.int64(1)]
 )
 def test_an_unknown_activation_is_refused(activation):
     layer, x, dout = linear()
@@ -239,7 +239,7 @@ def test_an_unknown_activation_is_refused(activation):
             act()
 
 
-@pytest.mark.parametrize("activation", [RELU, GELU, MISH])
+@pytest.mark.parametrize("activation", [RELU, GELU, MISH, EXACT_GELU])
 def test_an_activation_goes_with_what_it_saved(activation):
     layer, x, dout = linear()
     for given in ({"activation": activation}, {"saved": x}):

@@ -53,7 +53,11 @@ REFUSED = [
     ({"ffn_dim": 10**400}, VALUE, r"ffn_dim must be an integer >= 1, got one of 1329 bits$"),
     ({"norm": "poste"}, VALUE, r"norm must be one of 'post', 'pre', got 'poste'.*'post'\?"),
     ({"norm": None}, TYPE, r"norm must be one of 'post', 'pre', got None"),
-    ({"activation": "Gelu"}, VALUE, r"'relu', 'gelu', 'mish', 'swiglu', got 'Gelu'.*'gelu'\?"),
+    (
+        {"activation": "Gelu"},
+        VALUE,
+        r"'gelu', 'gelu_exact', 'mish', 'swiglu', 'geglu', got 'Gelu'.*'gelu'\?",
+    ),
     ({"activation": "silu"}, VALUE, r"activation must be one of .*got 'silu'"),
     ({"norm_type": "rms"}, VALUE, r"norm_type must be one of .*'layernorm', 'rmsnorm', got 'rms'"),
     ({"norm_type": "RMSNorm"}, VALUE, r"got 'RMSNorm'; did you mean 'rmsnorm'\?"),

@@ -19,6 +19,7 @@ from fastformer.kernels import attention as attention_file
 from fastformer.kernels import cross_entropy as cross_entropy_file
 from fastformer.kernels import dropout as dropout_file
 from fastformer.kernels import embedding as embedding_file
+from fastformer.kernels import gated as gated_file
 from fastformer.kernels import gradient as gradient_file
 from fastformer.kernels import layernorm as layernorm_file
 from fastformer.kernels import matmul as matmul_file
@@ -27,10 +28,9 @@ from fastformer.kernels import rmsnorm as rmsnorm_file
 from fastformer.kernels import rotary as rotary_file
 from fastformer.kernels import sequence_rows as sequence_rows_file
 from fastformer.kernels import softmax as softmax_file
-from fastformer.kernels import swiglu as swiglu_file
 from fastformer.kernels._compile import BUILD
 from fastformer.kernels._rows import count_row_tasks
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SILU
 from fastformer.kernels.op import Op, op
 from fastformer.kernels.program import shard_count
 from fastformer.layers.relative_positions import alibi_slopes
@@ -336,6 +336,7 @@ def product_cases(file: Any, ending: str) -> list[Case]:
         Case(forward, THREE_PRODUCTS, plain, absent=("slope",)),
         Case(forward, THREE_PRODUCTS, plain, absent=("slope", "bias", "residual")),
         Case(forward, PRODUCT, {"activation": GELU}),
+        Case(forward, PRODUCT, {"activation": EXACT_GELU}),
         Case(forward, PRODUCT, {"activation": RELU}, absent=("slope", "residual")),
         Case(input_gradient, PRODUCT, {"activation": GELU}),
         Case(input_gradient, THREE_PRODUCTS, plain, absent=("saved",)),
@@ -350,7 +351,7 @@ CASES = [
     *(
         Case(an_op, WIDE, {"activation": activation})
         for an_op in (activation_file.activated, activation_file.activated_gradient)
-        for activation in (RELU, GELU, MISH)
+        for activation in (RELU, GELU, MISH, EXACT_GELU)
     ),
     *attention_cases(),
     *(
@@ -378,6 +379,11 @@ CASES = [
             lambda batch, rng: {"ids": batch._tokens},
         )
         for overwrites in (0, 1)
+    ),
+    *(
+        Case(an_op, GATED, {"activation": activation})
+        for an_op in (gated_file.gated, gated_file.gated_gradient)
+        for activation in (SILU, GELU, EXACT_GELU)
     ),
     Case(gradient_file.add_gradient_copies, {"S": 5, "P": 70_001}, {"shards": 3}),
     *with_and_without(Case(layernorm_file.layernorm, WIDE, EPSILON), "bias"),
@@ -421,8 +427,6 @@ CASES = [
     ),
     Case(softmax_file.softmax, {"R": ROWS, "V": VOCABULARY}),
     Case(softmax_file.softmax_gradient, {"R": ROWS, "V": VOCABULARY}, given=probabilities),
-    Case(swiglu_file.swiglu, GATED),
-    Case(swiglu_file.swiglu_gradient, GATED),
 ]  # fmt: skip
 
 

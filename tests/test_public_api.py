@@ -18,6 +18,7 @@ NAMES = {
     "DecoderConfig",
     "Dropout",
     "Embedding",
+    "ExactGELU",
     "FeedForward",
     "GELU",
     "LayerNorm",

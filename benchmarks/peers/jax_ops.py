@@ -120,8 +120,9 @@ def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return x * jax.lax.rsqrt(jnp.square(x).mean(1, keepdims=True) + 1e-5) * weight
 
 
-def _swiglu(gate: Tensor, x: Tensor) -> Tensor:
-    return jax.nn.silu(gate) * x
+def _gated(variant: str) -> Callable[[Tensor, Tensor], Tensor]:
+    function = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}[variant]
+    return lambda gate, x: function(gate) * x
 
 
 def _matmul(a: Mapping[str, Any], variant: str) -> Call:
@@ -167,7 +168,12 @@ def build(
         op, variant, shape: the case.    arguments: the kernel's arguments by name.
     """
     a = {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
-    functions = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "mish": jax.nn.mish}
+    functions = {
+        "relu": jax.nn.relu,
+        "gelu": jax.nn.gelu,
+        "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+        "mish": jax.nn.mish,
+    }
     activation = functions.get(variant, jax.nn.relu)
     calls: dict[str, Callable[[], Call]] = {
         "activation_forward": lambda: _forward(activation, a["x"]),
@@ -240,7 +246,7 @@ def build(
         "sgd_step": lambda: _sgd(a),
         "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
         "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),
-        "swiglu_forward": lambda: _forward(_swiglu, a["gate"], a["x"]),
-        "swiglu_backward": lambda: _backward(_swiglu, a["dout"], a["gate"], a["x"]),
+        "gated_forward": lambda: _forward(_gated(variant), a["gate"], a["x"]),
+        "gated_backward": lambda: _backward(_gated(variant), a["dout"], a["gate"], a["x"]),
     }  # fmt: skip
     return calls[op]()

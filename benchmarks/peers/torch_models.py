@@ -51,7 +51,8 @@ class Block(nn.Module):
         self.norm1, self.norm2 = (_norm(config) for _ in range(2))
         bias = config.ffn_bias
         self.expand, self.contract = nn.Linear(C, F_, bias=bias), nn.Linear(F_, C, bias=bias)
-        self.gate = nn.Linear(C, F_, bias=bias) if self.activation == "swiglu" else None
+        has_gate = self.activation in ("swiglu", "geglu")
+        self.gate = nn.Linear(C, F_, bias=bias) if has_gate else None
         self.turns = config.positions == "rotary"
         self.base, self.scaling = config.rotary_base, config.rotary_scaling
         self.slopes: Any = _slopes(self.heads) if config.positions == "alibi" else None
@@ -86,9 +87,12 @@ class Block(nn.Module):
         """Return the feed-forward layer's result."""
         hidden = self.expand(x)
         if self.gate is not None:
-            return self.contract(F.silu(self.gate(x)) * hidden)
-        if self.activation == "gelu":
-            return self.contract(F.gelu(hidden, approximate="tanh"))
+            gate = self.gate(x)
+            gate = F.silu(gate) if self.activation == "swiglu" else F.gelu(gate, approximate="tanh")
+            return self.contract(gate * hidden)
+        if self.activation.startswith("gelu"):
+            form = {"gelu": "tanh", "gelu_exact": "none"}[self.activation]
+            return self.contract(F.gelu(hidden, approximate=form))
         return self.contract(F.mish(hidden) if self.activation == "mish" else F.relu(hidden))
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -147,6 +147,7 @@ def _activation(a: Mapping[str, Tensor], variant: str) -> Plan:
     functions = {
         "relu": F.relu,
         "gelu": lambda x: F.gelu(x, approximate="tanh"),
+        "gelu_exact": F.gelu,
         "mish": F.mish,
     }
     return Plan(functions[variant], (a["x"],), a.get("dout"))
@@ -173,8 +174,10 @@ def _rmsnorm(a: Mapping[str, Tensor]) -> Plan:
     return Plan(lambda x, w: F.rms_norm(x, width, w, 1e-5), (a["x"], a["weight"]), a.get("dout"))
 
 
-def _swiglu(a: Mapping[str, Tensor]) -> Plan:
-    return Plan(lambda gate, x: F.silu(gate) * x, (a["gate"], a["x"]), a.get("dout"))
+def _gated(a: Mapping[str, Tensor], variant: str) -> Plan:
+    functions = {"swiglu": F.silu, "geglu": lambda x: F.gelu(x, approximate="tanh")}
+    function = functions[variant]
+    return Plan(lambda gate, x: function(gate) * x, (a["gate"], a["x"]), a.get("dout"))
 
 
 def _in_sequences(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -247,8 +250,8 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         "softmax_backward": lambda: Plan(
             lambda x: torch.softmax(x, 1), (torch.log(a["out"]),), a["dout"]
         ),
-        "swiglu_forward": lambda: _swiglu(a),
-        "swiglu_backward": lambda: _swiglu(a),
+        "gated_forward": lambda: _gated(a, variant),
+        "gated_backward": lambda: _gated(a, variant),
     }
     return plans[op]()
 

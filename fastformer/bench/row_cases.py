@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastformer.bench.spec import Arguments, Output, Shape, Sizes, Spec, normal
-from fastformer.kernels.activation import GELU, MISH, RELU
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, RELU, SILU
 from fastformer.kernels.cross_entropy import cross_entropy_forward_reference
 from fastformer.kernels.layernorm import layernorm_forward_reference
 from fastformer.kernels.rmsnorm import rmsnorm_forward_reference
@@ -187,15 +187,21 @@ def _rmsnorm_gradient(random: Random, N: int, C: int) -> Arguments:
     }
 
 
-def _swiglu(random: Random, N: int, F: int) -> Arguments:
-    return {"gate": normal(random, N, F), "x": normal(random, N, F), "out": Output((N, F))}
+def _gated(random: Random, activation: int, N: int, F: int) -> Arguments:
+    return {
+        "gate": normal(random, N, F),
+        "x": normal(random, N, F),
+        "activation": activation,
+        "out": Output((N, F)),
+    }
 
 
-def _swiglu_gradient(random: Random, N: int, F: int) -> Arguments:
+def _gated_gradient(random: Random, activation: int, N: int, F: int) -> Arguments:
     return {
         "dout": normal(random, N, F),
         "gate": normal(random, N, F),
         "x": normal(random, N, F),
+        "activation": activation,
         "dgate": Output((N, F)),
         "dx": Output((N, F)),
     }
@@ -255,7 +261,10 @@ def _softmax_gradient(random: Random, N: int, V: int) -> Arguments:
 
 def _activations() -> list[Spec]:
     # An exponential counts 12 operations: its polynomial.
-    costs = {"relu": (RELU, 1, 1), "gelu": (GELU, 20, 30), "mish": (MISH, 19, 33)}
+    costs = {
+        "relu": (RELU, 1, 1), "gelu": (GELU, 20, 30), "gelu_exact": (EXACT_GELU, 31, 33),
+        "mish": (MISH, 19, 33),
+    }  # fmt: skip
     specs = []
     for name, (code, forward, backward) in costs.items():
         specs += [
@@ -267,6 +276,25 @@ def _activations() -> list[Spec]:
             Spec(
                 "activation_backward", "NF", _wide_rows,
                 lambda random, N, F, code=code: _activation_gradient(random, code, N, F),
+                lambda N, F, cost=backward: cost * N * F, variant=name,
+            ),
+        ]  # fmt: skip
+    return specs
+
+
+def _gates() -> list[Spec]:
+    costs = {"swiglu": (SILU, 16, 22), "geglu": (GELU, 21, 33)}
+    specs = []
+    for name, (code, forward, backward) in costs.items():
+        specs += [
+            Spec(
+                "gated_forward", "NF", _wide_rows,
+                lambda random, N, F, code=code: _gated(random, code, N, F),
+                lambda N, F, cost=forward: cost * N * F, variant=name,
+            ),
+            Spec(
+                "gated_backward", "NF", _wide_rows,
+                lambda random, N, F, code=code: _gated_gradient(random, code, N, F),
                 lambda N, F, cost=backward: cost * N * F, variant=name,
             ),
         ]  # fmt: skip
@@ -326,6 +354,5 @@ ROWS = (
     Spec("sgd_step", "P", _block_parameters, _sgd, lambda P: 4 * P),
     Spec("softmax_forward", "NV", _logits, _softmax, lambda N, V: 16 * N * V),
     Spec("softmax_backward", "NV", _logits, _softmax_gradient, lambda N, V: 4 * N * V),
-    Spec("swiglu_forward", "NF", _wide_rows, _swiglu, lambda N, F: 16 * N * F),
-    Spec("swiglu_backward", "NF", _wide_rows, _swiglu_gradient, lambda N, F: 22 * N * F),
+    *_gates(),
 )  # fmt: skip

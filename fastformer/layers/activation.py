@@ -1,5 +1,10 @@
-"""Activations as layers of their own; feed-forward layers have them inside a product."""
+"""Activations as layers of their own; feed-forward layers have them inside a product.
 
+"gelu" is GELU in its tanh form, PyTorch's nn.GELU(approximate="tanh"), and "gelu_exact" is x Phi(x)
+itself, PyTorch's nn.GELU().
+"""
+
+from fastformer.kernels.activation import EXACT_GELU as EXACT_GELU_CODE
 from fastformer.kernels.activation import GELU as GELU_CODE
 from fastformer.kernels.activation import MISH as MISH_CODE
 from fastformer.kernels.activation import RELU as RELU_CODE
@@ -8,7 +13,12 @@ from fastformer.layers.base import Layer
 from fastformer.program import Program
 from fastformer.tensors import Tensor
 
-ACTIVATION_CODES = {"relu": RELU_CODE, "gelu": GELU_CODE, "mish": MISH_CODE}
+ACTIVATION_CODES = {
+    "relu": RELU_CODE,
+    "gelu": GELU_CODE,
+    "gelu_exact": EXACT_GELU_CODE,
+    "mish": MISH_CODE,
+}
 
 
 class _Activation(Layer):
@@ -41,9 +51,15 @@ class ReLU(_Activation):
 
 
 class GELU(_Activation):
-    """x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): the tanh form."""
+    """x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): nn.GELU(approximate="tanh")."""
 
     code = GELU_CODE
+
+
+class ExactGELU(_Activation):
+    """x Phi(x), of the normal distribution: PyTorch's nn.GELU()."""
+
+    code = EXACT_GELU_CODE
 
 
 class Mish(_Activation):

@@ -3,8 +3,8 @@
 from typing import Any
 
 from fastformer import checks
-from fastformer.kernels.activation import NO_ACTIVATION
-from fastformer.kernels.swiglu import swiglu, swiglu_gradient
+from fastformer.kernels.activation import GELU, NO_ACTIVATION, SILU
+from fastformer.kernels.gated import gated, gated_gradient
 from fastformer.layers.activation import ACTIVATION_CODES
 from fastformer.layers.base import Layer, Seed, initial_stream
 from fastformer.layers.dropout import Dropout, DropoutCounter
@@ -12,15 +12,17 @@ from fastformer.layers.linear import Linear
 from fastformer.program import Program
 from fastformer.tensors import ROWS, Axis, Tensor
 
-GATED = "swiglu"
+# What a gate is given to.
+GATES = {"swiglu": SILU, "geglu": GELU}
 
 
 class FeedForward(Layer):
     """dropout(activation(x W1 + b1) W2 + b2) + residual.
 
-    With "swiglu", (x W1 + b1) * silu(x G + g) stands for the activation, with G and g in `gate`.
-    These are half as many weights more; the paper takes two thirds of ffn_dim, for as many as
-    before, and leaves the biases out, which all linear layers here have.
+    With "swiglu", (x W1 + b1) * silu(x G + g) stands for the activation, with G and g in `gate`,
+    and with "geglu" (x W1 + b1) * gelu(x G + g), of GELU's tanh form. These are half as many
+    weights more; the paper takes two thirds of ffn_dim, for as many as before, and leaves the
+    biases out, which all linear layers here have.
     Sources: Vaswani et al. 2017, arXiv:1706.03762, section 3.3; Shazeer 2020, arXiv:2002.05202.
     """
 
@@ -42,7 +44,7 @@ class FeedForward(Layer):
 
         Args:
             embed_dim: C, the width of x and of the result.    ffn_dim: F, the width between.
-            activation: "relu", "gelu", "mish" or "swiglu".
+            activation: "relu", "gelu", "gelu_exact", "mish", "swiglu" or "geglu".
             bias: whether the linear layers have some.
             dropout: of the result, in [0, 1).
             counter: of the dropout.    seed: of the weights, or a stream that they are drawn from.
@@ -53,15 +55,16 @@ class FeedForward(Layer):
         embed_dim = checks.integer("embed_dim", embed_dim, 1)
         ffn_dim = checks.integer("ffn_dim", ffn_dim, 1)
         checks.table_size("FeedForward", embed_dim=embed_dim, ffn_dim=ffn_dim)
-        self._activation_name = checks.choice("activation", activation, (*ACTIVATION_CODES, GATED))
+        self._activation_name = checks.choice("activation", activation, (*ACTIVATION_CODES, *GATES))
         # Of the product `expand`; a gate has a kernel of its own.
         self.activation = ACTIVATION_CODES.get(activation, NO_ACTIVATION)
+        self.gate_activation = GATES.get(activation, NO_ACTIVATION)
         stream = initial_stream(seed)
         own: dict[str, Any] = {"backend": backend, "dtype": dtype, "precision": precision}
         own["bias"] = checks.boolean("bias", bias)
         self.expand = Linear(embed_dim, ffn_dim, seed=stream, **own)
-        gated = activation == GATED
-        self.gate = Linear(embed_dim, ffn_dim, seed=stream, **own) if gated else None
+        has_gate = activation in GATES
+        self.gate = Linear(embed_dim, ffn_dim, seed=stream, **own) if has_gate else None
         self.contract = Linear(ffn_dim, embed_dim, seed=stream, **own)
         self.dropout = Dropout(dropout, counter, backend=backend, dtype=dtype)
         self.share()
@@ -80,7 +83,7 @@ class FeedForward(Layer):
         hidden = p.forward(self.expand, x, activation=self.activation)
         if self.gate is not None:
             gate, expanded = p.forward(self.gate, x), hidden
-            (hidden,) = p.add(swiglu, gate=gate, x=expanded)
+            (hidden,) = p.add(gated, gate=gate, x=expanded, activation=self.gate_activation)
             p.save(gate=gate, expanded=expanded)
         return drop_and_add(p, self.contract, self.dropout, hidden, residual)
 
@@ -92,7 +95,10 @@ class FeedForward(Layer):
             dhidden = p.backward(self.contract, dout, activation=self.activation, saved=saved)
             return p.backward(self.expand, dhidden, residual=residual)
         dhidden, s = p.backward(self.contract, dout), p.saved
-        dgate, dexpanded = p.add(swiglu_gradient, dout=dhidden, gate=s.gate, x=s.expanded)
+        dgate, dexpanded = p.add(
+            gated_gradient, dout=dhidden, gate=s.gate, x=s.expanded,
+            activation=self.gate_activation,
+        )  # fmt: skip
         through = p.backward(self.gate, dgate, residual=residual)
         return p.backward(self.expand, dexpanded, residual=through)
 

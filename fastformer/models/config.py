@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from fastformer import checks
 
-ACTIVATIONS = ("relu", "gelu", "mish", "swiglu")
+ACTIVATIONS = ("relu", "gelu", "gelu_exact", "mish", "swiglu", "geglu")
 NORMS = ("post", "pre")
 NORM_TYPES = ("layernorm", "rmsnorm")
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
@@ -63,8 +63,9 @@ class ModelConfig:
     activation: str = field(
         default="relu",
         metadata={
-            "help": "relu, gelu in its tanh form, mish (Misra 2019), or swiglu (Shazeer 2020): a "
-            "gate with a matrix of its own, so that the feed-forward layer is half as large again"
+            "help": "relu, gelu in its tanh form, gelu_exact (PyTorch's default form), mish (Misra "
+            "2019), or swiglu or geglu (Shazeer 2020; with the tanh form): a gate with a matrix of "
+            "its own, so that the feed-forward layer is half as large again"
         },
     )
     positions: str = field(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SILU, SLOPED
 from tests.scorecard.accuracy_inputs import (
     LOGIT_SCALES,
     SCORE_SCALES,
@@ -92,7 +92,8 @@ def _hidden(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     """Return the feed-forward layer's inner half, for each activation."""
     weight, nothing, found = a["weight"][None], _nothing(a["x"]), {}
     back = np.ascontiguousarray(weight.transpose(0, 2, 1))
-    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
+    codes = {"relu": RELU, "gelu": GELU, "gelu_exact": EXACT_GELU, "mish": MISH}
+    for name, code in codes.items():
         out, dx, inner = (_empty(a["x"], *a["addend"].shape) for _ in range(3))
         ops.matmul(a["x"], weight, a["bias"], a["addend"], code, inner, out)
         saved = a["saved"]
@@ -178,15 +179,19 @@ def _rmsnorm(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     return {"out": out, "dx": dx, "dweight": dweight}
 
 
-def _swiglu_inputs(draw: Draw, random: Random, N: int, C: int) -> Inputs:
+def _gated_inputs(draw: Draw, random: Random, N: int, C: int) -> Inputs:
     return {"gate": draw(N, C, scales=SCORE_SCALES), "x": draw(N, C), "dout": draw(N, C)}
 
 
-def _swiglu(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
-    out, dgate, dx = (_empty(a["x"], *a["x"].shape) for _ in range(3))
-    ops.swiglu_forward(a["gate"], a["x"], out)
-    ops.swiglu_backward(a["dout"], a["gate"], a["x"], dgate, dx)
-    return {"out": out, "dgate": dgate, "dx": dx}
+def _gated(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
+    """Return the results of SwiGLU, and those of GEGLU."""
+    found = {}
+    for code, ending in ((SILU, ""), (GELU, ", geglu")):
+        out, dgate, dx = (_empty(a["x"], *a["x"].shape) for _ in range(3))
+        ops.gated_forward(a["gate"], a["x"], code, out)
+        ops.gated_backward(a["dout"], a["gate"], a["x"], code, dgate, dx)
+        found |= {f"out{ending}": out, f"dgate{ending}": dgate, f"dx{ending}": dx}
+    return found
 
 
 def _activation_inputs(draw: Draw, random: Random, N: int, C: int) -> Inputs:
@@ -333,7 +338,7 @@ FAMILIES = (
     Family("relu", _rows_shape, _activation_inputs, _activation(RELU)),
     Family("gelu", _rows_shape, _activation_inputs, _activation(GELU)),
     Family("mish", _rows_shape, _activation_inputs, _activation(MISH)),
-    Family("swiglu", _rows_shape, _swiglu_inputs, _swiglu),
+    Family("gated", _rows_shape, _gated_inputs, _gated),
     Family("softmax", _logits_shape, _softmax_inputs, _softmax),
     Family("cross entropy", _logits_shape, _cross_entropy_inputs, _cross_entropy),
     Family("cross entropy, smoothed", _logits_shape, _smoothed_inputs, _cross_entropy),

@@ -48,7 +48,8 @@ def _gelu(x: Tensor) -> Tensor:
 
 def _hidden(a: Inputs) -> dict[str, Tensor]:
     weight, found = a["weight"].T.contiguous(), {}
-    for name, function in (("relu", F.relu), ("gelu", _gelu), ("mish", F.mish)):
+    functions = {"relu": F.relu, "gelu": _gelu, "gelu_exact": F.gelu, "mish": F.mish}
+    for name, function in functions.items():
         saved = a["saved"].detach().requires_grad_()
         back = F.linear(function(saved), a["weight"])
         found[name] = function(F.linear(a["x"], weight, a["bias"]) + a["addend"])
@@ -113,8 +114,13 @@ def _rmsnorm(a: Inputs) -> dict[str, Tensor]:
     return _differentiated(norm, a["dout"], x=a["x"], weight=a["weight"])
 
 
-def _swiglu(a: Inputs) -> dict[str, Tensor]:
-    return _differentiated(lambda gate, x: F.silu(gate) * x, a["dout"], gate=a["gate"], x=a["x"])
+def _gated(a: Inputs) -> dict[str, Tensor]:
+    found = {}
+    for function, ending in ((F.silu, ""), (_gelu, ", geglu")):
+        product = lambda gate, x, function=function: function(gate) * x  # noqa: E731
+        results = _differentiated(product, a["dout"], gate=a["gate"], x=a["x"])
+        found |= {f"{name}{ending}": result for name, result in results.items()}
+    return found
 
 
 def _cross_entropy(a: Inputs) -> dict[str, Tensor]:
@@ -217,7 +223,7 @@ COMPUTE: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "relu": lambda a: _differentiated(F.relu, a["dout"], x=a["x"]),
     "gelu": lambda a: _differentiated(_gelu, a["dout"], x=a["x"]),
     "mish": lambda a: _differentiated(F.mish, a["dout"], x=a["x"]),
-    "swiglu": _swiglu,
+    "gated": _gated,
     "softmax": lambda a: _differentiated(lambda x: torch.softmax(x, 1), a["dout"], x=a["x"]),
     "cross entropy": _cross_entropy,
     "cross entropy, smoothed": _cross_entropy,

@@ -159,6 +159,7 @@ def _layers(backend: str) -> Iterator[Call]:
         ("RMSNorm", ff.RMSNorm(6, **options), (), free),
         ("ReLU", ff.ReLU(**options), (), any_shape),
         ("GELU", ff.GELU(**options), (), any_shape),
+        ("ExactGELU", ff.ExactGELU(**options), (), any_shape),
         ("Mish", ff.Mish(**options), (), any_shape),
         ("Softmax", ff.Softmax(**options), (), free | {"a column less"}),
         ("Dropout", ff.Dropout(0.5, **options), (), any_shape),
@@ -304,7 +305,7 @@ def _settings(backend: str) -> Iterator[Call]:
     numbers.append((lambda v: ff.clip_gradients(parameters, v), "max_norm", 1.0))
     for act, name, value in numbers:
         yield Call("number", name, value, lambda v, a=act: type(a(v)), NUMBERS)
-    for make in (ff.ReLU, ff.Softmax, ff.GELU, ff.Mish):
+    for make in (ff.ReLU, ff.Softmax, ff.GELU, ff.ExactGELU, ff.Mish):
         for name, value in (("backend", backend), ("dtype", "float32")):
             word = lambda v, make=make, name=name: type(make(**{name: v}))  # noqa: E731
             yield Call(make.__name__, name, value, word, WORDS)

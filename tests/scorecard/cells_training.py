@@ -211,6 +211,7 @@ def _layers(backend: str) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     yield "RMSNorm", ff.RMSNorm(6, **options), ()
     yield "ReLU", ff.ReLU(**options), ()
     yield "GELU", ff.GELU(**options), ()
+    yield "ExactGELU", ff.ExactGELU(**options), ()
     yield "Mish", ff.Mish(**options), ()
     yield "Softmax", ff.Softmax(**options), ()
     yield "Dropout", ff.Dropout(0.5, **options), ()

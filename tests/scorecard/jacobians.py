@@ -15,7 +15,7 @@ from twins import Out, run
 
 import fastformer as ff
 from fastformer.backend import BACKENDS, get_backend
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SILU, SLOPED
 from fastformer.layers.relative_positions import rotary_tables
 from tests.scorecard.kernel_calls import EMPTY, NONE, offsets_of
 from tests.scorecard.rows import Finding, Row, Tier
@@ -29,6 +29,7 @@ Pair = tuple[str, Array, Array]
 
 TWINS = get_backend("reference")
 KEY = np.uint64(5), np.uint64(9)
+ACTIVATIONS = {"relu": RELU, "gelu": GELU, "exact gelu": EXACT_GELU, "mish": MISH}
 
 
 def _call(op: Callable[..., Any], *given: Any) -> list[Array]:
@@ -36,10 +37,10 @@ def _call(op: Callable[..., Any], *given: Any) -> list[Array]:
 
 
 def _elementwise(ops: Any, rng: Any) -> Iterator[Op]:
-    """Yield activations, the gate of SwiGLU, softmax, and dropout with a residual."""
+    """Yield activations, gates, softmax, and dropout with a residual."""
     x = 2 * rng.standard_normal((4, 5))
     x += np.copysign(0.1, x)  # clear of the kink of ReLU
-    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
+    for name, code in ACTIVATIONS.items():
         yield (
             name,
             lambda x, code=code: _call(TWINS.activation_forward, x, code, Out(x.shape))[0],
@@ -47,12 +48,15 @@ def _elementwise(ops: Any, rng: Any) -> Iterator[Op]:
             (x,),
         )
 
-    yield (
-        "swiglu",
-        lambda g, x: _call(TWINS.swiglu_forward, g, x, Out(x.shape))[0],
-        lambda d, g, x: _call(ops.swiglu_backward, d, g, x, Out(x.shape), Out(x.shape)),
-        (x, rng.standard_normal(x.shape)),
-    )
+    for name, code in (("swiglu", SILU), ("geglu", GELU), ("exact geglu", EXACT_GELU)):
+        yield (
+            name,
+            lambda g, x, code=code: _call(TWINS.gated_forward, g, x, code, Out(x.shape))[0],
+            lambda d, g, x, code=code: _call(
+                ops.gated_backward, d, g, x, code, Out(x.shape), Out(x.shape)
+            ),
+            (x, rng.standard_normal(x.shape)),
+        )
 
     def softmax(x: Array) -> Array:
         return _call(TWINS.softmax_forward, x, Out(x.shape))[0]
@@ -139,7 +143,7 @@ def _products(ops: Any, rng: Any) -> Iterator[Op]:
         inputs = x, weight, bias, rng.standard_normal((groups * M, N))
         yield f"matmul {groups} {shared}", forward, backward, inputs
     first, second = rng.standard_normal((1, 4, 3)), rng.standard_normal((1, 3, 2))
-    for name, code in (("relu", RELU), ("gelu", GELU), ("mish", MISH)):
+    for name, code in ACTIVATIONS.items():
 
         def hidden(x: Array, code: int = code) -> list[Array]:
             saved = Out((len(x), 3) if code in SLOPED else (0, 0))
@@ -259,10 +263,11 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"activation": "gelu", "pooling": "mean", "qkv_bias": True, "attention_output_bias": True},
     ),
     ("encoder", {"norm": "pre", "activation": "gelu", "pooling": "last", "positions": "learned"}),
-    ("encoder", {"norm": "pre", "activation": "gelu", "dropout": 0.3}),
+    ("encoder", {"norm": "pre", "activation": "gelu_exact", "dropout": 0.3}),
     ("encoder", {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu", "dropout": 0.2}),
     ("decoder", {}),
     ("decoder", {"norm_type": "rmsnorm", "activation": "mish"}),
+    ("decoder", {"norm_type": "rmsnorm", "activation": "geglu"}),
     ("decoder", {"tied_embeddings": False, "qkv_bias": True, "attention_output_bias": True}),
     ("decoder", {"dropout": 0.3}),
     ("decoder", {"norm": "post", "positions": "sinusoidal", "dropout": 0.2}),

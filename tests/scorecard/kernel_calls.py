@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from twins import Out
 
-from fastformer.kernels.activation import GELU, MISH, NO_ACTIVATION, RELU, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SILU, SLOPED
 from fastformer.kernels.attention import attention_forward_reference
 
 # Around the lanes of a register of either dtype, its double, and the heights of tiles.
@@ -45,12 +45,12 @@ def offsets_of(lengths: Any) -> Any:
 
 def _activation_forward(rng: Random) -> Arguments:
     x = _real(rng, _rows(rng), _size(rng))
-    return x, int(rng.choice([RELU, GELU, MISH])), Out(x.shape)
+    return x, int(rng.choice([RELU, GELU, MISH, EXACT_GELU])), Out(x.shape)
 
 
 def _activation_backward(rng: Random) -> Arguments:
     x = _real(rng, _rows(rng), _size(rng))
-    return _real(rng, *x.shape), x, int(rng.choice([RELU, GELU, MISH])), Out(x.shape)
+    return _real(rng, *x.shape), x, int(rng.choice([RELU, GELU, MISH, EXACT_GELU])), Out(x.shape)
 
 
 def _adam_step(rng: Random) -> Arguments:
@@ -185,20 +185,21 @@ def _rmsnorm_backward(rng: Random) -> Arguments:
     return *saved, residual, Out((N, C)), Out((C,), _real(rng, C))
 
 
-def _swiglu_forward(rng: Random) -> Arguments:
+def _gated_forward(rng: Random) -> Arguments:
     gate = _real(rng, _rows(rng), _size(rng))
-    return gate, _real(rng, *gate.shape), Out(gate.shape)
+    return gate, _real(rng, *gate.shape), int(rng.choice([SILU, GELU, EXACT_GELU])), Out(gate.shape)
 
 
-def _swiglu_backward(rng: Random) -> Arguments:
+def _gated_backward(rng: Random) -> Arguments:
     dout = _real(rng, _rows(rng), _size(rng))
     inputs = _real(rng, *dout.shape), _real(rng, *dout.shape)
-    return dout, *inputs, Out(dout.shape), Out(dout.shape)
+    activation = int(rng.choice([SILU, GELU, EXACT_GELU]))
+    return dout, *inputs, activation, Out(dout.shape), Out(dout.shape)
 
 
 def _matmul(rng: Random) -> Arguments:
     G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
-    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH]))
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH, EXACT_GELU]))
     a = _real(rng, M if rng.integers(2) else G * M, K)
     bias = _real(rng, G * N) if rng.integers(2) else EMPTY
     addend = _real(rng, G * M, N) if rng.integers(2) else NONE
@@ -208,7 +209,7 @@ def _matmul(rng: Random) -> Arguments:
 
 def _matmul_nt(rng: Random) -> Arguments:
     G, M, K, N = int(rng.integers(1, 4)), _rows(rng), _size(rng), _size(rng)
-    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH]))
+    activation = int(rng.choice([NO_ACTIVATION, RELU, GELU, MISH, EXACT_GELU]))
     shape = (M if rng.integers(2) else G * M, N)
     saved = _real(rng, *shape) if activation != NO_ACTIVATION else NONE
     addend = _real(rng, *shape) if rng.integers(2) else NONE
