@@ -2,6 +2,8 @@
 
 Kernels do not check: an id out of range inside one is memory corruption. So every array and
 every id passes here, in Python, before it reaches a kernel.
+
+It is one long file, for it is one list, from which every floor takes what it needs.
 """
 
 import dataclasses

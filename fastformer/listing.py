@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastformer.kernels.op import Operand
 from fastformer.kernels.program import SEQUENCES, TOKENS
-from fastformer.program import Step
+from fastformer.program_step import Step
 from fastformer.tensors import Tensor
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastformer.program import Step
+from fastformer.program_step import Step
 from fastformer.tensors import Axis, Tensor
 
 LINE = 64  # bytes of a cache line

@@ -9,7 +9,7 @@ from fastformer.kernels._compile import ORDER
 from fastformer.kernels._rows import count_row_tasks
 from fastformer.kernels.op import Op, Part
 from fastformer.kernels.program import SHARDS, TOKENS, first_sequence
-from fastformer.program import Step
+from fastformer.program_step import Step
 from fastformer.tables import bytes_of_a_copy, scratch_of
 from fastformer.tensors import Axis, Tensor
 

@@ -16,7 +16,8 @@ import numpy as np
 from fastformer.kernels.gradient import add_gradient_copies
 from fastformer.kernels.program import MOST_SHARDS, SEQUENCES, SHARDS, TOKENS
 from fastformer.parameters import Array, aligned_zeros
-from fastformer.program import Program, Step
+from fastformer.program import Program
+from fastformer.program_step import Step
 from fastformer.tensors import Axis, Tensor
 
 WAYS = ("ops", "blocks", "whole")

@@ -8,7 +8,7 @@ from fastformer.kernels._llvm import element_lanes
 from fastformer.kernels.op import Operand
 from fastformer.kernels.program import LONGEST, NO_SIZE, SEQUENCES, SHARDS
 from fastformer.parameters import Array
-from fastformer.program import Step
+from fastformer.program_step import Step
 from fastformer.tensors import Axis, Tensor
 
 if TYPE_CHECKING:

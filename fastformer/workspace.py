@@ -30,7 +30,8 @@ from fastformer.kernels.program import (
 from fastformer.listing import listing
 from fastformer.parameters import Array, aligned_zeros
 from fastformer.places import LINE, Places
-from fastformer.program import Program, Step
+from fastformer.program import Program
+from fastformer.program_step import Step
 from fastformer.python_driver import calls_of, run_shuffled
 from fastformer.schedule import SHARDING, add_to_copies, cut_into_segments, waits_of
 from fastformer.tables import Tables

@@ -40,6 +40,8 @@ The width is that of what Numba compiles for, which `_target` finds: 512 bits wi
 AVX2 and fused multiply-adds, else 128. `FASTFORMER_VECTOR_BITS` forces another (0: a single lane).
 Nothing here is reassociated or contracted by the compiler: what is written is what is done, so
 the bits of a result do not depend on the code around it. (`EXACT` sees to that.)
+
+It is one long file, for it is one list: a word of the language after the other.
 """
 
 import operator

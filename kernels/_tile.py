@@ -9,6 +9,8 @@ multiply-adds in the order of k, or, in a panel of one register, the sum of chai
 whose error is smaller. That is so whatever the tile's height is, so tiles do not change bits.
 
 Source: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".
+
+It is one long file, for it emits one function, and its parts share the registers.
 """
 
 import itertools

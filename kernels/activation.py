@@ -23,6 +23,8 @@ no digits of its own. Where s, Phi(x) or t is below the smallest normal number, 
 step off, and what it is multiplied by makes |x| steps of one. At NaN all are NaN; at minus
 infinity, derivatives are 0, and GELU, SiLU and Mish themselves NaN, for 0 would hide what has
 overflowed.
+
+It is one long file, for all of them are made of the same exponential and its rests.
 """
 
 import math

@@ -17,6 +17,8 @@ hundreds of cycles.
 Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; for the blocks and the form of dS:
 Dao et al. 2022, arXiv:2205.14135, section 3; for slopes (ALiBi): Press et al. 2022,
 arXiv:2108.12409, section 3.
+
+It is one long file, for forward and backward share their steps and are read side by side.
 """
 
 import math

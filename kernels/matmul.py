@@ -12,6 +12,8 @@ An array that is not wanted is given with size 0.
 
 All are one compiled kernel, for they differ only in what is a matrix's row and what a step. Where a
 product is one task, no other thread is woken: that would take as long as the product.
+
+It is one long file, for the three products share how they are cut, packed and dealt out.
 """
 
 from collections import namedtuple

@@ -13,6 +13,8 @@ of float32 sums.
 
 Both operands are packed, in blocks that stay in the second-level cache: a few panels of the right
 one, and under each of them some rows of the left one.
+
+It is one long file, as matmul.py is, with which it is read.
 """
 
 import numpy as np

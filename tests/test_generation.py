@@ -7,7 +7,8 @@ import pytest
 from models import BACKENDS, make_model, make_sequences, same_bits
 
 import fastformer as ff
-from fastformer.generation import KeyValueCache, beam_search, draw, generate, log_softmax
+from fastformer.generation import beam_search, draw, generate, log_softmax
+from fastformer.key_value_cache import KeyValueCache
 
 CHUNKINGS = [(1, 1, 1, 1, 1, 1), (6,), (3, 2, 1), (1, 5)]
 OPTIONS = [

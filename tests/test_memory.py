@@ -14,8 +14,8 @@ from models import make_batch, make_config, make_model, same_bits, shaken, use_o
 
 import fastformer as ff
 from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueError
-from fastformer.generation import KeyValueCache
 from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, RELU
+from fastformer.key_value_cache import KeyValueCache
 from fastformer.layers.dropout import DropoutCounter
 
 ROWS, WIDTH = 6, 8

@@ -21,7 +21,8 @@ from models import (
 import fastformer as ff
 from fastformer import thread_safety
 from fastformer.errors import FastformerError, NotForwardedError, OtherThreadError
-from fastformer.generation import KeyValueCache, generate
+from fastformer.generation import generate
+from fastformer.key_value_cache import KeyValueCache
 
 KINDS = ("encoder", "decoder")
 LENGTHS = [(3, 1, 5, 2), (1,), (2, 2), (6, 4, 1, 1, 3), (5,) * 7]

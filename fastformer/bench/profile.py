@@ -13,7 +13,7 @@ from fastformer.bench import machine
 from fastformer.bench.stepper import build_ours, prepared_data
 from fastformer.bench.timing import time_calls
 from fastformer.bench.workloads import WORKLOADS
-from fastformer.program import Step
+from fastformer.program_step import Step
 from fastformer.workspace import Workspace
 
 STEPS = 200

@@ -1,1 +1,1 @@
-"""Layers: thin classes that own parameters and buffers, and call kernels."""
+"""Layers: they own parameters, and say what they compute as ops of a program."""

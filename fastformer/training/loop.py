@@ -2,6 +2,8 @@
 
 A run can be stopped at any step and go on from its last checkpoint with the same bits: what is
 saved are weights, moments and a few numbers, and every random number is named by its place.
+
+It is one long file, for the order of a step, a record and a checkpoint is one.
 """
 
 import math

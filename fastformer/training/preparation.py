@@ -11,7 +11,8 @@ import numpy as np
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.batches import batch_order
-from fastformer.generation import beam_search, generate, generation_workspace
+from fastformer.generation import beam_search, generate
+from fastformer.key_value_cache import generation_workspace
 from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer

@@ -10,6 +10,8 @@
 
 One trainer at a time writes to it; any number may read. It writes into the run itself alone: its
 parts are no links to elsewhere.
+
+It is one long file, for the order of what is written is one, and holds after a kill anywhere.
 """
 
 import contextlib
