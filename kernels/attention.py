@@ -171,6 +171,8 @@ def attention_weights_reference(
 # A head of the queries, that of the keys and values which it shares with others, and the columns of
 # all keys' heads.
 Head = namedtuple("Head", "query key columns")
+# The queries of a sequence, and its keys: rows first to last, and first_key to last_key.
+Span = namedtuple("Span", "first last first_key last_key")
 
 
 @kernel
@@ -372,15 +374,15 @@ def _softmax_row(scores, count, scale, goes_on, tile_max, tile_sum, factor):
 
 @kernel(part=True)
 def _attention_forward_row(
-    q, k, i, first_key, positions, slopes, head, T, scale, out, row_max, row_sum, panel,
+    q, k, span, positions, slopes, head, scale, out, row_max, row_sum, panel,
     values, values_place, column_step, row_step, scores, tile_max, tile_sum, factor,
 ):  # fmt: skip
-    """Attend from one query, which sees all T keys, in one head."""
-    C = q.size // row_max.shape[0]
+    """Attend from the one query of a sequence, which sees all keys, in one head."""
+    C, i, T = q.size // row_max.shape[0], span.first, span.last_key - span.first_key
     D = C // row_max.shape[1]
     start, E = i * C + head.query * D, head.columns
     for key in range(0, T, BLOCK_KEYS):
-        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
+        count, place = min(BLOCK_KEYS, T - key), (span.first_key + key) * E + head.key * D
         _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
@@ -400,23 +402,26 @@ def _attention_forward_row(
 
 @kernel(part=True)
 def _attention_forward_pair(
-    q, k, v, first, last, first_key, last_key, positions, slopes, head, causal, scale, out,
-    row_max, row_sum, queries, values, scores, tile_max, tile_sum, factor,
-):  # fmt: skip
+    q, k, v, span, positions, slopes, head, causal, scale, out, row_max, row_sum, scratch
+):
     """Attend from the queries of one sequence in one head; q, k, v and out are flat."""
-    C = q.size // row_max.shape[0]
-    D, T = C // row_max.shape[1], last_key - first_key
+    C, most = q.size // row_max.shape[0], WIDE * lanes(q)
+    D, T = C // row_max.shape[1], span.last_key - span.first_key
+    block, columns = BLOCK_KEYS * most, most * D
+    tile_max, tile_sum = scratch[:most], scratch[most : 2 * most]
+    factor, scratch = scratch[2 * most : 3 * most], scratch[3 * most :]
+    scores, scratch = scratch[:block], scratch[block:]
+    queries, values = scratch[:columns], scratch[columns:]
     column, E = head.query * D, head.columns
-    values_place, column_step, row_step, panels = first_key * E + head.key * D, 1, E, v
+    values_place, column_step, row_step, panels = span.first_key * E + head.key * D, 1, E, v
     if T > UNPACKED_LENGTH or not whole_panels(D, v):
         pack_panels(v, values_place, E, T, D, values)
         values_place, column_step, row_step, panels = 0, T, 0, values
-    i = first
-    if last - first == 1:
+    i, last = span.first, span.last
+    if last - i == 1:
         _attention_forward_row(
-            q, k, i, first_key, positions, slopes, head, T, scale, out, row_max, row_sum,
-            queries, panels, values_place, column_step, row_step, scores, tile_max, tile_sum,
-            factor,
+            q, k, span, positions, slopes, head, scale, out, row_max, row_sum, queries, panels,
+            values_place, column_step, row_step, scores, tile_max, tile_sum, factor,
         )  # fmt: skip
         return
     while i < last:
@@ -425,7 +430,7 @@ def _attention_forward_pair(
         pack_panel_transposed(q, start, C, D, rows, queries, 0)
         for key in range(0, _visible(i + rows - 1, last, T, causal), BLOCK_KEYS):
             count = min(BLOCK_KEYS, _visible(i + rows - 1, last, T, causal) - key)
-            place = (first_key + key) * E + head.key * D
+            place = (span.first_key + key) * E + head.key * D
             _block_scores(k, place, count, E, D, queries, width, scores)
             left = scale
             if slopes.size > 0:
@@ -479,26 +484,16 @@ def attention_forward_pairs(
     Keys of sequence b are rows key_starts[b] to key_ends[b]. `scratch` has `forward_scratch`
     elements.
     """
-    heads = row_max.shape[1]
-    D, width = q.shape[1] // heads, WIDE * lanes(q)
-    group = q.shape[1] // k.shape[1]
+    heads, group = row_max.shape[1], q.shape[1] // k.shape[1]
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
     flat_out = flat(out)
-    block, columns = BLOCK_KEYS * width, width * D
-    tile_max, tile_sum = scratch[:width], scratch[width : 2 * width]
-    factor, scratch = scratch[2 * width : 3 * width], scratch[3 * width :]
-    scores, queries, values = (
-        scratch[:block],
-        scratch[block : block + columns],
-        scratch[block + columns :],
-    )
     for pair in range(first_pair, last_pair):
         b, head = pair // heads, pair % heads
         _attention_forward_pair(
-            flat_q, flat_k, flat_v, query_offsets[b], query_offsets[b + 1], key_starts[b],
-            key_ends[b], positions, slopes, Head(head, head // group, k.shape[1]), causal,
-            scale, flat_out, row_max, row_sum, queries, values, scores, tile_max, tile_sum,
-            factor,
+            flat_q, flat_k, flat_v,
+            Span(query_offsets[b], query_offsets[b + 1], key_starts[b], key_ends[b]), positions,
+            slopes, Head(head, head // group, k.shape[1]), causal, scale, flat_out, row_max,
+            row_sum, scratch,
         )  # fmt: skip
 
 
@@ -580,18 +575,18 @@ def _query_sums(
 
 @kernel(part=True)
 def _attention_backward_row(
-    dout, q, k, v, out, row_max, row_sum, i, first_key, positions, slopes, head, T, scale,
-    dq, dk, dv, panel, scores, dscores,
+    dout, q, k, v, out, row_max, row_sum, span, positions, slopes, head, scale, dq, dk, dv, panel,
+    scores, dscores,
 ):  # fmt: skip
-    """Differentiate one query, which sees all T keys, in one head."""
-    C = q.size // row_max.shape[0]
+    """Differentiate the one query of a sequence, which sees all keys, in one head."""
+    C, i, T = q.size // row_max.shape[0], span.first, span.last_key - span.first_key
     D, size = C // row_max.shape[1], lanes(q)
     start, E = i * C + head.query * D, head.columns
     adds = head.query > head.key * (C // E)  # to what the first head of a group wrote
     delta = _row_product(dout, out, start, D)
     m, total = splat(q, row_max[i, head.query]), splat(q, row_sum[i, head.query])
     for key in range(0, T, BLOCK_KEYS):
-        count, place = min(BLOCK_KEYS, T - key), (first_key + key) * E + head.key * D
+        count, place = min(BLOCK_KEYS, T - key), (span.first_key + key) * E + head.key * D
         _row_scores(q, start, k, place, E, count, D, panel, scores, 0)
         left = scale
         if slopes.size > 0:
@@ -625,23 +620,30 @@ def _attention_backward_row(
 
 @kernel(part=True)
 def _attention_backward_pair(
-    dout, q, k, v, out, row_max, row_sum, first, last, first_key, last_key, positions,
-    slopes, head, causal, scale, dq, dk, dv, keys, queries_transposed, douts_transposed, queries,
-    douts, scores, dscores, tile_max, inverse, delta,
+    dout, q, k, v, out, row_max, row_sum, span, positions, slopes, head, causal, scale, dq, dk, dv,
+    scratch,
 ):  # fmt: skip
     """Differentiate one sequence in one head; all matrices but row_* are flat."""
-    C = q.size // row_max.shape[0]
-    D, T = C // row_max.shape[1], last_key - first_key
+    C, most = q.size // row_max.shape[0], WIDE * lanes(q)
+    D, T = C // row_max.shape[1], span.last_key - span.first_key
+    block, columns, padded = BLOCK_KEYS * most, most * D, most * _padded(D, q)
+    tile_max, inverse = scratch[:most], scratch[most : 2 * most]
+    delta, scratch = scratch[2 * most : 3 * most], scratch[3 * most :]
+    scores, dscores, scratch = scratch[:block], scratch[block : 2 * block], scratch[2 * block :]
+    queries_transposed, scratch = scratch[:columns], scratch[columns:]
+    douts_transposed, scratch = scratch[:columns], scratch[columns:]
+    queries, douts, keys = scratch[:padded], scratch[padded : 2 * padded], scratch[2 * padded :]
     column, E = head.query * D, head.columns
     goes_on = head.query > head.key * (C // E)  # with what the first head of a group wrote
-    if last - first == 1:
+    i, last = span.first, span.last
+    if last - i == 1:
         _attention_backward_row(
-            dout, q, k, v, out, row_max, row_sum, first, first_key, positions, slopes, head,
-            T, scale, dq, dk, dv, queries_transposed, scores, dscores,
+            dout, q, k, v, out, row_max, row_sum, span, positions, slopes, head, scale, dq, dk, dv,
+            queries_transposed, scores, dscores,
         )  # fmt: skip
         return
     packs = T > UNPACKED_LENGTH or not whole_panels(D, k)
-    keys_place, column_step, row_step, key_panels = first_key * E + head.key * D, 1, E, k
+    keys_place, column_step, row_step, key_panels = span.first_key * E + head.key * D, 1, E, k
     query_row_step = C
     query_panels, dout_panels = q, dout
     if packs:
@@ -651,7 +653,6 @@ def _attention_backward_pair(
         query_panels, dout_panels = queries, douts
     # Keys before this one have a sum of gradients from earlier queries to go on with.
     begun = 0
-    i = first
     while i < last:
         rows = min(_queries_at_once(causal, q), last - i)
         width, start = panel_width(rows, q), i * C + column
@@ -668,7 +669,7 @@ def _attention_backward_pair(
         )  # fmt: skip
         end = _visible(i + rows - 1, last, T, causal)
         for key in range(0, end, BLOCK_KEYS):
-            count, place = min(BLOCK_KEYS, end - key), (first_key + key) * E + head.key * D
+            count, place = min(BLOCK_KEYS, end - key), (span.first_key + key) * E + head.key * D
             _block_scores(k, place, count, E, D, queries_transposed, width, scores)
             left = scale
             if slopes.size > 0:
@@ -729,28 +730,18 @@ def attention_backward_pairs(
 
     `scratch` is of `backward_scratch` elements.
     """
-    heads = row_max.shape[1]
-    group = q.shape[1] // k.shape[1]
-    D, width = q.shape[1] // heads, WIDE * lanes(q)
+    heads, group = row_max.shape[1], q.shape[1] // k.shape[1]
     flat_dout, flat_out = flat(dout), flat(out)
     flat_q, flat_k, flat_v = flat(q), flat(k), flat(v)
     flat_dq, flat_dk, flat_dv = flat(dq), flat(dk), flat(dv)
-    block, columns, padded = BLOCK_KEYS * width, width * D, width * _padded(D, q)
-    tile_max, inverse = scratch[:width], scratch[width : 2 * width]
-    delta, scratch = scratch[2 * width : 3 * width], scratch[3 * width :]
-    scores, dscores, scratch = scratch[:block], scratch[block : 2 * block], scratch[2 * block :]
-    queries_transposed, scratch = scratch[:columns], scratch[columns:]
-    douts_transposed, scratch = scratch[:columns], scratch[columns:]
-    queries, douts, keys = scratch[:padded], scratch[padded : 2 * padded], scratch[2 * padded :]
     for pair in range(first_pair, last_pair):
         b, shared = pair // (heads // group), pair % (heads // group)
         for head in range(shared * group, (shared + 1) * group):
             _attention_backward_pair(
-                flat_dout, flat_q, flat_k, flat_v, flat_out, row_max, row_sum, query_offsets[b],
-                query_offsets[b + 1], key_offsets[b], key_offsets[b + 1], positions, slopes,
-                Head(head, shared, k.shape[1]), causal, scale, flat_dq, flat_dk, flat_dv, keys,
-                queries_transposed, douts_transposed, queries, douts, scores, dscores,
-                tile_max, inverse, delta,
+                flat_dout, flat_q, flat_k, flat_v, flat_out, row_max, row_sum,
+                Span(query_offsets[b], query_offsets[b + 1], key_offsets[b], key_offsets[b + 1]),
+                positions, slopes, Head(head, shared, k.shape[1]), causal, scale, flat_dq, flat_dk,
+                flat_dv, scratch,
             )  # fmt: skip
 
 
