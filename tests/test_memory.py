@@ -17,6 +17,8 @@ from fastformer.errors import FastformerError, InvalidTypeError, InvalidValueErr
 from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, RELU
 from fastformer.key_value_cache import KeyValueCache
 from fastformer.layers.dropout import DropoutCounter
+from fastformer.program import Program
+from fastformer.tensors import Axis
 
 ROWS, WIDTH = 6, 8
 BATCH = make_batch((3, 1, 2))
@@ -142,98 +144,52 @@ def test_arrays_that_are_reshaped_after_the_call(name):
         layer.backward(dout)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
-@pytest.mark.parametrize("make", [attention, block])
-def test_rows_that_change_after_forward(make, norm, norm_type):
-    use_one_thread()
-    layer = (
-        make(**OPTIONS) if make is attention else make(norm=norm, norm_type=norm_type, **OPTIONS)
-    )
-    x, rows = numbers(0), np.array([1, 3, 5])
-    dout = numbers(1, (3, WIDTH))
-    out = layer.forward(x, BATCH, rows=rows).copy()
-    expected = layer.backward(dout).copy()
-    for planted in (0, 10**12, -1):
-        rows[:] = 1, 3, 5
-        assert same_bits(layer.forward(x, BATCH, rows=rows), out)
-        rows[:] = planted
-        assert same_bits(layer.backward(dout), expected)
-        with pytest.raises(InvalidValueError, match="rows must be"):
-            layer.forward(x, BATCH, rows=rows)
-    if make is attention:
-        weights = layer.weights()
-        assert weights.shape[2] == 1
-
-
-def linear(activation=0):
-    """Return a layer after a forward, its input, and a gradient."""
+def squares():
+    """Return a linear layer after a forward of as many rows as it has columns."""
     layer, _ = new("Linear")
-    x = numbers(0)
-    layer.forward(x, activation=activation)
-    return layer, x, numbers(1)
+    layer.forward(numbers(2, (WIDTH, WIDTH)))
+    layer.backward(numbers(3, (WIDTH, WIDTH)))
+    return layer
 
 
-# Where a caller may point `out` and `dx`, among what is read while they are written.
-OVERLAPS = {
-    "Linear: out": lambda layer, x, dout: layer.forward(x, out=x),
-    "Linear: out and residual": lambda layer, x, dout: layer.forward(x, residual=dout, out=dout),
-    "Linear: out and weight": lambda layer, x, dout: layer.forward(
-        numbers(2, (WIDTH, WIDTH)), out=layer.weight.value[0]
-    ),
-    "Linear: out and slope": lambda layer, x, dout: (
-        layer.forward(x, activation=GELU),
-        layer.forward(x, activation=GELU, out=layer.saved),
-    ),
-    "Linear.backward: dx": lambda layer, x, dout: layer.backward(dout, dx=dout),
-    "Linear.backward: dx and x": lambda layer, x, dout: layer.backward(dout, dx=x),
-    "Linear.backward: dx and residual": lambda layer, x, dout: layer.backward(
-        dout, residual=x, dx=x
-    ),
-    "Linear.backward: dx and saved": lambda layer, x, dout: (
-        lambda saved: layer.backward(dout, activation=RELU, saved=saved, dx=saved)
-    )(numbers(3)),
-    "Linear.backward: dx and gradient": lambda layer, x, dout: (
-        layer.forward(numbers(2, (WIDTH, WIDTH))),
-        layer.backward(numbers(3, (WIDTH, WIDTH)), dx=layer.weight.gradient[0]),
-    ),
-    "Linear.backward: dout and gradient": lambda layer, x, dout: (
-        layer.forward(numbers(2, (WIDTH, WIDTH))),
-        layer.backward(layer.weight.gradient[0]),
-    ),
-    "LayerNorm.backward: dx": lambda layer, x, dout: (
-        lambda norm: (norm.forward(x), norm.backward(dout, dx=dout))
-    )(ff.LayerNorm(WIDTH, **OPTIONS)),
-    "RMSNorm.backward: dx and residual": lambda layer, x, dout: (
-        lambda norm: (norm.forward(x), norm.backward(dout, residual=x, dx=x))
-    )(ff.RMSNorm(WIDTH, **OPTIONS)),
-}
+@pytest.mark.parametrize("name", ["weight.gradient", "dx", "out", "x", "weight.value"])
+def test_a_gradient_may_lie_wherever_it_likes(name):
+    """Also in what backward writes and reads: the numbers are those of a copy."""
+    results = []
+    for copied in (False, True):
+        layer = squares()
+        dout = {
+            "weight.gradient": layer.weight.gradient[0],
+            "weight.value": layer.weight.value[0],
+            "dx": layer.backward(numbers(3, (WIDTH, WIDTH))),
+            "out": layer.forward(numbers(2, (WIDTH, WIDTH))),
+            "x": layer.x,
+        }[name]
+        dx = layer.backward(dout.copy() if copied else dout).copy()
+        results.append(layer.grad_dict() | {"dx": dx})
+    assert same_bits(*results)
 
 
-@pytest.mark.parametrize("where", OVERLAPS)
-def test_what_is_written_may_not_overlap_what_is_read(where):
-    layer, x, dout = linear()
-    before = layer.grad_dict()
-    with pytest.raises(InvalidValueError, match=r"(out|dx|dout) must not share memory with \w+"):
-        OVERLAPS[where](layer, x, dout)
-    assert same_bits(layer.grad_dict(), before)
-
-
-def test_a_gradient_of_the_table_is_no_gradient_by_its_rows():
-    table = ff.Embedding(ROWS, WIDTH, **OPTIONS)
-    table.forward(ff.pack([[1, 2, 3], [4], [5, 0]]))
-    with pytest.raises(InvalidValueError, match="dout must not share memory with gradient"):
-        table.backward(table.weight.gradient)
+def test_a_gradient_of_the_table_may_be_one_by_its_rows():
+    results = []
+    for copied in (False, True):
+        table = ff.Embedding(ROWS, WIDTH, **OPTIONS)
+        table.forward(ff.pack([[1, 2, 3], [4], [5, 0]]))
+        table.backward(numbers(1))
+        table.backward(table.weight.gradient.copy() if copied else table.weight.gradient)
+        results.append(table.grad_dict())
+    assert same_bits(*results)
 
 
 @pytest.mark.parametrize(
     "activation", [99, -1, 5, 10**30, "relu", None, True, 1.0, [1], np.int64(1)]
 )
 def test_an_unknown_activation_is_refused(activation):
-    layer, x, dout = linear()
+    program, layer = Program("float32"), new("Linear")[0]
+    x = program.bound("x", Axis(6), Axis(WIDTH))
     for act in (
-        lambda: layer.forward(x, activation=activation),
-        lambda: layer.backward(dout, activation=activation, saved=x),
+        lambda: program.forward(layer, x, activation=activation),
+        lambda: program.backward(layer, x, activation=activation, saved=x),
     ):
         with pytest.raises(FastformerError, match=r"activation must be one of .*RELU \(1\).*got"):
             act()
@@ -241,11 +197,11 @@ def test_an_unknown_activation_is_refused(activation):
 
 @pytest.mark.parametrize("activation", [RELU, GELU, MISH, EXACT_GELU])
 def test_an_activation_goes_with_what_it_saved(activation):
-    layer, x, dout = linear()
+    program, layer = Program("float32"), new("Linear")[0]
+    x = program.bound("x", Axis(6), Axis(WIDTH))
     for given in ({"activation": activation}, {"saved": x}):
         with pytest.raises(InvalidValueError, match="activation and saved go together"):
-            layer.backward(dout, **given)
-    layer.backward(dout, activation=activation, saved=x)
+            program.backward(layer, x, **given)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +278,10 @@ def objects():
 
 
 # What may be set, to which good value; all else that an object has may not.
-SETTABLE = {"learning_rate": 0.5, "steps": 3, "training": True, "forwards": 7}
+SETTABLE = {
+    "learning_rate": 0.5, "steps": 3, "training": True, "forwards": 7, "recompute": "block",
+    "memory_limit": 1 << 20,
+}  # fmt: skip
 NO_NUMBERS = (None, -1, np.nan, "x", np.zeros(3), [1], object())
 HOSTILE = (10**30, *NO_NUMBERS)
 
@@ -343,7 +302,7 @@ def test_no_attribute_can_be_set_to_what_kernels_would_believe():
             if attribute in SETTABLE:
                 setattr(owner, attribute, SETTABLE[attribute])
                 assert getattr(owner, attribute) == SETTABLE[attribute]
-    assert tried > 2000
+    assert tried > 1900
 
 
 def test_what_a_person_adds_to_an_object_is_his_own():
@@ -475,16 +434,26 @@ def test_a_backward_belongs_to_the_last_whole_forward():
             model.forward(ff.pack([[10**6]]))
         with pytest.raises(FastformerError, match="call forward first"):
             model.backward(dlogits)
-        model.forward(batch)
-        model.blocks[0].norm1.forward(np.ones((ROWS, 12)))
-        with pytest.raises(FastformerError, match="a layer was called"):
-            model.backward(dlogits)
         with pytest.raises(FastformerError, match="call forward first"):
             copy.deepcopy(model).backward(dlogits)
-    model.forward(batch)
-    KeyValueCache(model, len(batch)).extend(batch)
-    with pytest.raises(FastformerError, match="text generated since"):
+
+
+def test_what_is_called_between_changes_no_backward():
+    """A layer by itself, a training step, generation: each has a memory of its own."""
+    for kind in ("encoder", "decoder"):
+        model, batch = make_model(kind), make_batch()
+        dlogits = np.ones_like(model.forward(batch))
+        model.zero_grad()
         model.backward(dlogits)
+        expected = model.grad_dict()
+        model.forward(batch)
+        model.blocks[0].norm1.forward(np.ones((ROWS, 12)))
+        ff.accumulate_gradients(model, *task(kind), ff.CrossEntropyLoss())
+        if kind == "decoder":
+            KeyValueCache(model, len(batch)).extend(batch)
+        model.zero_grad()
+        model.backward(dlogits)
+        assert same_bits(model.grad_dict(), expected)
 
 
 def test_a_counter_is_checked_where_it_is_given():

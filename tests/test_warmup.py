@@ -199,7 +199,7 @@ def test_another_installation_of_the_same_sources_compiles_anew(monkeypatch, tmp
 
 
 def test_parts_are_compiled_before_what_calls_them():
-    work = warmup._Work(warmup._with_parts(["attention.attention_forward", "adam.adam_step"]))
+    work = warmup._Work(warmup._with_parts(["attention.attention", "adam.adam_step"]))
     part, step = work.take(), work.take()
     assert (part, step) == ("attention.attention_forward_pairs", "adam.adam_step")
     taken = []
@@ -211,7 +211,7 @@ def test_parts_are_compiled_before_what_calls_them():
     # One that could not be compiled is left to those that call it.
     work.end(part, compiled=False)
     waiting.join()
-    assert taken == ["attention.attention_forward", None]
+    assert taken == ["attention.attention", None]
     work.end(step, compiled=True)
     assert work.done == ["adam.adam_step"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
 from fastformer.data.answers import ANSWER_TOKENS, kept_apart
 from fastformer.data.questions import Asked, questions_of
+from fastformer.data.tokenizers import Tokenizer
 from fastformer.data.vocabulary import encode
+from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
@@ -19,6 +21,7 @@ from fastformer.training.embedding_records import embedding_table
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import settings_of
+from fastformer.training.text_run import TextSettings
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,35 @@ def load_run(directory: str | Path) -> LoadedRun:
     """
     run = RunDirectory.open(directory)
     settings = settings_of(run)
+    if isinstance(settings, TextSettings):
+        raise RunError(
+            f"run {run.path} has learned a text, and has no questions to answer: use "
+            f"fastformer generate {run.path}"
+        )
     checkpoint = run.best()
     settings.check_sizes(checkpoint)
     model = settings.new_model()
     load_weights(model, checkpoint)
     return LoadedRun(run, settings, model, checkpoint)
+
+
+def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]:
+    """Load a run on text: its model with the best weights, and its tokenizer.
+
+    Raises:
+        RunError: there is no such run, it is damaged or of another task, or has no checkpoint yet.
+    """
+    run = RunDirectory.open(directory)
+    settings = settings_of(run)
+    if not isinstance(settings, TextSettings):
+        raise RunError(
+            f"run {run.path} was not trained on text: ask it with fastformer predict {run.path}"
+        )
+    checkpoint = run.best()
+    settings.check_sizes(checkpoint)
+    model = settings.new_model()
+    load_weights(model, checkpoint)
+    return model, settings.tokenizer
 
 
 def predictor_of(

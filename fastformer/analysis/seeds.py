@@ -10,16 +10,14 @@ from typing import Any, TypeAlias
 
 from fastformer import checks
 from fastformer.errors import RunError
-from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.atomic_file import make_directory, os_errors_as
-from fastformer.training.digits_run import RunSettings
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.run_lock import TrainingLock
-from fastformer.training.runs import settings_of
+from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.seeds_record import MOST_SEEDS, SeedsRecord, holds_seeds
 from fastformer.training.whole_run import checked_result
 
-TrainOne: TypeAlias = Callable[[RunSettings | AnswerSettings, Path, bool], dict[str, Any]]
+TrainOne: TypeAlias = Callable[[AnySettings, Path, bool], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 def train_seeds(
     train_one: TrainOne,
-    settings: RunSettings | AnswerSettings,
+    settings: AnySettings,
     count: int,
     directory: Path,
     overwrite: bool = False,
@@ -131,7 +129,7 @@ def _resume_one(
     resume_one: Callable[[Path, int], dict[str, Any]],
     record: SeedsRecord,
     place: Path,
-    settings: RunSettings | AnswerSettings,
+    settings: AnySettings,
 ) -> dict[str, Any]:
     """Come to the end of one of several seeds' runs, wherever it stands."""
     if not os.path.lexists(place / "config.toml"):

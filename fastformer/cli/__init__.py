@@ -81,6 +81,11 @@ app.command(
     help="Ask a run's best model for an answer, or for one after the other.",
 )
 app.command(
+    "fastformer.cli.generate:generate",
+    name="generate",
+    help="Let a model that has learned a text go on with a prompt.",
+)
+app.command(
     "fastformer.cli.attention:attention",
     name="attention",
     help="Show where a run's best model looks.",

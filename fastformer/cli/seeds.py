@@ -7,12 +7,13 @@ from fastformer import writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
-    from fastformer.training.answers_run import AnswerSettings
-    from fastformer.training.digits_run import RunSettings
+    from fastformer.training.runs import AnySettings
+
+    pass
 
 
 def train_several(
-    settings: "RunSettings | AnswerSettings", count: int, directory: Path, overwrite: bool
+    settings: "AnySettings", count: int, directory: Path, overwrite: bool
 ) -> dict[str, Any]:
     """Train with several seeds, each with a progress of its own.
 
@@ -30,9 +31,7 @@ def resume_several(directory: Path, epochs: int | None) -> dict[str, Any]:
     return resume_seeds(_train_one, _resume_one, directory, epochs)
 
 
-def _train_one(
-    settings: "RunSettings | AnswerSettings", place: Path, overwrite: bool
-) -> dict[str, Any]:
+def _train_one(settings: "AnySettings", place: Path, overwrite: bool) -> dict[str, Any]:
     from fastformer.cli import progress
     from fastformer.training.runs import train_run
 

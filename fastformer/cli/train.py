@@ -5,7 +5,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Group, Parameter
 
@@ -13,6 +13,7 @@ from fastformer import threads as thread_count
 from fastformer import writing
 from fastformer.cli import SIGNALLED, console
 from fastformer.data.digits import DigitTask
+from fastformer.data.text import TextTask
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.errors import InvalidValueError
 from fastformer.models.config import TransformerConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastformer.cli.progress import LineProgress
     from fastformer.training.answers_run import AnswerSettings
     from fastformer.training.digits_run import RunSettings
+    from fastformer.training.runs import AnySettings
 
 _RUNS = Path("runs")
 
@@ -87,6 +89,22 @@ class DigitModel(TransformerConfig):
     """The model's options. The task decides the size of the vocabulary."""
 
     vocab_size: Annotated[int, Parameter(parse=False)] = len(DIGIT_TOKENS)
+    given: ClassVar[frozenset[str]]
+
+    def __new__(cls, **given: Any) -> "DigitModel":
+        """Note which options are given."""
+        options = super().__new__(cls)
+        object.__setattr__(options, "given", frozenset(given))
+        return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(TextTask):
+    """The text's options. The texts themselves decide the rest."""
+
+    files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    digest: Annotated[str, Parameter(parse=False)] = ""
+    characters: Annotated[str, Parameter(parse=False)] = ""
 
 
 class TrainingOptions(TrainingConfig):
@@ -106,9 +124,9 @@ class TrainingOptions(TrainingConfig):
 
 
 def train(
-    task: Literal["digits"] = "digits",
+    task: Literal["digits", "text"] = "digits",
     /,
-    *,
+    *files: Path,
     resume: Path | None = None,
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -119,24 +137,29 @@ def train(
         DigitTask | None,
         Parameter(name="*", group=Group("Digit task", sort_key=2), consume_multiple=True),
     ] = None,
+    text: Annotated[
+        TextOptions | None, Parameter(name="*", group=Group("Text", sort_key=3))
+    ] = None,
     model: Annotated[
-        DigitModel | None, Parameter(name="*", group=Group("Model", sort_key=3))
+        DigitModel | None, Parameter(name="*", group=Group("Model", sort_key=4))
     ] = None,
     training: Annotated[
-        TrainingOptions | None, Parameter(name="*", group=Group("Training", sort_key=4))
+        TrainingOptions | None, Parameter(name="*", group=Group("Training", sort_key=5))
     ] = None,
 ) -> int:
     """Train a model, and test it on inputs that it has never seen.
 
     Args:
-        task: what to learn.
+        task: what to learn: digits, or text of your own.
+        files: UTF-8 text files, for text.
         resume: directory of a run, or of several seeds, that was stopped; it goes on with its own
             settings. With --epochs it is trained to so many in all.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
     given = training.given if training else frozenset()
-    others = any(part is not None for part in (options, digits, model)) or given - {"epochs"}
+    parts = (options, digits, text, model, files or None)
+    others = any(part is not None for part in parts) or given - {"epochs"}
     if resume is not None and others:
         raise InvalidValueError(
             "--resume goes on with the run's own settings; leave out every other option but "
@@ -148,19 +171,29 @@ def train(
         with EndAtOnce(lambda: _last_words(resume)):
             return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
     options = options or RunOptions()
-    settings = _settings(options, digits or DigitTask(), model, training)
+    if task == "text":
+        if digits is not None:
+            raise InvalidValueError("options of the digit task say nothing to text: leave them out")
+        settings = _text_settings(options, files, text, model, training)
+    elif files or text is not None:
+        raise InvalidValueError(
+            "files and options of text are for: fastformer train text FILE..., "
+            f"got {' '.join(map(str, files)) or 'options of text'}"
+        )
+    else:
+        settings = _settings(options, digits or DigitTask(), model, training)
     made = options.out is None
-    with _place(options.out) as place, EndAtOnce(lambda: _last_words(place, made)):
+    with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
             place, lambda callbacks: _start(place, callbacks, json, options, settings), json
         )
 
 
-def _place(out: Path | None) -> AbstractContextManager[Path]:
+def _place(out: Path | None, task: str) -> AbstractContextManager[Path]:
     """Return where a new run goes; where that is not told, a name is taken for it."""
     from fastformer.training.run_place import next_free_run
 
-    return next_free_run(_RUNS, "digits") if out is None else nullcontext(out)
+    return next_free_run(_RUNS, task) if out is None else nullcontext(out)
 
 
 def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", json: bool) -> int:
@@ -225,7 +258,7 @@ def _start(
     callbacks: "LineProgress",
     json: bool,
     options: RunOptions,
-    settings: "RunSettings | AnswerSettings",
+    settings: "AnySettings",
 ) -> dict[str, Any]:
     """Start a new run, or several."""
     from fastformer.training.runs import train_run
@@ -234,7 +267,10 @@ def _start(
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if options.tour:
         from fastformer.cli.tour import take_tour
+        from fastformer.training.text_run import TextSettings
 
+        if isinstance(settings, TextSettings):
+            raise InvalidValueError("--tour explains runs on the digit task")
         overwrite = options.overwrite
         return take_tour(settings, directory, callbacks, overwrite=overwrite, to_stderr=json)
     if options.seeds != 1:
@@ -242,6 +278,26 @@ def _start(
 
         return train_several(settings, options.seeds, directory, options.overwrite)
     return train_run(settings, directory, callbacks, overwrite=options.overwrite)
+
+
+def _text_settings(
+    options: RunOptions,
+    files: tuple[Path, ...],
+    text: TextTask | None,
+    model: DigitModel | None,
+    training: TrainingOptions | None,
+) -> "AnySettings":
+    """Return the settings of a new run on text: the decoder's own, but for what is given."""
+    from fastformer.training.text_run import new_text_settings
+
+    if options.start_from is not None:
+        raise InvalidValueError("--from is for the digit task")
+    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
+    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
+    given = {name: getattr(model, name) for name in (model.given if model else ())}
+    if "pooling" in given:
+        raise InvalidValueError("text trains a decoder, which reads out every token: no --pooling")
+    return new_text_settings(files, text or TextTask(), given, **own)
 
 
 def _settings(
@@ -304,13 +360,21 @@ def _show(result: dict[str, Any]) -> None:
 
         show_seeds(result)
         return
+    is_text = "validation_loss" in result
     console.line()
-    console.per_operation(result["per_operation"])
-    console.line()
-    console.facts(
-        [
+    if is_text:
+        loss, bits = result["validation_loss"], result["bits_per_byte"]
+        scores = [("validation loss", f"{writing.loss(loss)} a token, {bits:.3f} bits a byte")]
+    else:
+        console.per_operation(result["per_operation"])
+        console.line()
+        scores = [
             *console.unseen_accuracy(result),
             ("test loss", writing.loss(result["test_loss"])),
+        ]
+    console.facts(
+        [
+            *scores,
             (
                 "model",
                 f"{result['parameters']:,} parameters, from epoch {result['best_epoch']} "
@@ -322,6 +386,10 @@ def _show(result: dict[str, Any]) -> None:
                 f"{result['examples_per_second']:,.0f} examples/s",
             ),
             ("run", str(result["run"])),
-            ("next", f"fastformer predict {console.shell_word(result['run'])}"),
+            (
+                "next",
+                f"fastformer {'generate' if is_text else 'predict'} "
+                f"{console.shell_word(result['run'])}",
+            ),
         ]
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import PackedBatch
-from fastformer.kernels.activation import NO_ACTIVATION, SLOPED
+from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
     linear,
     linear_input_gradient,
@@ -23,6 +23,11 @@ from fastformer.layers.embedding import Embedding
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program
 from fastformer.tensors import ROWS, Axis, Tensor
+
+ACTIVATIONS = {
+    "NO_ACTIVATION": NO_ACTIVATION, "RELU": RELU, "GELU": GELU, "MISH": MISH,
+    "EXACT_GELU": EXACT_GELU,
+}  # fmt: skip
 
 
 class Products(NamedTuple):
@@ -120,6 +125,7 @@ class Linear(Layer):
                 the layer behind this one undoes in backward.
             out: (N, out), where the result goes; a place of its own unless given.
         """
+        checks.one_of("Linear", "activation", activation, ACTIVATIONS)
         slope = None
         if activation in SLOPED:
             slope = p.new("slope", x.axes[0], self.out_features)
@@ -142,6 +148,12 @@ class Linear(Layer):
         saved: Tensor | None = None,
     ) -> Tensor:
         """Append the ops of backward; activation and saved are those of the layer before."""
+        checks.one_of("Linear.backward", "activation", activation, ACTIVATIONS)
+        if (saved is None) != (activation == NO_ACTIVATION):
+            checks.fail(
+                "Linear.backward: activation and saved go together: the activation that made x, "
+                f"and what it saved; got {activation=} with{'out' if saved is None else ''} saved"
+            )
         (dx,) = p.add(
             PRODUCTS[self.precision].input_gradient, dout=dout,
             weight=p.value(self.weight), saved=saved,

@@ -150,6 +150,7 @@ class Model(Layer):
         """
         with self.guard:
             self.guard.begin()
+            self._spaces.shown = None  # where this one fails, there is none to undo
             self.check(batch)
             space = self.forward_workspace(batch)
             ensure_compiled(space.kernels((0, 1)))

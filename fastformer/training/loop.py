@@ -82,6 +82,7 @@ class Trainer:
         seed: int,
         callbacks: TrainingCallbacks,
         whole_answers: bool = False,
+        best_by_loss: bool = False,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
 
@@ -91,6 +92,7 @@ class Trainer:
             callbacks: is told of each step and epoch.
             whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
                 are asked are right, and not that of tokens.
+            best_by_loss: the best epoch has the lowest validation loss, not the best accuracy.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
@@ -102,7 +104,7 @@ class Trainer:
         )
         # What runs with and without smoothing are compared by.
         self.validation_loss = CrossEntropyLoss(backend=model.ops.name)
-        self.tracker = MetricsTracker()
+        self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
         num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)

@@ -29,8 +29,13 @@ class MetricsTracker:
     count from 1.
     """
 
-    def __init__(self) -> None:
-        """Begin with no epoch."""
+    def __init__(self, by_loss: bool = False) -> None:
+        """Begin with no epoch.
+
+        Args:
+            by_loss: the best epoch is the one with the lowest validation loss instead.
+        """
+        self._by_loss = by_loss
         self._history: dict[str, list[float]] = {name: [] for name in HISTORY_NAMES}
         self._best_epoch = 0
 
@@ -57,6 +62,8 @@ class MetricsTracker:
         best = self.best_validation_accuracy
         known = math.isnan(best) and not math.isnan(checked[-1])
         is_best = self.epoch == 0 or checked[-1] > best or known
+        if self._by_loss and self.epoch:
+            is_best = checked[2] < self._history["validation_loss"][self._best_epoch - 1]
         for name, value in zip(HISTORY_NAMES, checked, strict=True):
             self._history[name].append(value)
         if is_best:

@@ -48,6 +48,27 @@ PRESETS: Final[dict[str, dict[str, int | float | str]]] = {
     "nested": _decoder(6000, 3, 1e-3),
     "arithmetic": _decoder(4000, 2, 1e-3),
     "addition": _decoder(2500, 2, 2e-3),
+    # nanoGPT's recipe of this name: 2,000 steps of 12 crops of 64 characters.
+    "shakespeare-cpu": {
+        "crops": 3000,
+        "embed_dim": 128,
+        "ffn_dim": 512,
+        "num_layers": 4,
+        "num_heads": 4,
+        "max_seq_len": 64,
+        "ffn_bias": "false",
+        "norm_bias": "false",
+        "epochs": 8,
+        "batch_size": 12,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "min_learning_rate": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 100,
+        "weight_decay": 0.1,
+        "beta2": 0.99,
+        "clip_norm": 1.0,
+    },
 }
 """The options of each preset, by the names of the settings.
 

@@ -6,16 +6,14 @@ from typing import Final
 
 from fastformer import checks
 from fastformer.errors import RunError
-from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.atomic_file import (
     make_directory,
     os_errors_as,
     read_file,
     write_atomically,
 )
-from fastformer.training.digits_run import RunSettings
 from fastformer.training.json_text import json_object, json_text
-from fastformer.training.runs import settings_from
+from fastformer.training.runs import AnySettings, settings_from
 
 _NAME: Final[str] = "seeds.json"
 _FORMAT: Final[str] = "fastformer seeds"
@@ -35,11 +33,11 @@ class SeedsRecord:
         overwrite: whether older runs in the directory are to be replaced.
     """
 
-    settings: RunSettings | AnswerSettings
+    settings: AnySettings
     count: int
     overwrite: bool
 
-    def runs(self, directory: Path) -> dict[Path, RunSettings | AnswerSettings]:
+    def runs(self, directory: Path) -> dict[Path, AnySettings]:
         """Return the settings of each run by its directory, in order.
 
         Raises:

@@ -37,7 +37,7 @@ class Settings:
     kind: ClassVar[str]
     task_class: ClassVar[type[Any]]
     model_class: ClassVar[type[ModelConfig]]
-    tokens: ClassVar[tuple[str, ...]]
+    tokens: ClassVar[tuple[str, ...]] = ()
 
     task: Any
     model: ModelConfig
@@ -58,9 +58,9 @@ class Settings:
             raise InvalidTypeError(
                 f"start_from must be the directory of a run, got {self.start_from!r}"
             )
-        if self.model.vocab_size != len(self.tokens):
+        if self.model.vocab_size != self.vocab_size:
             checks.fail(
-                f"vocab_size must be {len(self.tokens)} for {self.task_name}, "
+                f"vocab_size must be {self.vocab_size} for {self.task_name}, "
                 f"got {self.model.vocab_size}"
             )
         longest, most = self.longest, self.model.max_seq_len
@@ -69,6 +69,11 @@ class Settings:
                 f"{self.longest_is} have {longest} tokens, which is {longest - most} more than "
                 f"max_seq_len={most}; {self.longest_remedy}"
             )
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids the task has."""
+        return len(self.tokens)
 
     @property
     def task_name(self) -> str:

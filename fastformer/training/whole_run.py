@@ -20,8 +20,10 @@ from fastformer.training.start import load_start
 
 _COUNTS: Final = ("test_examples", "steps", "epochs", "best_epoch", "parameters", "seed")
 _NUMBERS: Final = ("test_accuracy", "test_loss", "seconds", "examples_per_second")
+# Of runs on text.
+_OF_TEXT: Final = ("validation_loss", "bits_per_byte")
 _TEXTS: Final = ("backend", "run")
-RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_TEXTS, "per_operation"})
+RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_OF_TEXT, *_TEXTS, "per_operation"})
 """What a result has."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -37,7 +39,7 @@ def checked_result(result: dict[str, Any]) -> dict[str, Any]:
         checks.known_keys("a result", result, RESULT_NAMES)
         for name in _COUNTS:
             checks.integer(name, result[name], int(name == "test_examples"))
-        for name in _NUMBERS:
+        for name in (*_NUMBERS, *(name for name in _OF_TEXT if name in result)):
             checks.number(name, result[name], at_least=0, at_most=LARGEST)
         for name in _TEXTS:
             checks.instance("a result", name, result[name], str)

@@ -18,7 +18,6 @@ import fastformer as ff
 from fastformer.backend import BACKENDS
 from fastformer.data.batches import batch_order, iterate_batches
 from fastformer.errors import FastformerError, InvalidValueError
-from fastformer.kernels.activation import RELU
 from fastformer.models.config import RELATIVE_POSITIONS
 from fastformer.training.config import TrainingConfig
 from fastformer.training.metrics import wilson_interval
@@ -190,36 +189,8 @@ def _layers(backend: str) -> Iterator[Call]:
 
 
 def _optional(backend: str) -> Iterator[Call]:
-    """Yield what may be given to layers beside x and dout."""
-    options = {"backend": backend}
-    batch, rows = ff.pack([[1, 2, 3], [4, 5], [6, 7]]), np.array([1, 3, 6])
-    x = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
-    linear, none = ff.Linear(6, 6, **options), frozenset({"None"})
-    out = lambda o: linear.forward(x, out=o).copy()  # noqa: E731
-    yield Call("Linear", "out", np.zeros_like(x), out, ARRAYS, none)
-    codes = {name: value for name, value in INTEGERS.items() if name != "0"}
-    act = lambda a: linear.forward(x, activation=a).copy()  # noqa: E731
-    yield Call("Linear", "activation", RELU, act, codes)
-    norms = ff.LayerNorm(6, **options), ff.RMSNorm(6, **options)
-    for layer in (linear, *norms):
-        layer.forward(x)
-        for name in ("residual", "dx"):
-
-            def backward(a: Any, name: str = name, layer: Any = layer) -> Array:
-                return np.array(layer.backward(np.ones_like(x), **{name: a}))
-
-            yield Call(type(layer).__name__, name, np.zeros_like(x), backward, ARRAYS, none)
-
-    def activated(saved: Any) -> Array:
-        return np.array(linear.backward(np.ones_like(x), activation=RELU, saved=saved))
-
-    yield Call("Linear.backward", "saved", x, activated, ARRAYS)
-    block = ff.TransformerBlock(
-        ff.TransformerConfig(vocab_size=9, embed_dim=6, num_heads=2, ffn_dim=8), **options
-    )
-    for layer in (ff.MultiHeadAttention(6, 2, **options), block):
-        chosen = lambda r, layer=layer: np.array(layer.forward(x, batch, rows=r))  # noqa: E731
-        yield Call(type(layer).__name__, "rows", rows, chosen, IDS, none)
+    """Yield what may be given to batches."""
+    batch = ff.pack([[1, 2, 3], [4, 5], [6, 7]])
     select = lambda s: batch.select(s).tokens  # noqa: E731
     some = frozenset({"a row more", "flat", "a column less", "reversed", "integers"})
     yield Call("PackedBatch.select", "sequences", np.array([1, 0, 2]), select, IDS, some)

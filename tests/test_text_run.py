@@ -1,0 +1,158 @@
+"""Runs on text: what is read, what is learned, going on to the same bits, and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from models import same_bits
+
+from fastformer.analysis.loading import load_text_run
+from fastformer.cli import main
+from fastformer.data.text import Crops, windows
+from fastformer.training.run_directory import RunDirectory
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+SIZES = [
+    "--embed-dim=16", "--num-heads=2", "--num-layers=1", "--ffn-dim=32", "--max-seq-len=16",
+    "--crops=60", "--batch-size=20", "--learning-rate=1e-2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def train(text, out, *words):
+    given = {word.partition("=")[0] for word in words}
+    sizes = [word for word in SIZES if word.partition("=")[0] not in given]
+    return main(["train", "text", str(text), "--out", str(out), "--json", *sizes, *words])
+
+
+def result_of(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.smoke
+def test_a_text_is_learned_and_gone_on_with(text, tmp_path, capsys):
+    assert train(text, tmp_path / "run", "--epochs=8") == 0
+    result = result_of(capsys)
+    assert result["validation_loss"] < 0.6 * math.log(28)
+    bits = result["validation_loss"] / math.log(2)
+    assert result["bits_per_byte"] == pytest.approx(bits)
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "the qu", "--tokens=9"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the qu") and len(first) == len("the qu") + 9 + 1
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "the qu", "--tokens=9"]) == 0
+    assert capsys.readouterr().out == first
+    words = ["generate", str(tmp_path / "run"), "--prompt=the", "--tokens=5", "--temperature=0"]
+    assert main([*words, "--json"]) == 0
+    found = result_of(capsys)
+    model, tokenizer = load_text_run(tmp_path / "run")
+    assert found["text"] == tokenizer.decode(found["tokens"]) and len(found["tokens"]) == 5
+    assert model.config.vocab_size == tokenizer.vocab_size == len(set(TEXT))
+    # The decoder's own defaults, not those of the digit task's encoder.
+    assert (model.config.norm, model.config.positions) == ("pre", "learned")
+
+
+def test_bytes_are_tokens_too(tmp_path, capsys):
+    file = tmp_path / "text.txt"
+    file.write_text("naïve 文字 " * 200)
+    assert train(file, tmp_path / "run", "--epochs=1", "--tokenizer=bytes") == 0
+    result = result_of(capsys)
+    assert result["bits_per_byte"] == pytest.approx(result["validation_loss"] / math.log(2))
+    assert main(["generate", str(tmp_path / "run"), "--prompt", "文", "--tokens=4"]) == 0
+
+
+def test_a_run_that_goes_on_has_the_bits_of_one_that_never_stopped(text, tmp_path, capsys):
+    assert train(text, tmp_path / "whole", "--epochs=3", "--dropout=0.1") == 0
+    assert train(text, tmp_path / "parts", "--epochs=1", "--dropout=0.1") == 0
+    assert main(["train", "--resume", str(tmp_path / "parts"), "--epochs=3", "--json"]) == 0
+    found, expected = (RunDirectory.open(tmp_path / n).latest().tensors for n in ("parts", "whole"))
+    assert same_bits(dict(found), dict(expected))
+    capsys.readouterr()
+
+
+def test_the_best_epoch_has_the_lowest_loss(text, tmp_path, capsys):
+    assert train(text, tmp_path / "run", "--epochs=6", "--learning-rate=0.3") == 0
+    best = result_of(capsys)["best_epoch"]
+    losses = [
+        record["validation_loss"] for record in RunDirectory.open(tmp_path / "run").read_metrics()
+    ]
+    assert best == 1 + int(np.argmin(losses))
+
+
+def test_a_text_that_has_changed_is_not_gone_on_with(text, tmp_path, capsys):
+    assert train(text, tmp_path / "run", "--epochs=1") == 0
+    text.write_text(TEXT.upper())
+    assert main(["train", "--resume", str(tmp_path / "run"), "--epochs=2"]) == 2
+    assert "has changed since the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        (b"caf\xe9 " * 99, (), "is not UTF-8: byte 3 is 0xe9"),
+        (b"", (), "is empty"),
+        (b"too short", (), "too few for crops of max_seq_len=16"),
+        (TEXT.encode(), ("--validation-share=0.001",), "too few for crops"),
+        (TEXT.encode(), ("--tokenizer=words",), "tokenizer must be one of 'characters', 'bytes'"),
+        (TEXT.encode(), ("--pooling=mean",), "no --pooling"),
+        (TEXT.encode(), ("--examples=5",), "options of the digit task"),
+        (TEXT.encode(), ("--crops=0",), "crops must be an integer >= 1"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(tmp_path, capsys, content, words, message):
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    assert train(file, tmp_path / "run", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_are_needed_and_are_for_text_alone(tmp_path, capsys):
+    assert main(["train", "text", "--out", str(tmp_path / "run")]) == 2
+    assert "give at least one text file" in capsys.readouterr().err
+    assert main(["train", "text", str(tmp_path / "none.txt")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert main(["train", "digits", "text.txt"]) == 2
+    assert "fastformer train text FILE" in capsys.readouterr().err
+
+
+def test_other_commands_say_what_to_use(text, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train(text, run, "--epochs=1") == 0
+    for command in (["predict", run, "x"], ["evaluate", run], ["attention", run, "x"]):
+        assert main(command) == 2
+        assert "use fastformer generate" in " ".join(capsys.readouterr().err.split())
+    for words, message in (
+        (["--prompt", "Z"], "never seen the character 'Z'"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--temperature=-1"], "temperature must be a finite number >= 0"),
+    ):
+        assert main(["generate", run, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_crops_are_of_the_text_and_depend_on_seed_and_number_alone():
+    tokens = np.arange(1000)
+    crops = Crops(tokens, 16, 60)
+    batch, targets = crops.batch(3, 5, 4)
+    rows = batch.tokens.reshape(4, 16)
+    assert (np.diff(rows, axis=1) == 1).all() and (targets.reshape(4, 16) == rows + 1).all()
+    again, _ = crops.batch(3, 5, 4)
+    assert same_bits(again.tokens, batch.tokens)
+    assert not same_bits(crops.batch(3, 6, 4)[0].tokens, batch.tokens)
+    assert not same_bits(crops.batch(4, 5, 4)[0].tokens, batch.tokens)
+    starts = np.concatenate([crops.batch(0, n, 100)[0].tokens[::16] for n in range(100)])
+    assert starts.min() == 0 and starts.max() == 1000 - 17
+
+
+def test_windows_are_the_text_end_to_end():
+    batch, targets = windows(np.arange(40), 16, 1000)
+    assert batch.tokens.tolist() == list(range(39)) and targets.tolist() == list(range(1, 40))
+    assert np.diff(batch.offsets).tolist() == [16, 16, 7]
+    assert windows(np.arange(40), 16, 20)[0].num_tokens == 20
