@@ -13,7 +13,7 @@ from program import HANG, ROOT, start_program
 from fastformer.cli import main
 
 COMMANDS = (
-    *("train", "evaluate", "predict", "attention", "embeddings", "plot", "report"),
+    *("train", "evaluate", "predict", "generate", "attention", "embeddings", "plot", "report"),
     *("inspect", "doctor"),
 )
 # Those that run a model.
@@ -87,7 +87,7 @@ def test_the_version_is_that_of_the_package() -> None:
     ("arguments", "complaint"),
     [
         ("evalute", 'Unknown command "evalute". Did you mean "evaluate"?'),
-        ("train text", 'Invalid value "text" for TASK. Choose from: "digits".'),
+        ("train words", 'Invalid value "words" for TASK. Choose from: "digits", "text".'),
         ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
         ("train --vocab-size 20", "Unknown option: --vocab-size."),
         ("train --examples", "--examples requires an argument"),

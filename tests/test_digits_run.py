@@ -261,7 +261,11 @@ def test_a_predictor_refuses_a_bad_number_of_answers(trained: Path) -> None:
 
 CONFIG_DAMAGE = [
     ("[run]", "[runs]", "'run' is missing"),
-    ('kind = "digits"', 'kind = "text"', "kind must be one of 'digits', 'answers', got 'text'"),
+    (
+        'kind = "digits"',
+        'kind = "words"',
+        "kind must be one of 'digits', 'answers', 'text', got 'words'",
+    ),
     ('kind = "digits"\n', "", "'kind' is missing"),
     ("seed = 42", "seed = -1", "seed must be an integer >= 0, got -1"),
     ("seed = 42", "sead = 42", "run has no setting 'sead'; did you mean 'seed'"),
