@@ -32,6 +32,7 @@ _HOMES = {
     "fastformer.models.decoder": ("TransformerDecoder",),
     "fastformer.models.transformer": ("Transformer",),
     "fastformer.parameters": ("Parameter",),
+    "fastformer.saving": ("load", "save"),
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
     "fastformer.training.optimizers": ("SGD", "Adam", "AdamW"),
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from fastformer.models.decoder import TransformerDecoder as TransformerDecoder
     from fastformer.models.transformer import Transformer as Transformer
     from fastformer.parameters import Parameter as Parameter
+    from fastformer.saving import load as load
+    from fastformer.saving import save as save
     from fastformer.training.gradients import clip_gradients as clip_gradients
     from fastformer.training.loss import CrossEntropyLoss as CrossEntropyLoss
     from fastformer.training.optimizers import SGD as SGD

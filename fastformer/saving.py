@@ -1,0 +1,96 @@
+"""A model in one file: its settings, its weights, and its tokenizer where it has one.
+
+The file is a checkpoint, a safetensors file in which every damaged bit is noticed.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastformer import checks
+from fastformer.data.tokenizers import read_tokenizer
+from fastformer.errors import CheckpointError, InvalidTypeError
+from fastformer.layers.feed_forward import FeedForward
+from fastformer.layers.transformer_block import TransformerBlock
+from fastformer.models.config import DecoderConfig, TransformerConfig
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
+from fastformer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+_KINDS: dict[str, tuple[type, type]] = {
+    "Transformer": (Transformer, TransformerConfig),
+    "TransformerDecoder": (TransformerDecoder, DecoderConfig),
+}
+
+
+def save(model: Transformer | TransformerDecoder, path: str | Path) -> None:
+    """Write a model to one file; one that was there is replaced when the new one is safe on disk.
+
+    Args:
+        model: with its `tokenizer`, if that attribute was given to it.
+        path: the file, such as "model.safetensors"; its directory must exist.
+
+    Raises:
+        TypeError: no model, or one that is made of layers of one's own.
+        CheckpointError: the file could not be written; an earlier one is still there.
+    """
+    checks.instance("save", "model", model, Transformer, TransformerDecoder)
+    blocks = [block for block in model.blocks if type(block) is TransformerBlock]
+    if len(blocks) < len(model.blocks) or any(
+        type(block.feed_forward) is not FeedForward for block in blocks
+    ):
+        raise InvalidTypeError(
+            "save: the model has layers of your own, which its settings do not name; save its "
+            "state_dict(), for instance with numpy.savez"
+        )
+    metadata: dict[str, Any] = {
+        "model": type(model).__name__,
+        "config": asdict(model.config),
+        "dtype": model.dtype.name,
+        "precision": model.precision,
+    }
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        metadata["tokenizer"] = tokenizer.file().decode()
+    save_checkpoint(path, model.state_dict(), metadata)
+
+
+def load(path: str | Path, *, backend: str = "numba") -> Any:
+    """Return the model of a file that `save` wrote, to train on or to ask.
+
+    Args:
+        path: the file.    backend: "numba" or "reference".
+
+    Returns:
+        A `Transformer` or a `TransformerDecoder`. Where the file has a tokenizer, it is the
+        attribute `tokenizer`.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, of a newer version, or no model.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        kind = checks.choice("model", checkpoint.metadata["model"], tuple(_KINDS))
+        model = _model_of(checkpoint, *_KINDS[kind], backend)
+        if "tokenizer" in checkpoint.metadata:
+            model.tokenizer = read_tokenizer(
+                checkpoint.path, checkpoint.metadata["tokenizer"].encode()
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold a model that fastformer.save wrote: {problem}"
+        ) from error
+    return model
+
+
+def _model_of(checkpoint: Checkpoint, model_class: type, config_class: type, backend: str) -> Any:
+    metadata = checkpoint.metadata
+    config: Any = checks.from_settings(config_class, metadata["config"])
+    embedding = checkpoint.tensors["embedding.weight"].shape
+    if embedding != (config.vocab_size, config.embed_dim):
+        checks.fail(f"its embedding is {embedding}, which its settings do not say")
+    own = {"dtype": metadata["dtype"], "precision": metadata["precision"], "backend": backend}
+    model = model_class(config, **own)
+    model.load_state_dict(checkpoint.tensors)
+    return model

@@ -1,0 +1,77 @@
+"""A model in one file, there and back; damage, and what cannot be saved."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from models import KINDS, make_batch, make_config, make_model, same_bits
+from test_layer_check import CONFIG, Cubed
+
+import fastformer as ff
+from fastformer.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from fastformer.errors import CheckpointError, InvalidTypeError
+from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_there_and_back(tmp_path, kind, dtype):
+    model = make_model(kind, dtype=dtype, positions="rotary", head_size=6, qk_norm=True)
+    ff.save(model, tmp_path / "model.safetensors")
+    found = ff.load(tmp_path / "model.safetensors")
+    assert type(found) is type(model) and found.config == model.config
+    assert same_bits(found.state_dict(), model.state_dict())
+    assert same_bits(found.forward(make_batch()), model.forward(make_batch()))
+    assert not hasattr(found, "tokenizer")
+    twins = ff.load(tmp_path / "model.safetensors", backend="reference")
+    np.testing.assert_allclose(twins.forward(make_batch()), model.forward(make_batch()), 1e-3, 1e-4)
+
+
+def test_a_precision_is_kept(tmp_path):
+    model = ff.TransformerDecoder(make_config("decoder"), precision="bfloat16")
+    ff.save(model, tmp_path / "m")
+    assert ff.load(tmp_path / "m").precision == "bfloat16"
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer("abc déf")])
+def test_a_tokenizer_goes_with_its_model(tmp_path, tokenizer):
+    model = make_model("decoder")
+    model.tokenizer = tokenizer
+    ff.save(model, tmp_path / "m")
+    found = ff.load(tmp_path / "m").tokenizer
+    assert (found.kind, found.vocab_size) == (tokenizer.kind, tokenizer.vocab_size)
+    assert found.encode("abc d").tolist() == tokenizer.encode("abc d").tolist()
+
+
+def test_layers_of_one_s_own_cannot_be_saved(tmp_path):
+    block = partial(ff.TransformerBlock, feed_forward=Cubed)
+    with pytest.raises(InvalidTypeError, match="layers of your own"):
+        ff.save(ff.TransformerDecoder(CONFIG, block=block), tmp_path / "m")
+    with pytest.raises(InvalidTypeError, match="model must be a Transformer or TransformerDecoder"):
+        ff.save(ff.Linear(2, 2), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "m"
+    with pytest.raises(CheckpointError, match="m"):
+        ff.load(path)
+    model = make_model("encoder")
+    ff.save(model, path)
+    whole = load_checkpoint(path)
+    for change in (
+        {"model": "GPT"}, {"config": {}}, {"config": {"vocab_size": 3}}, {"dtype": "int8"},
+        {"tokenizer": "{}"}, {"tokenizer": 3}, {"config": whole.metadata["config"] | {"x": 1}},
+        {"config": whole.metadata["config"] | {"ffn_dim": 7}},
+    ):  # fmt: skip
+        save_checkpoint(path, whole.tensors, whole.metadata | change)
+        with pytest.raises(CheckpointError, match="does not hold a model"):
+            ff.load(path)
+    save_checkpoint(path, {}, whole.metadata)
+    with pytest.raises(CheckpointError, match="'embedding.weight' is missing"):
+        ff.load(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        ff.load(path)
