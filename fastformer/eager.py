@@ -16,7 +16,7 @@ from fastformer.batch import PackedBatch
 from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.parameters import Array, Parameter
 from fastformer.program import Program
-from fastformer.tensors import ROWS, Axis, Tensor
+from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis, Tensor
 from fastformer.warmup import ensure_compiled
 from fastformer.workspace import Workspace
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ANY_LENGTH = 1 << 40
 # A layer of rows of any width has a program for each.
 MOST_USES = 64
+# Rows of each sequence that are neither its first nor its last, but given by number.
+CHOSEN = "chosen"
 # Stages of its program.
 FORWARD, BACKWARD = (0, 1), (1, 2)
 
@@ -57,6 +59,7 @@ def forward(layer: "Layer", arguments: tuple[Any, ...], options: dict[str, Any])
     """Run a layer's forward; see `Layer.forward`."""
     owner = type(layer).__name__
     batch, given = _bind(layer, arguments, options)
+    chosen = _choose(layer, batch, given)
     arrays, constants = _sort(layer, given)
     first = next(iter(arrays), "")
     shape = np.shape(arrays[first]) if isinstance(arrays.get(first), np.ndarray) else ()
@@ -82,7 +85,8 @@ def forward(layer: "Layer", arguments: tuple[Any, ...], options: dict[str, Any])
     space = use.space
     ensure_compiled(space.kernels(FORWARD))
     bound = {use.inputs[name]: _apart(array, space) for name, array in arrays.items()}
-    space.run(batch, stages=FORWARD, numbers=layer.numbers_of(space), bound=bound)
+    numbers = layer.numbers_of(space)
+    space.run(batch, stages=FORWARD, numbers=numbers, bound=bound, copied=chosen)
     layer.show(space)
     out = space.array(use.out)
     layer.__dict__.update(_last_use=use, _shape=shape if layer.elementwise else out.shape)
@@ -148,6 +152,16 @@ def _bind(
         return batch, signature.bind(*arguments, **options).arguments
     except TypeError as error:
         raise InvalidTypeError(f"{owner}: {error}") from None
+
+
+def _choose(layer: "Layer", batch: PackedBatch | None, given: dict[str, Any]) -> dict[str, Array]:
+    """Give rows that are chosen by number a name; return these, and their positions."""
+    rows = given.get("rows")
+    if batch is None or rows is None or isinstance(rows, str):
+        return {}
+    checks.chosen_rows(type(layer).__name__, rows, batch._offsets)
+    given["rows"] = CHOSEN
+    return {f"{CHOSEN}_rows": rows, f"{CHOSEN}_positions": batch._positions[rows]}
 
 
 def _sort(layer: "Layer", given: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -217,6 +231,9 @@ def _new_use(
 ) -> Use:
     program = Program(layer.dtype.name, layer, training=layer.drops)
     program.keeps = True
+    if constants.get("rows") == CHOSEN:
+        for name in ("rows", "positions"):
+            program.copied(f"{CHOSEN}_{name}", SEQUENCE_ROWS, kind="int")
     inputs = {
         name: program.bound(name, shapes.get(name, (ROWS, None))[0], Axis(width))
         for name, width in widths

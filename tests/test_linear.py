@@ -48,6 +48,10 @@ def test_gradients(rng, backend, bias):
 
 @pytest.mark.parametrize("name", ["activation", "out"])
 def test_what_only_a_program_can_be_told_is_refused(name):
+    layer = make_linear("reference")
+    layer.forward(np.zeros((4, 5)))
+    with pytest.raises(InvalidTypeError, match=rf"given dout alone by itself, got also {name}"):
+        layer.backward(np.zeros((4, 7)), **{name: 1})
     with pytest.raises(FastformerError, match=rf"(?s){name} is for forward_ops|not {name}"):
         make_linear("reference").forward(np.zeros((4, 5)), **{name: 1})
 

@@ -199,7 +199,7 @@ def test_a_config_of_another_class_is_refused(config):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("rows", [np.array([0, 3, 7]), [0, 3, 4], "middle"])
-def test_rows_that_are_not_chosen_by_name_are_refused(norm, rows):
-    with pytest.raises(FastformerError, match="rows must be|not rows"):
+@pytest.mark.parametrize("rows", [np.array([0, 3, 8]), np.array([0, 3]), [0, 3, 4], "middle"])
+def test_rows_outside_never_reach_a_kernel(norm, rows):
+    with pytest.raises(FastformerError, match="rows must be"):
         make_block("reference", norm=norm).forward(np.zeros((8, WIDTH)), BATCH, rows)

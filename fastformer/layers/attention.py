@@ -155,9 +155,11 @@ class MultiHeadAttention(Layer):
     def check_call(self, batch: PackedBatch, **given: Any) -> None:
         """Raise for rows that cannot be chosen, and sequences longer than the positions'."""
         if given.get("rows") is not None:
-            checks.choice("rows", given["rows"], ("first", "last"))
-            if self.causal and given["rows"] == "first":
-                checks.fail("rows must be 'last' or None where attention is causal, got 'first'")
+            checks.choice("rows", given["rows"], ("first", "last", "chosen"))
+            if self.causal and given["rows"] != "last":
+                checks.fail(
+                    f"rows must be 'last' or None where attention is causal, got {given['rows']!r}"
+                )
         if self.positions is not None:
             self.positions.check(batch)
 
@@ -203,7 +205,8 @@ class MultiHeadAttention(Layer):
         """Append the ops of forward.
 
         Args:
-            rows: "first" or "last", for one row of each sequence alone; None for all.
+            rows: "first" or "last", for one row of each sequence alone; None for all. By itself, a
+                layer that is not causal may be given the numbers of these rows, (B,) int64.
         """
         attended = self._attend(p, x, rows)
         return drop_and_add(p, self.output, self.dropout, attended, residual)

@@ -136,11 +136,12 @@ class Layer(Fixed):
         """
         return eager.forward(self, arguments, options)
 
-    def backward(self, dout: Array) -> Any:
+    def backward(self, dout: Array, **options: Any) -> Any:
         """Undo the layer's last forward by itself: add the gradients of its parameters.
 
         Args:
             dout: the gradient by the result, of its shape.
+            options: none: what programs tell `backward_ops` is not for arrays.
 
         Returns:
             The gradient by forward's first array, which the next backward overwrites; None of a
@@ -152,6 +153,11 @@ class Layer(Fixed):
             NotImplementedError: the layer has no `backward_ops`.
             OtherThreadError: another thread's forward came in between.
         """
+        if options:
+            raise InvalidTypeError(
+                f"{type(self).__name__}.backward is given dout alone by itself, got also "
+                f"{', '.join(options)}"
+            )
         return eager.backward(self, dout)
 
     def forward_ops(self, p: "Program", *arguments: Any, **options: Any) -> Any:

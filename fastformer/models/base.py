@@ -161,7 +161,7 @@ class Model(Layer):
             self.show(space)
             return space.left("logits", self.rows_of(batch)).copy()
 
-    def backward(self, dlogits: Array) -> None:
+    def backward(self, dlogits: Array) -> None:  # type: ignore[override]
         """Add the gradients of all parameters, for the gradient by the logits, of their shape.
 
         Raises:
