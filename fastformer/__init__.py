@@ -34,6 +34,7 @@ _HOMES = {
     "fastformer.parameters": ("Parameter",),
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
+    "fastformer.training.moving_average": ("EMA",),
     "fastformer.training.optimizers": ("SGD", "Adam", "AdamW"),
     "fastformer.training.steps": ("accumulate_gradients", "evaluate", "train_step"),
 }
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from fastformer.training.gradients import clip_gradients as clip_gradients
     from fastformer.training.loss import CrossEntropyLoss as CrossEntropyLoss
     from fastformer.training.optimizers import SGD as SGD
+    from fastformer.training.moving_average import EMA as EMA
     from fastformer.training.optimizers import Adam as Adam
     from fastformer.training.optimizers import AdamW as AdamW
     from fastformer.training.steps import accumulate_gradients as accumulate_gradients

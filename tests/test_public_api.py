@@ -17,6 +17,7 @@ NAMES = {
     "CrossEntropyLoss",
     "DecoderConfig",
     "Dropout",
+    "EMA",
     "Embedding",
     "ExactGELU",
     "FeedForward",

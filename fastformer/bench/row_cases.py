@@ -249,6 +249,14 @@ def _sgd(random: Random, P: int) -> Arguments:
     }
 
 
+def _average(random: Random, P: int) -> Arguments:
+    return {
+        "average": Output((P,), normal(random, P)),
+        "values": normal(random, P),
+        "decay": 0.999,
+    }
+
+
 def _softmax(random: Random, N: int, V: int) -> Arguments:
     return {"x": normal(random, N, V), "out": Output((N, V))}
 
@@ -334,6 +342,7 @@ ROWS = (
         lambda random, P: {"gradients": Output((P,), 1.0)}, lambda P: 0,
     ),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
+    Spec("average_step", "P", _block_parameters, _average, lambda P: 3 * P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),
     Spec("layernorm_backward", "NC", _rows, _layernorm_gradient, lambda N, C: 16 * N * C),
     Spec("gather_rows", "BTC", _sequences, _gather, lambda B, T, C: 0,

@@ -64,6 +64,11 @@ def _sgd_step(rng: Random) -> Arguments:
     return Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size)), 0.1, 0.9
 
 
+def _average_step(rng: Random) -> Arguments:
+    size = (_rows(rng) * _size(rng),)
+    return Out(size, _real(rng, *size)), _real(rng, *size), 0.9
+
+
 def _attention(rng: Random) -> dict[str, Any]:
     """Return queries, keys, values and what goes with them, by name."""
     causal, heads, width = bool(rng.integers(2)), int(rng.integers(1, 4)), _size(rng)

@@ -89,7 +89,7 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 
 # Arguments that a kernel takes the size of from another one: a row, or an element, is missing.
 SHORT = {
-    "adam_step": (1, 2, 3),
+    "adam_step": (1, 2, 3), "average_step": (1,),
     "attention_forward": (2, 9), "attention_backward": (0, 4, 13, 14, 15),
     "cross_entropy_forward": (1, 3, 4, 5), "cross_entropy_backward": (1, 2, 3, 6),
     "embedding_forward": (0,),
