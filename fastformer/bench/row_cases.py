@@ -59,8 +59,9 @@ def _adam(random: Random, P: int) -> Arguments:
         "gradients": normal(random, P),
         "exp_avg": Output((P,), 0.1 * normal(random, P)),
         "exp_avg_sq": Output((P,), 0.1 + normal(random, P) ** 2),
+        "max_exp_avg_sq": np.empty(0),
         "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01,
-        "step": 10,
+        "penalty": 0.0, "step": 10,
     }  # fmt: skip
 
 
@@ -249,6 +250,8 @@ def _sgd(random: Random, P: int) -> Arguments:
     }
 
 
+        "nesterov": False,
+        "penalty": 0.0,
 def _average(random: Random, P: int) -> Arguments:
     return {
         "average": Output((P,), normal(random, P)),

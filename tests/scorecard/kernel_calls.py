@@ -56,12 +56,15 @@ def _activation_backward(rng: Random) -> Arguments:
 def _adam_step(rng: Random) -> Arguments:
     size = (_rows(rng) * _size(rng),)
     state = Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size))
-    return *state, Out(size, np.abs(_real(rng, *size))), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3
+    squares = Out(size, np.abs(_real(rng, *size)))
+    largest, penalty = (squares, 0.1) if rng.integers(2) else (EMPTY, 0.0)
+    return *state, squares, largest, 1e-3, 0.9, 0.999, 1e-8, 0.01, penalty, 3
 
 
 def _sgd_step(rng: Random) -> Arguments:
     size = (_rows(rng) * _size(rng),)
-    return Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size)), 0.1, 0.9
+    state = Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size))
+    return *state, 0.1, 0.9, bool(rng.integers(2)), float(rng.choice([0.0, 0.1]))
 
 
 def _average_step(rng: Random) -> Arguments:
