@@ -39,6 +39,7 @@ NAMES = {
     "accumulate_gradients",
     "evaluate",
     "pack",
+    "pack_targets",
     "train_step",
 }
 HEAVY = ("numba", "matplotlib", "llvmlite")

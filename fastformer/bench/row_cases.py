@@ -69,6 +69,7 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
     return {
         "logits": normal(random, N, V),
         "targets": random.integers(0, V, N),
+        "weights": np.empty(0),
         "smoothing": 0.0,
         "losses": Output((N,)),
         "row_max": Output((N,)),
@@ -79,10 +80,12 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
 def _cross_entropy_gradient(random: Random, N: int, V: int) -> Arguments:
     logits, targets = normal(random, N, V), random.integers(0, V, N)
     losses, row_max, row_sum = np.empty(N), np.empty(N), np.empty(N)
-    cross_entropy_forward_reference(logits, targets, 0.0, losses, row_max, row_sum)
+    weights = np.empty(0)
+    cross_entropy_forward_reference(logits, targets, weights, 0.0, losses, row_max, row_sum)
     return {
         "logits": logits,
         "targets": targets,
+        "weights": weights,
         "row_max": row_max,
         "row_sum": row_sum,
         "smoothing": 0.0,
@@ -247,11 +250,11 @@ def _sgd(random: Random, P: int) -> Arguments:
         "velocity": Output((P,), normal(random, P)),
         "lr": 1e-3,
         "momentum": 0.9,
+        "nesterov": False,
+        "penalty": 0.0,
     }
 
 
-        "nesterov": False,
-        "penalty": 0.0,
 def _average(random: Random, P: int) -> Arguments:
     return {
         "average": Output((P,), normal(random, P)),

@@ -110,17 +110,22 @@ def _logits(rng: Random) -> Any:
     return logits, rng.integers(-1, logits.shape[1], len(logits))
 
 
+def _class_weights(rng: Random, logits: Any) -> Any:
+    return np.abs(_real(rng, logits.shape[1])) if rng.integers(2) else EMPTY
+
+
 def _cross_entropy_forward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     rows = Out(targets.shape)
-    return logits, targets, float(rng.choice([0.0, 0.1])), rows, rows, rows
+    smoothing = float(rng.choice([0.0, 0.1]))
+    return logits, targets, _class_weights(rng, logits), smoothing, rows, rows, rows
 
 
 def _cross_entropy_backward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     largest, total = logits.max(axis=1), 1 + np.abs(_real(rng, len(logits)))
-    smoothing = float(rng.choice([0.0, 0.1]))
-    return logits, targets, largest, total, smoothing, 0.25, Out(logits.shape)
+    smoothing, weights = float(rng.choice([0.0, 0.1])), _class_weights(rng, logits)
+    return logits, targets, weights, largest, total, smoothing, 0.25, Out(logits.shape)
 
 
 def _dropout_forward(rng: Random) -> Arguments:
