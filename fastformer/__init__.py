@@ -12,7 +12,7 @@ from fastformer import threads
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fastformer.batch": ("PackedBatch", "pack"),
+    "fastformer.batch": ("PackedBatch", "pack", "pack_targets"),
     "fastformer.kernels.op": ("op",),
     "fastformer.layer_check": ("check_layer",),
     "fastformer.layers.activation": ("ExactGELU", "GELU", "Mish", "ReLU"),
@@ -35,6 +35,7 @@ _HOMES = {
     "fastformer.saving": ("load", "save"),
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
+    "fastformer.training.moving_average": ("EMA",),
     "fastformer.training.optimizers": ("SGD", "Adam", "AdamW"),
     "fastformer.training.steps": ("accumulate_gradients", "evaluate", "train_step"),
 }
@@ -49,6 +50,7 @@ threads.configure_before_numba()
 if TYPE_CHECKING:
     from fastformer.batch import PackedBatch as PackedBatch
     from fastformer.batch import pack as pack
+    from fastformer.batch import pack_targets as pack_targets
     from fastformer.kernels.op import op as op
     from fastformer.layer_check import check_layer as check_layer
     from fastformer.layers.activation import GELU as GELU
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from fastformer.saving import save as save
     from fastformer.training.gradients import clip_gradients as clip_gradients
     from fastformer.training.loss import CrossEntropyLoss as CrossEntropyLoss
+    from fastformer.training.moving_average import EMA as EMA
     from fastformer.training.optimizers import SGD as SGD
     from fastformer.training.optimizers import Adam as Adam
     from fastformer.training.optimizers import AdamW as AdamW

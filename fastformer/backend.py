@@ -31,6 +31,7 @@ OPS = {
     "matmul_bfloat16": (
         "matmul_bfloat16", "matmul_nt_bfloat16", "matmul_tn_bfloat16", "matmul_backward_bfloat16",
     ),
+    "moving_average": ("average_step",),
     "sequence_rows": ("gather_rows", "scatter_rows", "mean_forward", "mean_backward"),
     "rmsnorm": ("rmsnorm_forward", "rmsnorm_backward"),
     "rotary": ("rotary_forward", "rotary_backward"),

@@ -223,19 +223,53 @@ def _is_flat(sequence: Any) -> bool:
     return listed and all(np.ndim(element) == 0 for element in sequence)
 
 
+def pack_targets(
+    targets: npt.NDArray[Any] | Sequence[Sequence[int]], lengths: npt.ArrayLike
+) -> Ids:
+    """Pack padded targets as `pack` packs the tokens that they belong to.
+
+    A step's targets are one for each token, without padding:
+
+        batch, packed = ff.pack(tokens, lengths), ff.pack_targets(targets, lengths)
+        ff.train_step(model, batch, packed, loss_fn, optimizer)
+
+    Args:
+        targets: a padded (B, T) array of integers, of which row b's first lengths[b] are used;
+            the loss's ignore_index where nothing is asked.
+        lengths: (B,) integers from 1 to T: those of the tokens.
+
+    Returns:
+        (N,) int64, the targets of all sequences end to end.
+
+    Raises:
+        TypeError: targets or lengths are not integers, or targets are not (B, T).
+        ValueError: a length outside 1 to T, or another number of lengths than of rows.
+    """
+    used, _ = _unpadded("targets", targets, lengths, "give those of each token, (N,), as they are")
+    return used.astype(np.int64)
+
+
 def _pack_padded(padded: Any, lengths: Any) -> PackedBatch:
     """Pack the rows of a padded array."""
+    remedy = "leave lengths out to pack those"
+    used, counts = _unpadded("with lengths, sequences", padded, lengths, remedy)
+    offsets = np.zeros(counts.size + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return PackedBatch(used, offsets)
+
+
+def _unpadded(name: str, padded: Any, lengths: Any, remedy: str) -> tuple[npt.NDArray[Any], Ids]:
+    """Return the ids of a padded array that its lengths leave, end to end, and the lengths."""
     try:
         ids = np.asarray(padded)
     except ValueError:
         raise InvalidTypeError(
-            "with lengths, sequences must be a padded (B, T) array of integers, got rows of "
-            "different lengths; leave lengths out to pack those"
+            f"{name} must be a padded (B, T) array of integers, got rows of different lengths; "
+            f"{remedy}"
         ) from None
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise InvalidTypeError(
-            f"with lengths, sequences must be a padded (B, T) array of integers, got shape "
-            f"{ids.shape} {ids.dtype}"
+            f"{name} must be a padded (B, T) array of integers, got shape {ids.shape} {ids.dtype}"
         )
     counts = checks.id_array("lengths", lengths)
     if counts.shape != (ids.shape[0],):
@@ -246,7 +280,4 @@ def _pack_padded(padded: Any, lengths: Any) -> PackedBatch:
         raise InvalidValueError(
             f"lengths must be from 1 to T = {ids.shape[1]}, got {counts[row]} for row {row}"
         )
-    used = np.arange(ids.shape[1]) < counts[:, None]
-    offsets = np.zeros(counts.size + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return PackedBatch(ids[used], offsets)
+    return ids[np.arange(ids.shape[1]) < counts[:, None]], counts

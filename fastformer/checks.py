@@ -323,6 +323,31 @@ def chosen_rows(owner: str, rows: Any, offsets: npt.NDArray[np.int64]) -> None:
         )
 
 
+def class_weights(name: str, given: Any) -> npt.NDArray[np.float64]:
+    """Return (V,) numbers >= 0 as a new float64 array that is read-only.
+
+    Raises:
+        TypeError: not numbers.    ValueError: another shape, or one < 0 or too large for float32.
+    """
+    try:
+        array = np.array(given)
+    except ValueError:  # lists of several lengths
+        array = np.array(given, object)
+    if array.dtype.kind not in "fiu":
+        raise InvalidTypeError(f"{name} must be a list or array (V,) of numbers, got {given!r:.60}")
+    if array.ndim != 1 or not array.size:
+        raise InvalidValueError(f"{name} must be (V,), a number for each class, got {array.shape}")
+    outside = ~((array >= 0) & (array <= np.finfo(np.float32).max))
+    if outside.any():
+        index = int(np.argmax(outside))
+        raise InvalidValueError(
+            f"{name} must be finite numbers >= 0, got {array[index]} for class {index}"
+        )
+    weights = array.astype(np.float64)
+    weights.flags.writeable = False
+    return weights
+
+
 def target_array(owner: str, targets: Any, rows: int | None = None) -> npt.NDArray[np.int64]:
     """Return targets, a list or array of integers, as a new (rows,) int64 array.
 

@@ -34,8 +34,8 @@ KERNELS = {
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "program.run_program": "n n k n k k k m n",
     "gradient.may_step": "r r r r",
-    "cross_entropy.cross_entropy_forward": "m k f r r r",
-    "adam.adam_step": "r r r r f f f f f i",
+    "cross_entropy.cross_entropy_forward": "m k r f r r r",
+    "adam.adam_step": "r r r r r f f f f f f i",
     "gradient.zero_gradient": "r",
     "gradient.gradient_norm": "r",
 }

@@ -182,3 +182,36 @@ def test_pack_refuses(sequences, lengths, error, message):
 def test_a_packed_batch_refuses(tokens, offsets, error, message):
     with pytest.raises(error, match=message):
         ff.PackedBatch(tokens, offsets)
+
+
+@given(sequences=RAGGED, extra=st.integers(0, 3))
+def test_padded_targets_are_packed_as_their_tokens(sequences, extra):
+    lengths = [len(sequence) for sequence in sequences]
+    padded = np.full((len(lengths), max(lengths) + extra), 7)
+    padded[np.arange(padded.shape[1]) < np.array(lengths)[:, None]] = np.concatenate(sequences)
+    packed = ff.pack_targets(padded, lengths)
+    np.testing.assert_array_equal(packed, ff.pack(padded, lengths).tokens)
+    assert packed.dtype == np.int64
+
+
+def test_padded_targets_may_be_ignored_and_are_copied():
+    padded = np.array([[-1, 3, 9], [-100, 0, 0]], np.int32)
+    packed = ff.pack_targets(padded, np.array([2, 1]))
+    padded[...] = 5
+    np.testing.assert_array_equal(packed, [-1, 3, -100])
+
+
+@pytest.mark.parametrize(
+    ("targets", "lengths", "error", "message"),
+    [
+        ([1, 2], [1, 1], InvalidTypeError, r"targets must be a padded \(B, T\) .* shape \(2,\)"),
+        ([[1, 2], [3]], [2, 1], InvalidTypeError, r"rows of different lengths; give those of each"),
+        ([[0.5, 1]], [2], InvalidTypeError, r"targets must be .*integers, got .*float64"),
+        ([[1, 2]], [3], InvalidValueError, r"lengths must be from 1 to T = 2, got 3 for row 0"),
+        ([[1, 2]], [1, 1], InvalidValueError, r"lengths must be \(1,\), one for each row"),
+        ([[1, 2]], None, InvalidTypeError, r"lengths must be one-dimensional integers"),
+    ],
+)
+def test_pack_targets_refuses(targets, lengths, error, message):
+    with pytest.raises(error, match=message):
+        ff.pack_targets(targets, lengths)

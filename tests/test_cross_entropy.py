@@ -18,27 +18,31 @@ from fastformer.kernels.cross_entropy import (
 row_tasks = called(row_tasks)
 
 
-def forward(function, logits, targets, dtype=np.float64, smoothing=0.0):
+NO_WEIGHTS = np.empty(0)
+
+
+def forward(function, logits, targets, dtype=np.float64, smoothing=0.0, weights=NO_WEIGHTS):
     rows = Out(targets.shape)
-    *written, total_loss = run(function, logits, targets, smoothing, rows, rows, rows, dtype=dtype)
+    given = logits, targets, weights, smoothing, rows, rows, rows
+    *written, total_loss = run(function, *given, dtype=dtype)
     np.testing.assert_allclose(total_loss, written[0].sum(dtype=np.float64), rtol=1e-13)
     return written
 
 
-def check(logits, targets, scale=0.25, smoothing=0.0):
+def check(logits, targets, scale=0.25, smoothing=0.0, weights=NO_WEIGHTS):
     rows = Out(targets.shape)
     losses, *_ = assert_equals_twin(
         cross_entropy_forward,
         cross_entropy_forward_reference,
-        *(logits, targets, smoothing, rows, rows, rows),
+        *(logits, targets, weights, smoothing, rows, rows, rows),
     )
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
     # Where a row has one class, shares that add up to 1 are taken from 1.
-    dlogits = Out(logits.shape, scale=scale if smoothing else 0.0)
+    dlogits = Out(logits.shape, scale=scale if smoothing or weights.size else 0.0)
     (dlogits,) = assert_equals_twin(
         cross_entropy_backward,
         cross_entropy_backward_reference,
-        *(logits, targets, largest, total, smoothing, scale, dlogits),
+        *(logits, targets, weights, largest, total, smoothing, scale, dlogits),
     )
     return losses, dlogits
 
@@ -56,6 +60,41 @@ def draw(rng, rows, columns):
 @SMOOTHINGS
 def test_equals_twin(rng, smoothing, rows, columns):
     check(*draw(rng, rows, columns), smoothing=smoothing)
+
+
+@pytest.mark.parametrize("columns", EDGE_COLUMNS)
+@pytest.mark.parametrize("rows", [0, 1, 17])
+@SMOOTHINGS
+def test_weights_equal_twin(rng, smoothing, rows, columns):
+    weights = rng.uniform(0.5, 2, columns)
+    check(*draw(rng, rows, columns), smoothing=smoothing, weights=weights)
+
+
+@SMOOTHINGS
+def test_weights_of_one_are_no_weights(rng, smoothing):
+    logits, targets = draw(rng, 17, 37)
+    for found, expected in zip(
+        check(logits, targets, 1.0, smoothing, np.ones(37)),
+        check(logits, targets, 1.0, smoothing),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@SMOOTHINGS
+def test_weights_are_those_of_the_definition(rng, smoothing):
+    """Each class's term of the cross-entropy, with its share of the target, times its weight."""
+    logits, targets = draw(rng, 9, 37)
+    weights = rng.uniform(0, 3, 37)
+    losses, dlogits = check(logits, targets, 1.0, smoothing, weights)
+    shares = np.full((9, 37), smoothing / 37)
+    shares[np.arange(9), targets] += 1 - smoothing
+    shares *= weights * (targets >= 0)[:, None]
+    exponentials = np.exp(logits)
+    softmax = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(losses, -(shares * np.log(softmax)).sum(axis=1), rtol=1e-5)
+    expected = softmax * shares.sum(axis=1, keepdims=True) - shares
+    np.testing.assert_allclose(dlogits, expected, rtol=1e-5, atol=1e-5)
 
 
 @SMOOTHINGS
@@ -96,7 +135,7 @@ def test_long_sums_of_losses_equal_twin():
     assert_equals_twin(
         cross_entropy_forward,
         cross_entropy_forward_reference,
-        *(logits, ones, 0.0, rows, rows, rows),
+        *(logits, ones, NO_WEIGHTS, 0.0, rows, rows, rows),
     )
 
 
@@ -108,23 +147,25 @@ def test_a_class_that_is_ruled_out_makes_a_smoothed_loss_infinite(rng, dtype):
     targets = np.array([3, 3])
     for function in (cross_entropy_forward, cross_entropy_forward_reference):
         rows = Out((2,))
-        losses, *_ = run(function, logits, targets, 0.1, rows, rows, rows, dtype=dtype)
+        given = logits, targets, NO_WEIGHTS, 0.1, rows, rows, rows
+        losses, *_ = run(function, *given, dtype=dtype)
         assert np.isfinite(losses[0]) and losses[1] == np.inf
 
 
+@pytest.mark.parametrize("weights", [NO_WEIGHTS, np.array([0.5, 2, 0, 1, 3])])
 @SMOOTHINGS
-def test_gradient(rng, smoothing):
+def test_gradient(rng, smoothing, weights):
     targets = np.array([2, -1, 0, 4])
 
     def backward(dout, logits):
         _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
-        arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
+        arguments = (logits, targets, weights, largest, total, smoothing, 1.0, Out(logits.shape))
         (dlogits,) = run(cross_entropy_backward_reference, *arguments, dtype=np.float64)
         return [dlogits * dout[:, None]]
 
     assert_gradients(
         lambda logits: forward(
-            cross_entropy_forward_reference, logits, targets, smoothing=smoothing
+            cross_entropy_forward_reference, logits, targets, smoothing=smoothing, weights=weights
         )[0],
         backward,
         rng.standard_normal((4, 5)),
@@ -146,7 +187,7 @@ def test_ignored_row_gets_no_gradient_whatever_it_holds(dtype, smoothing):
     logits = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]])
     targets = np.array([-1, 1])
     losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
-    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
+    arguments = (logits, targets, NO_WEIGHTS, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     assert losses[0] == 0
     np.testing.assert_array_equal(dlogits[0], 0)
@@ -181,7 +222,7 @@ def test_nan_stays_visible(rng, dtype, column, smoothing):
     targets = np.array([1, 2, 3])
     logits[1, column] = np.nan
     losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
-    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
+    arguments = (logits, targets, NO_WEIGHTS, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
     np.testing.assert_array_equal(np.isnan(dlogits).all(axis=1), [False, True, False])
@@ -193,7 +234,9 @@ def test_same_bits_for_any_threads(rng, smoothing):
     logits, targets = draw(rng, 300, 67)
     rows = Out(targets.shape)
     assert row_tasks(*logits.shape) > 3
-    assert_same_bits(cross_entropy_forward, logits, targets, smoothing, rows, rows, rows)
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
-    saved = largest, total, smoothing, 0.25
-    assert_same_bits(cross_entropy_backward, logits, targets, *saved, Out(logits.shape))
+    for weights in (NO_WEIGHTS, rng.uniform(0.5, 2, 67)):
+        given = logits, targets, weights
+        assert_same_bits(cross_entropy_forward, *given, smoothing, rows, rows, rows)
+        saved = largest, total, smoothing, 0.25
+        assert_same_bits(cross_entropy_backward, *given, *saved, Out(logits.shape))

@@ -133,6 +133,53 @@ def test_a_smoothing_that_leaves_nothing_of_the_targets_is_refused(
         TrainingConfig(label_smoothing=smoothing)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"l2_penalty": -1}, InvalidValueError, "^l2_penalty must be .* >= 0, got -1$"),
+        ({"amsgrad": 1}, InvalidTypeError, "^amsgrad must be True or False, got 1$"),
+        ({"nesterov": "yes"}, InvalidTypeError, "^nesterov must be True or False, got 'yes'$"),
+        ({"nesterov": True}, InvalidValueError, "nesterov is for sgd .* got optimizer adam and"),
+        (
+            {"nesterov": True, "optimizer": "sgd"},
+            InvalidValueError,
+            "a momentum > 0, got optimizer sgd and momentum 0.0",
+        ),
+        (
+            {"amsgrad": True, "optimizer": "sgd"},
+            InvalidValueError,
+            "amsgrad is for adam and adamw, got optimizer sgd",
+        ),
+        (
+            {"l2_penalty": 0.1, "optimizer": "adamw"},
+            InvalidValueError,
+            "l2_penalty is for adam and sgd; adamw has weight_decay",
+        ),
+    ],
+)
+def test_settings_that_an_optimizer_has_not_are_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TrainingConfig(**options)
+
+
+def test_settings_are_those_of_the_optimizer() -> None:
+    model = ff.Transformer(ff.TransformerConfig(vocab_size=20, **SIZES))
+
+    def made(**options: Any) -> Any:
+        return loop.make_optimizer(model, TrainingConfig(**options))
+
+    sgd = made(optimizer="sgd", momentum=0.9, nesterov=True, l2_penalty=0.2)
+    assert (type(sgd), sgd.nesterov, sgd.weight_decay) == (ff.SGD, True, 0.2)
+    # The decay of AdamW, which is not 0 unless it is set, is not that of the others.
+    assert (made(optimizer="sgd").weight_decay, made().weight_decay) == (0, 0)
+    adam = made(amsgrad=True, l2_penalty=0.3)
+    assert (type(adam), adam.amsgrad, adam.weight_decay) == (ff.Adam, True, 0.3)
+    adamw = made(optimizer="adamw", amsgrad=True, weight_decay=0.4)
+    assert (type(adamw), adamw.amsgrad, adamw.weight_decay) == (ff.AdamW, True, 0.4)
+
+
 def test_what_is_told_and_logged(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", schedule="cosine", warmup_steps=3, clip_norm=0.1)
     assert (trainer.steps_per_epoch, trainer.total_steps) == (BATCHES, 2 * BATCHES)

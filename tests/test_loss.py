@@ -16,11 +16,18 @@ RTOL = {"float32": 2e-6, "float64": 1e-12}
 
 
 def formula(
-    logits: np.ndarray, targets: np.ndarray, ignored: int, smoothing: float = 0.0
+    logits: np.ndarray,
+    targets: np.ndarray,
+    ignored: int,
+    smoothing: float = 0.0,
+    weight: list[float] | None = None,
+    reduction: str = "mean",
 ) -> tuple[float, np.ndarray]:
-    """Return mean loss and gradient in float64, straight from the definition."""
+    """Return loss and gradient in float64, straight from the definition."""
     logits = logits.astype(np.float64)
+    weights = np.ones(logits.shape[1]) if weight is None else np.array(weight)
     counted = np.flatnonzero(targets != ignored)
+    divisor = weights[targets[counted]].sum() if reduction == "mean" else 1.0
     gradient = np.zeros_like(logits)
     loss = 0.0
     for row in counted:
@@ -28,9 +35,10 @@ def formula(
         probabilities = exponentials / exponentials.sum()
         shares = np.full(probabilities.shape, smoothing / probabilities.size)
         shares[targets[row]] += 1 - smoothing
+        shares *= weights
         logarithms = logits[row] - logits[row].max() - np.log(exponentials.sum())
-        loss -= shares @ logarithms / counted.size
-        gradient[row] = (probabilities - shares) / counted.size
+        loss -= shares @ logarithms / divisor
+        gradient[row] = (probabilities * shares.sum() - shares) / divisor
     return loss, gradient
 
 
@@ -42,6 +50,8 @@ def formula(
     ignored=st.sampled_from([-1, -100]),
     share=st.sampled_from([0.0, 0.3]),
     smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    weighted=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum"]),
     seed=st.integers(0, 1000),
 )
 def test_loss_and_gradient_are_those_of_the_formula(
@@ -52,18 +62,32 @@ def test_loss_and_gradient_are_those_of_the_formula(
     ignored: int,
     share: float,
     smoothing: float,
+    weighted: bool,
+    reduction: str,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = (5 * rng.standard_normal((rows, classes))).astype(dtype)
     targets = np.where(rng.random(rows) < share, ignored, rng.integers(0, classes, rows))
     before = logits.copy(), targets.copy()
-    loss_fn = ff.CrossEntropyLoss(ignore_index=ignored, label_smoothing=smoothing, backend=backend)
-    loss, gradient = formula(logits, targets, ignored, smoothing)
-    assert loss_fn.forward(logits, targets) == pytest.approx(loss, rel=RTOL[dtype], abs=1e-6)
+    weight = rng.uniform(0.5, 2, classes).tolist() if weighted else None
+    loss_fn = ff.CrossEntropyLoss(
+        weight=weight,
+        ignore_index=ignored,
+        label_smoothing=smoothing,
+        reduction=reduction,
+        backend=backend,
+    )
+    loss, gradient = formula(logits, targets, ignored, smoothing, weight, reduction)
+    largest = 30 * rows if reduction == "sum" else 1.0
+    assert loss_fn.forward(logits, targets) == pytest.approx(
+        loss, rel=RTOL[dtype], abs=1e-6 * largest
+    )
+    assert loss_fn.count == np.count_nonzero(targets != ignored)
     found = loss_fn.backward()
     assert found.dtype == dtype
-    np.testing.assert_allclose(found, gradient, rtol=10 * RTOL[dtype], atol=RTOL[dtype])
+    scale = 10 if weighted or reduction == "sum" else 1
+    np.testing.assert_allclose(found, gradient, rtol=10 * RTOL[dtype], atol=scale * RTOL[dtype])
     assert not found[targets == ignored].any()
     np.testing.assert_array_equal(logits, before[0])
     np.testing.assert_array_equal(targets, before[1])
@@ -71,10 +95,19 @@ def test_loss_and_gradient_are_those_of_the_formula(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("targets", [[2, 0, 1, 2], [2, -1, 1, -1]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight": [0.5, 2, 1]},
+        {"weight": [0, 2, 1], "label_smoothing": 0.2},
+        {"weight": [0.5, 2, 1], "label_smoothing": 0.2, "reduction": "sum"},
+    ],
+)
 def test_gradient_is_that_of_central_differences(
-    backend: str, targets: list[int], rng: np.random.Generator
+    backend: str, targets: list[int], options: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    loss_fn, ids = ff.CrossEntropyLoss(backend=backend), np.array(targets)
+    loss_fn, ids = ff.CrossEntropyLoss(backend=backend, **options), np.array(targets)
 
     def backward(dout: np.ndarray, logits: np.ndarray) -> list[np.ndarray]:
         loss_fn.forward(logits, ids)
@@ -94,6 +127,23 @@ def test_all_ignored_is_zero_and_not_nan(backend: str) -> None:
     loss = loss_fn.forward(np.full((3, 5), 1e4, np.float32), np.array([-1, -1, -1]))
     assert loss == 0.0
     np.testing.assert_array_equal(loss_fn.backward(), np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_targets_that_all_count_nothing_give_zero_and_not_nan(backend: str) -> None:
+    loss_fn = ff.CrossEntropyLoss(weight=[0, 1], backend=backend)
+    assert loss_fn.forward(np.zeros((2, 2)), [0, 0]) == 0.0
+    np.testing.assert_array_equal(loss_fn.backward(), np.zeros((2, 2)))
+
+
+def test_weights_are_copied_and_fixed() -> None:
+    weight = np.array([1, 2, 3])
+    loss_fn = ff.CrossEntropyLoss(weight=weight)
+    weight[0] = 100
+    assert loss_fn.weight is not None
+    np.testing.assert_array_equal(loss_fn.weight, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="read-only"):
+        loss_fn.weight[0] = 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -174,6 +224,15 @@ def test_bad_arguments_are_refused(
         ({"label_smoothing": 1.5}, InvalidValueError, "^label_smoothing must be .* <= 1, got 1.5$"),
         ({"label_smoothing": np.nan}, InvalidValueError, "^label_smoothing must be .* got nan$"),
         ({"label_smoothing": "0.1"}, InvalidTypeError, "^label_smoothing must be .* got '0.1'$"),
+        ({"weight": [1, -0.5]}, InvalidValueError, "^weight must be .* got -0.5 for class 1$"),
+        ({"weight": [np.nan]}, InvalidValueError, "^weight must be finite .* got nan for class 0$"),
+        ({"weight": [1e39]}, InvalidValueError, "^weight must be finite .* got 1e.39 for class 0$"),
+        ({"weight": [[1.0]]}, InvalidValueError, r"^weight must be \(V,\), .* got \(1, 1\)$"),
+        ({"weight": []}, InvalidValueError, r"^weight must be \(V,\), .* got \(0,\)$"),
+        ({"weight": [1, [2]]}, InvalidTypeError, r"^weight must be .* got \[1, \[2\]\]$"),
+        ({"weight": "1"}, InvalidTypeError, "^weight must be a list or array .* got '1'$"),
+        ({"weight": [True]}, InvalidTypeError, r"^weight must be .* of numbers, got \[True\]$"),
+        ({"reduction": "none"}, InvalidValueError, "^reduction must be one of 'mean', 'sum'"),
         ({"backend": "torch"}, InvalidValueError, "^backend must be one of 'numba', 'reference'"),
     ],
 )
@@ -184,17 +243,32 @@ def test_bad_options_are_refused(
         ff.CrossEntropyLoss(**options)
 
 
+def test_weights_of_another_number_of_classes_are_refused() -> None:
+    loss_fn = ff.CrossEntropyLoss(weight=[1, 2, 3])
+    message = r"^CrossEntropyLoss: weight must be \(4,\), one for each class .* got \(3,\)$"
+    with pytest.raises(InvalidValueError, match=message):
+        loss_fn.forward(LOGITS, TARGETS)
+
+
 @pytest.mark.needs("torch")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_against_torch(rng: np.random.Generator, smoothing: float) -> None:
+def test_against_torch(
+    rng: np.random.Generator, smoothing: float, weighted: bool, reduction: str
+) -> None:
     import torch
 
     logits = rng.standard_normal((9, 7))
     targets = np.array([0, 6, -1, 3, 3, -1, 2, 1, 5])
     theirs = torch.tensor(logits, requires_grad=True)
-    criterion = torch.nn.CrossEntropyLoss(ignore_index=-1, label_smoothing=smoothing)
+    weight = rng.uniform(0, 3, 7) if weighted else None
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    criterion = torch.nn.CrossEntropyLoss(
+        ignore_index=-1, weight=None if weight is None else torch.tensor(weight), **options
+    )
     loss = criterion(theirs, torch.tensor(targets))
     loss.backward()
-    loss_fn = ff.CrossEntropyLoss(label_smoothing=smoothing)
+    loss_fn = ff.CrossEntropyLoss(weight=weight, **options)
     assert loss_fn.forward(logits, targets) == pytest.approx(loss.item(), rel=1e-12)
     np.testing.assert_allclose(loss_fn.backward(), theirs.grad.numpy(), rtol=1e-10, atol=1e-14)

@@ -74,6 +74,33 @@ def adamw(rate: float, decay: float, beta1: float, beta2: float, epsilon: float)
     return rule
 
 
+def looking_ahead(momentum: float, rate: float, penalty: float) -> Rule:
+    def rule(weight: np.ndarray, history: list[np.ndarray], matrix: bool) -> np.ndarray:
+        velocity = np.zeros_like(weight)
+        for gradient in history:
+            gradient = gradient + penalty * weight * matrix
+            velocity = momentum * velocity + gradient
+            weight = weight - rate * (gradient + momentum * velocity)
+        return weight
+
+    return rule
+
+
+def amsgrad(rate: float, decay: float, penalty: float, beta2: float) -> Rule:
+    def rule(weight: np.ndarray, history: list[np.ndarray], matrix: bool) -> np.ndarray:
+        mean, square, largest = np.zeros((3, *weight.shape))
+        for t, gradient in enumerate(history, 1):
+            gradient = gradient + penalty * weight * matrix
+            mean = 0.9 * mean + (1 - 0.9) * gradient
+            square = beta2 * square + (1 - beta2) * gradient**2
+            largest = np.maximum(largest, square)
+            change = mean / (1 - 0.9**t) / (np.sqrt(largest / (1 - beta2**t)) + 1e-8)
+            weight = weight * (1 - rate * decay * matrix) - rate * change
+        return weight
+
+    return rule
+
+
 CASES = {
     "sgd": (lambda p: ff.SGD(p, lr=0.1), sgd(0.0, 0.1)),
     "momentum": (lambda p: ff.SGD(p, lr=0.03, momentum=0.9), sgd(0.9, 0.03)),
@@ -89,6 +116,18 @@ CASES = {
     "adamw without decay": (
         lambda p: ff.AdamW(p, lr=0.01, weight_decay=0),
         adamw(0.01, 0.0, 0.9, 0.999, 1e-8),
+    ),
+    "nesterov": (
+        lambda p: ff.SGD(p, lr=0.03, momentum=0.9, weight_decay=0.2, nesterov=True),
+        looking_ahead(0.9, 0.03, 0.2),
+    ),
+    "amsgrad": (
+        lambda p: ff.Adam(p, lr=0.01, beta2=0.5, weight_decay=0.3, amsgrad=True),
+        amsgrad(0.01, 0.0, 0.3, 0.5),
+    ),
+    "adamw, amsgrad": (
+        lambda p: ff.AdamW(p, lr=0.01, beta2=0.5, weight_decay=0.3, amsgrad=True),
+        amsgrad(0.01, 0.3, 0.0, 0.5),
     ),
 }
 
@@ -154,11 +193,22 @@ def test_anything_but_parameters_is_refused(
         (lambda p: ff.Adam(p, beta2=-0.1), "^beta2 must be .* >= 0 .*, got -0.1$"),
         (lambda p: ff.Adam(p, epsilon=0.0), "^epsilon must be .* > 0, got 0.0$"),
         (lambda p: ff.AdamW(p, weight_decay=-1), "^weight_decay must be .* >= 0, got -1$"),
+        (lambda p: ff.Adam(p, weight_decay=-1), "^weight_decay must be .* >= 0, got -1$"),
+        (lambda p: ff.SGD(p, weight_decay=-1), "^weight_decay must be .* >= 0, got -1$"),
+        (lambda p: ff.SGD(p, nesterov=True), "^nesterov=True needs a momentum > 0, got momentum=0"),
     ],
 )
 def test_bad_settings_are_refused(make: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         make(model().parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(ff.SGD, "nesterov"), (ff.Adam, "amsgrad"), (ff.AdamW, "amsgrad")]
+)
+def test_switches_are_true_or_false(make: Any, name: str) -> None:
+    with pytest.raises(InvalidTypeError, match=f"^{name} must be True or False, got 1$"):
+        make(model().parameters(), **{name: 1})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -183,14 +233,29 @@ def test_state_goes_to_another_optimizer_and_back(case: str) -> None:
         assert state[name].tobytes() == copies[name].tobytes(), "state_dict must be a copy"
 
 
-def test_state_has_the_names_and_shapes_of_the_parameters() -> None:
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_state_has_the_names_and_shapes_of_the_parameters(amsgrad: bool) -> None:
     parameters = model().parameters()
-    shapes = {name: array.shape for name, array in ff.Adam(parameters).state_dict().items()}
-    assert shapes == {
+    state = ff.Adam(parameters, amsgrad=amsgrad).state_dict()
+    assert {name: array.shape for name, array in state.items()} == {
         f"{moment}.{name}": value.shape
-        for moment in ("exp_avg", "exp_avg_sq")
+        for moment in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if amsgrad else 2]
         for name, value, _ in parameters
     }
+    other = ff.Adam(model().parameters(), amsgrad=not amsgrad)
+    with pytest.raises(InvalidValueError, match="state must fit this Adam.*max_exp_avg_sq"):
+        other.load_state_dict(state, 1)
+
+
+def test_weights_whose_squares_are_not_finite_are_noticed_where_they_are_part_of_gradients() -> (
+    None
+):
+    parameters = model(dtype="float32").parameters()
+    optimizer = ff.Adam(parameters, weight_decay=0.5)
+    parameters.values[0] = 1e30
+    optimizer.step()
+    with pytest.raises(NotFiniteError, match="exp_avg_sq of .* is not finite at step 2"):
+        optimizer.step()
 
 
 def test_a_state_that_does_not_fit_changes_nothing() -> None:
@@ -234,6 +299,15 @@ def test_against_torch() -> None:
         "momentum": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
         "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3),
+        "nesterov": lambda p: torch.optim.SGD(
+            p, lr=0.03, momentum=0.9, weight_decay=0.2, nesterov=True
+        ),
+        "amsgrad": lambda p: torch.optim.Adam(
+            p, lr=0.01, betas=(0.9, 0.5), weight_decay=0.3, amsgrad=True
+        ),
+        "adamw, amsgrad": lambda p: torch.optim.AdamW(
+            p, lr=0.01, betas=(0.9, 0.5), weight_decay=0.3, amsgrad=True
+        ),
     }
     for case, make in makes.items():
         parameters = model().parameters()
@@ -242,7 +316,7 @@ def test_against_torch() -> None:
         matrices = [tensor for name, tensor in theirs.items() if is_matrix(name)]
         rest = [tensor for name, tensor in theirs.items() if not is_matrix(name)]
         groups = [{"params": matrices}, {"params": rest}]
-        if case == "adamw":
+        if case not in ("momentum", "adam"):
             groups[1]["weight_decay"] = 0.0
         other = make(groups)
         for step in range(STEPS):
@@ -255,7 +329,7 @@ def test_against_torch() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("make", [ff.SGD, ff.Adam, ff.AdamW])
+@pytest.mark.parametrize("make", [ff.SGD, ff.Adam, partial(ff.AdamW, amsgrad=True)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
 def test_what_is_not_finite_is_refused_before_anything_changes(
     make: Any, backend: str, value: float
@@ -281,7 +355,9 @@ def test_what_is_not_finite_is_refused_before_anything_changes(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("make", [partial(ff.SGD, momentum=0.999), ff.Adam, ff.AdamW])
+@pytest.mark.parametrize(
+    "make", [partial(ff.SGD, momentum=0.999), ff.Adam, partial(ff.AdamW, amsgrad=True)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_largest_gradients_of_a_step_leave_the_state_finite(
     make: Any, backend: str, dtype: str

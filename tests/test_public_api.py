@@ -17,6 +17,7 @@ NAMES = {
     "CrossEntropyLoss",
     "DecoderConfig",
     "Dropout",
+    "EMA",
     "Embedding",
     "ExactGELU",
     "FeedForward",
@@ -38,6 +39,7 @@ NAMES = {
     "accumulate_gradients",
     "evaluate",
     "pack",
+    "pack_targets",
     "train_step",
 }
 HEAVY = ("numba", "matplotlib", "llvmlite")

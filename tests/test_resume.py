@@ -64,6 +64,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "clip_norm": 0.5,
         "weight_decay": 0.1,
     },
+    "nesterov, penalty": {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "nesterov": True,
+        "l2_penalty": 0.01,
+    },
+    "amsgrad": {"amsgrad": True},
     "dropout, accumulation": {"dropout": 0.2, "accumulation_steps": 2, "epochs": 5},
     "reference, dropout": {"backend": "reference", "dropout": 0.1},
     "early stopping": {"learning_rate": 1e-6, "patience": 2, "epochs": 5},

@@ -91,9 +91,28 @@ def test_steps_in_a_row_are_those_of_layers_called_one_by_one(kind, way, monkeyp
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["encoder with dropout", "decoder"])
-def test_any_number_of_threads_gives_the_same_bits(kind, way, monkeypatch):
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_weights_and_sums_are_those_of_layers_called_one_by_one(kind, way, monkeypatch):
+    class OwnLoss(ff.CrossEntropyLoss):
+        """Its methods are called."""
+
     choose(monkeypatch, way)
+    for reduction in ("mean", "sum"):
+        options = {"weight": np.linspace(0, 2, 11), "label_smoothing": 0.1}
+        found = []
+        for loss_fn in (ff.CrossEntropyLoss, OwnLoss):
+            model = new_model(kind, dtype="float64")
+            batches = [new_batch(model, lengths) for lengths in (LENGTHS, [5, 2])]
+            found.append(losses(model, batches, loss_fn(reduction=reduction, **options)))
+        np.testing.assert_allclose(found[1], found[0], 1e-11)
+
+
+@pytest.mark.parametrize("weight", [None, np.linspace(0, 2, 11)])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["encoder with dropout", "decoder"])
+def test_any_number_of_threads_gives_the_same_bits(kind, way, weight, monkeypatch):
+    choose(monkeypatch, way)
+    loss_fn = ff.CrossEntropyLoss(weight=weight)
     model, most = new_model(kind), numba.get_num_threads()
     batch, targets = new_batch(model, LENGTHS)
     found = []
@@ -102,7 +121,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind, way, monkeypatch):
             numba.set_num_threads(threads)
             model.dropout_counter.forwards = 0
             model.zero_grad()
-            loss, logits = ff.accumulate_gradients(model, batch, targets, ff.CrossEntropyLoss())
+            loss, logits = ff.accumulate_gradients(model, batch, targets, loss_fn)
             found.append((loss, logits.tobytes(), model.parameters().gradients.tobytes()))
     finally:
         numba.set_num_threads(most)

@@ -144,12 +144,20 @@ def test_steps_and_evaluations_give_the_accuracy_of_what_is_asked(per_token: boo
     assert whole == (0 if per_token else 0.75)
 
 
+WEIGHT = np.linspace(0.5, 2, 20)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": WEIGHT}, {"reduction": "sum"}], ids=["mean", "weight", "sum"]
+)
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("per_token", [False, True])
-def test_batches_of_a_count_add_up_to_one_large_batch(per_token: bool, backend: str) -> None:
+def test_batches_of_a_count_add_up_to_one_large_batch(
+    per_token: bool, backend: str, options: dict[str, Any]
+) -> None:
     """Whatever they hold: unlike numbers of sequences, unlike lengths, targets that are ignored."""
     model, _, _ = (_decoder if per_token else _classifier)(backend)
-    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend)
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend, **options)
     rng = np.random.default_rng(3)
     ids = [rng.integers(0, 20, length).tolist() for length in (3, 8, 1, 7, 2, 8, 5, 4)]
     batch, bounds = ff.pack(ids), [0, 4, 5, 8]  # the kernel of four sequences, and layers
@@ -162,14 +170,17 @@ def test_batches_of_a_count_add_up_to_one_large_batch(per_token: bool, backend: 
     model.zero_grad()
     for first, last in itertools.pairwise(bounds):
         part, asked = ff.pack(ids[first:last]), targets[rows[first] : rows[last]]
-        count = int((targets >= 0).sum())
+        count = WEIGHT[targets[targets >= 0]].sum() if "weight" in options else (targets >= 0).sum()
         found += ff.accumulate_gradients(model, part, asked, loss_fn, count)[0]
     assert found == pytest.approx(loss, rel=1e-12)
     np.testing.assert_allclose(model.parameters().gradients, expected, rtol=1e-9, atol=1e-12)
-    own = int((targets[: rows[4]] >= 0).sum())
-    with pytest.raises(
-        InvalidValueError, match=f"count must be an integer >= {own}, got {own - 1}"
-    ):
+    if "weight" in options:
+        own = WEIGHT[targets[: rows[4]][targets[: rows[4]] >= 0]].sum()
+        message = f"count must be a finite number >= {own:g}, got"
+    else:
+        own = int((targets[: rows[4]] >= 0).sum())
+        message = f"count must be an integer >= {own}, got {own - 1}"
+    with pytest.raises(InvalidValueError, match=message):
         part, asked = ff.pack(ids[:4]), targets[: rows[4]]
         ff.accumulate_gradients(model, part, asked, loss_fn, own - 1)
 
@@ -197,10 +208,65 @@ def _decoder(backend: str) -> tuple[ff.TransformerDecoder, ff.PackedBatch, np.nd
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("made", [_classifier, _decoder])
-def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(
-    made: Callable[[str], Any], backend: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_step_of_weights_and_sums_is_that_of_the_loss_by_itself(
+    smoothing: float, reduction: str, made: Callable[[str], Any], backend: str
 ) -> None:
-    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend)
+    model, batch, targets = made(backend)
+    options = {"label_smoothing": smoothing, "reduction": reduction, "backend": backend}
+    loss_fn = ff.CrossEntropyLoss(weight=WEIGHT, **options)
+    logits = model.forward(batch)
+    loss = loss_fn.forward(logits, targets)
+    model.zero_grad()
+    model.backward(loss_fn.backward())
+    expected = model.parameters().gradients.copy()
+    model.zero_grad()
+    found, found_logits = ff.accumulate_gradients(model, batch, targets, loss_fn)
+    assert found == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_array_equal(found_logits, logits)
+    np.testing.assert_allclose(model.parameters().gradients, expected, rtol=1e-9, atol=1e-12)
+    # A program without weights, and then that with others, by the same model.
+    for weight in (None, WEIGHT[::-1]):
+        other = ff.CrossEntropyLoss(weight=weight, **options)
+        found, _ = ff.accumulate_gradients(model, batch, targets, other)
+        assert found == pytest.approx(other.forward(logits, targets), rel=1e-12)
+        assert abs(found - loss) > 1e-3
+
+
+def test_weights_of_other_classes_add_nothing() -> None:
+    model, batch, targets = _decoder("numba")
+    model.zero_grad()
+    with pytest.raises(InvalidValueError, match=r"weight must be \(20,\), .* got \(3,\)"):
+        ff.accumulate_gradients(model, batch, targets, ff.CrossEntropyLoss(weight=[1, 2, 3]))
+    assert not model.parameters().gradients.any()
+
+
+def test_padded_targets_train_as_those_of_each_token_do() -> None:
+    model, _, _ = _decoder("numba")
+    tokens = np.array([[3, 1, 4, 0, 0], [1, 5, 0, 0, 0], [9, 2, 6, 5, 3]])
+    targets = np.array([[1, 4, -1, 7, 7], [5, -1, 7, 7, 7], [2, 6, 5, 3, -1]])
+    lengths = [3, 2, 5]
+    packed = ff.pack_targets(targets, lengths)
+    np.testing.assert_array_equal(packed, [1, 4, -1, 5, -1, 2, 6, 5, 3, -1])
+    found = ff.evaluate(model, ff.pack(tokens, lengths), packed, ff.CrossEntropyLoss())
+    rows = [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
+    listed = np.concatenate([row[:n] for row, n in zip(targets, lengths, strict=True)])
+    assert found == ff.evaluate(model, ff.pack(rows), listed, ff.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("made", [_classifier, _decoder])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": WEIGHT}, {"reduction": "sum"}], ids=["mean", "weight", "sum"]
+)
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(
+    options: dict[str, Any],
+    made: Callable[[str], Any],
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss_fn = ff.CrossEntropyLoss(label_smoothing=0.1, backend=backend, **options)
     model, batch, targets = made(backend)
     model.zero_grad()
     loss, logits = ff.accumulate_gradients(model, batch, targets, loss_fn)

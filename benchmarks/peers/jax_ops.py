@@ -243,6 +243,10 @@ def build(
         "rmsnorm_backward": lambda: _backward(_rms_norm, a["dout"], a["x"], a["weight"]),
         "rotary_forward": lambda: _turn(a, shape, 1),
         "rotary_backward": lambda: _turn(a, shape, -1),
+        "average_step": lambda: _update(
+            lambda average, values: average + (1 - a["decay"]) * (values - average),
+            a["average"], a["values"],
+        ),
         "sgd_step": lambda: _sgd(a),
         "softmax_forward": lambda: _forward(jax.nn.softmax, a["x"]),
         "softmax_backward": lambda: _backward(jax.nn.softmax, a["dout"], jnp.log(a["out"])),

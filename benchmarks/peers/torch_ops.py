@@ -245,6 +245,9 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         "rmsnorm_backward": lambda: _rmsnorm(a),
         "rotary_forward": lambda: _turn(a, shape, backward=False),
         "rotary_backward": lambda: _turn(a, shape, backward=True),
+        "average_step": lambda: Plan(
+            lambda average: average.lerp_(a["values"], 1 - a["decay"]), (a["average"],)
+        ),
         "sgd_step": lambda: _optimizer(torch.optim.SGD, a, momentum=a["momentum"]),
         "softmax_forward": lambda: Plan(lambda x: torch.softmax(x, 1), (a["x"],)),
         "softmax_backward": lambda: Plan(

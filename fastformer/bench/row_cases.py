@@ -59,8 +59,9 @@ def _adam(random: Random, P: int) -> Arguments:
         "gradients": normal(random, P),
         "exp_avg": Output((P,), 0.1 * normal(random, P)),
         "exp_avg_sq": Output((P,), 0.1 + normal(random, P) ** 2),
+        "max_exp_avg_sq": np.empty(0),
         "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01,
-        "step": 10,
+        "penalty": 0.0, "step": 10,
     }  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
     return {
         "logits": normal(random, N, V),
         "targets": random.integers(0, V, N),
+        "weights": np.empty(0),
         "smoothing": 0.0,
         "losses": Output((N,)),
         "row_max": Output((N,)),
@@ -78,10 +80,12 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
 def _cross_entropy_gradient(random: Random, N: int, V: int) -> Arguments:
     logits, targets = normal(random, N, V), random.integers(0, V, N)
     losses, row_max, row_sum = np.empty(N), np.empty(N), np.empty(N)
-    cross_entropy_forward_reference(logits, targets, 0.0, losses, row_max, row_sum)
+    weights = np.empty(0)
+    cross_entropy_forward_reference(logits, targets, weights, 0.0, losses, row_max, row_sum)
     return {
         "logits": logits,
         "targets": targets,
+        "weights": weights,
         "row_max": row_max,
         "row_sum": row_sum,
         "smoothing": 0.0,
@@ -246,6 +250,16 @@ def _sgd(random: Random, P: int) -> Arguments:
         "velocity": Output((P,), normal(random, P)),
         "lr": 1e-3,
         "momentum": 0.9,
+        "nesterov": False,
+        "penalty": 0.0,
+    }
+
+
+def _average(random: Random, P: int) -> Arguments:
+    return {
+        "average": Output((P,), normal(random, P)),
+        "values": normal(random, P),
+        "decay": 0.999,
     }
 
 
@@ -334,6 +348,7 @@ ROWS = (
         lambda random, P: {"gradients": Output((P,), 1.0)}, lambda P: 0,
     ),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
+    Spec("average_step", "P", _block_parameters, _average, lambda P: 3 * P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),
     Spec("layernorm_backward", "NC", _rows, _layernorm_gradient, lambda N, C: 16 * N * C),
     Spec("gather_rows", "BTC", _sequences, _gather, lambda B, T, C: 0,

@@ -35,10 +35,27 @@ class TrainingConfig:
     warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up"})
     min_learning_rate: float = field(default=0.0, metadata={"help": "where the cosine ends"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decay of weight matrices"})
+    l2_penalty: float = field(
+        default=0.0,
+        metadata={
+            "help": "times each weight of a matrix is added to its gradient, with adam and sgd: "
+            "PyTorch's weight_decay of these"
+        },
+    )
     beta2: float = field(
         default=0.999, metadata={"help": "decay of the mean square gradient of adam and adamw"}
     )
+    amsgrad: bool = field(
+        default=False,
+        metadata={
+            "help": "adam and adamw divide by the largest mean square gradient so far "
+            "(Reddi et al. 2018)"
+        },
+    )
     momentum: float = field(default=0.0, metadata={"help": "momentum of sgd"})
+    nesterov: bool = field(
+        default=False, metadata={"help": "sgd's steps look ahead by the momentum (Nesterov's)"}
+    )
     clip_norm: float = field(
         default=0.0, metadata={"help": "largest norm of the whole gradient; 0 for no clipping"}
     )
@@ -97,7 +114,23 @@ class TrainingConfig:
             "min_learning_rate", self.min_learning_rate, at_least=0, at_most=self.learning_rate
         )
         checks.number("weight_decay", self.weight_decay, at_least=0)
+        checks.number("l2_penalty", self.l2_penalty, at_least=0)
+        checks.boolean("amsgrad", self.amsgrad)
+        checks.boolean("nesterov", self.nesterov)
         checks.number("beta2", self.beta2, at_least=0, below=1)
         checks.number("momentum", self.momentum, at_least=0, below=1)
         checks.number("clip_norm", self.clip_norm, at_least=0)
         checks.number("label_smoothing", self.label_smoothing, at_least=0, below=1)
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Refuse what the optimizer would leave out."""
+        if self.l2_penalty and self.optimizer == "adamw":
+            checks.fail("l2_penalty is for adam and sgd; adamw has weight_decay, give that instead")
+        if self.amsgrad and self.optimizer == "sgd":
+            checks.fail("amsgrad is for adam and adamw, got optimizer sgd; leave out one of them")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            checks.fail(
+                "nesterov is for sgd with a momentum > 0, got "
+                f"optimizer {self.optimizer} and momentum {self.momentum}"
+            )

@@ -63,10 +63,12 @@ def make_optimizer(model: Transformer | TransformerDecoder, config: TrainingConf
     """Return the optimizer that a config names."""
     parameters, lr = model.parameters(), config.learning_rate
     if config.optimizer == "sgd":
-        return SGD(parameters, lr, config.momentum)
+        return SGD(parameters, lr, config.momentum, config.l2_penalty, nesterov=config.nesterov)
+    kind: type[AdamW] = Adam
+    decay = config.l2_penalty
     if config.optimizer == "adamw":
-        return AdamW(parameters, lr, beta2=config.beta2, weight_decay=config.weight_decay)
-    return Adam(parameters, lr, beta2=config.beta2)
+        kind, decay = AdamW, config.weight_decay
+    return kind(parameters, lr, beta2=config.beta2, weight_decay=decay, amsgrad=config.amsgrad)
 
 
 class Trainer:

@@ -13,13 +13,16 @@ from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
 from fastformer.parameters import Array
 
+REDUCTIONS = ("mean", "sum")
+
 
 class _Kept:
     """What a forward keeps for backward."""
 
-    __slots__ = ("count", "row_max", "logits", "targets", "row_sum", "value")
+    __slots__ = ("count", "divisor", "row_max", "logits", "targets", "row_sum", "value")
 
     count: int
+    divisor: float
     row_max: Array
     logits: Array
     targets: Ids
@@ -28,23 +31,37 @@ class _Kept:
 
 
 class CrossEntropyLoss(Fixed):
-    """The mean of -log softmax(logits)[target] over the targets that are not ignored.
+    """The mean or sum of -log softmax(logits)[target] over the targets that are not ignored.
 
-    With label smoothing, that share of each target is spread evenly over all classes. It is for
-    training: losses that are compared and reported, as the trainer's of validation and test, are
-    without. Formulas and sources are in kernels/cross_entropy.py. Each thread of Python has a last
-    forward of its own. Logits are not copied: they must stay as they are until backward.
+    With weights of classes each target counts as much as its class, and the mean is divided by what
+    all of them count, as in PyTorch. With label smoothing, that share of each target is spread
+    evenly over all classes. It is for training: losses that are compared and reported, as the
+    trainer's of validation and test, are without. Formulas and sources are in
+    kernels/cross_entropy.py. Each thread of Python has a last forward of its own.
+    Logits are not copied: they must stay as they are until backward.
     """
 
     def __init__(
-        self, *, ignore_index: int = -1, label_smoothing: float = 0.0, backend: str = "numba"
+        self,
+        *,
+        weight: npt.ArrayLike | None = None,
+        ignore_index: int = -1,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        backend: str = "numba",
     ) -> None:
         """Make the loss.
 
         Args:
+            weight: (V,) numbers >= 0, how much each class counts, an array or a list; it is copied.
+                None where all count alike.
             ignore_index: a target, < 0, whose row counts neither in the loss nor in its gradient.
             label_smoothing: the share that is spread, 0 to 1, as PyTorch has it.
+            reduction: "mean" or "sum" over the targets.
             backend: "numba" or "reference".
+
+        Raises:
+            TypeError, ValueError: an argument that is not allowed.
         """
         self.ops = get_backend(backend)
         lowest = int(np.iinfo(np.int64).min)
@@ -52,21 +69,55 @@ class CrossEntropyLoss(Fixed):
         self.label_smoothing = checks.number(
             "label_smoothing", label_smoothing, at_least=0, at_most=1
         )
+        self.reduction = checks.choice("reduction", reduction, REDUCTIONS)
+        self.weight = None if weight is None else checks.class_weights("weight", weight)
         self._of_thread = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy the settings; a copy has no last forward."""
-        return _made, (self.ignore_index, self.label_smoothing, self.ops.name)
+        names = ("weight", "ignore_index", "label_smoothing", "reduction")
+        return _made, ({name: getattr(self, name) for name in names}, self.ops.name)
 
     @property
     def value(self) -> float:
-        """The mean loss of this thread's last forward."""
+        """The loss, mean or sum, of this thread's last forward."""
         return self._last.value
 
     @property
     def count(self) -> int:
         """The number of targets of this thread's last forward that are not ignored."""
         return self._last.count
+
+    @property
+    def divisor(self) -> float:
+        """What this thread's last forward divided by: see `divisor_of`; 1 where that is 0."""
+        return self._last.divisor
+
+    def divisor_of(self, targets: Ids, count: int) -> float:
+        """Return what a sum of losses is divided by, for targets of which `count` are asked.
+
+        That is `count` for a mean, with weights what the targets count, and 1 for a sum.
+        """
+        if self.reduction == "sum":
+            return 1
+        if self.weight is None:
+            return count
+        return float(self.weight[targets[targets >= 0]].sum())
+
+    def weights_for(self, classes: int, dtype: Any) -> Array:
+        """Return the weights of so many classes in a dtype; an empty array where there are none.
+
+        Raises:
+            ValueError: there are weights of another number of classes.
+        """
+        if self.weight is None:
+            return np.empty(0, dtype)
+        if self.weight.size != classes:
+            checks.fail(
+                f"CrossEntropyLoss: weight must be ({classes},), one for each class of the logits, "
+                f"got {self.weight.shape}"
+            )
+        return self.weight.astype(dtype)
 
     @property
     def _last(self) -> _Kept:
@@ -79,11 +130,14 @@ class CrossEntropyLoss(Fixed):
         return kept
 
     def forward(self, logits: Array, targets: npt.ArrayLike) -> float:
-        """Return the mean loss; 0.0 if all targets are ignored.
+        """Return the mean or the sum; 0.0 if all targets are ignored.
+
+        A mean over targets whose weights are all 0 is not divided, and so not NaN.
 
         Args:
             logits: (N, V) float32 or float64, C-contiguous.
-            targets: (N,) integers from 0 to V - 1, or ignore_index; an array or a list.
+            targets: (N,) integers from 0 to V - 1, or ignore_index; an array or a list. Those of
+                padded (B, T) arrays are packed as their tokens are: `ff.pack_targets`.
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape or layout, or a target that is not an id.
@@ -99,14 +153,17 @@ class CrossEntropyLoss(Fixed):
             )
         N, V = logits.shape
         checks.matrix("CrossEntropyLoss", "logits", logits, N, V, logits.dtype)
+        weights = self.weights_for(V, logits.dtype)
         kept, ignored = _Kept(), self.ignore_index
         kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
         kept.logits = logits.view()
         losses, kept.row_max, kept.row_sum = np.empty((3, N), logits.dtype)
         total = self.ops.cross_entropy_forward(
-            kept.logits, kept.targets, self.label_smoothing, losses, kept.row_max, kept.row_sum
-        )
-        kept.value = float(total) / max(1, kept.count)
+            kept.logits, kept.targets, weights, self.label_smoothing,
+            losses, kept.row_max, kept.row_sum,
+        )  # fmt: skip
+        kept.divisor = self.divisor_of(kept.targets, kept.count) or 1
+        kept.value = float(total) / kept.divisor
         self._of_thread.kept = kept
         return kept.value
 
@@ -123,15 +180,14 @@ class CrossEntropyLoss(Fixed):
         """
         kept = self._last
         dlogits = np.empty_like(kept.logits)
-        scale = checks.number("share", share) / max(1, kept.count)
+        scale = checks.number("share", share) / kept.divisor
+        weights = self.weights_for(dlogits.shape[1], dlogits.dtype)
         self.ops.cross_entropy_backward(
-            kept.logits, kept.targets, kept.row_max, kept.row_sum, self.label_smoothing, scale,
-            dlogits,
+            kept.logits, kept.targets, weights, kept.row_max, kept.row_sum, self.label_smoothing,
+            scale, dlogits,
         )  # fmt: skip
         return dlogits
 
 
-def _made(ignore_index: int, label_smoothing: float, backend: str) -> CrossEntropyLoss:
-    return CrossEntropyLoss(
-        ignore_index=ignore_index, label_smoothing=label_smoothing, backend=backend
-    )
+def _made(options: dict[str, Any], backend: str) -> CrossEntropyLoss:
+    return CrossEntropyLoss(**options, backend=backend)

@@ -27,6 +27,8 @@ class Optimizer(Fixed):
 
     It is copied together with its model, copy.deepcopy((model, optimizer)), and not pickled.
 
+    Weight decay acts on matrices, and not on biases and norms: in PyTorch they are another group.
+
     Attributes:
         learning_rate: of the next step, >= 0; a schedule sets it. `lr` is another name of it, here
             and where an optimizer is made.
@@ -140,6 +142,13 @@ class Optimizer(Fixed):
     def _update(self) -> None:
         raise NotImplementedError
 
+    def _parts(self, weight_decay: float) -> list[tuple[slice, float]]:
+        """Return the parts of the flat arrays, and how much each of them decays."""
+        size, decaying = self.parameters.values.size, self.parameters.decaying
+        if weight_decay == 0:
+            return [(slice(0, size), 0.0)]
+        return [(slice(0, decaying), weight_decay), (slice(decaying, size), 0.0)]
+
     def first_not_finite(self, *, gradients: bool = True) -> str | None:
         """Return the first tensor that is not finite, such as "the gradient of x", or None.
 
@@ -152,7 +161,10 @@ class Optimizer(Fixed):
         states = [*looked_at.values(), nothing, nothing]
         if not gradients:
             gradient = nothing
-        if self.parameters.ops.may_step(values, gradient, *states[:2]):
+        may_step = self.parameters.ops.may_step
+        if may_step(values, gradient, *states[:2]) and all(
+            may_step(state, nothing, nothing, nothing) for state in states[2:]
+        ):
             return None
         kinds = [("the parameter ", values, np.inf)]
         kinds += [(f"{name} of ", flat, np.inf) for name, flat in self._state.items()]
@@ -201,7 +213,10 @@ class Optimizer(Fixed):
 
 
 class SGD(Optimizer):
-    """velocity = momentum * velocity + gradient; parameter -= lr * velocity."""
+    """velocity = momentum * velocity + gradient; parameter -= lr * velocity.
+
+    Formulas and sources are in kernels/sgd.py.
+    """
 
     state_names = ("velocity",)
 
@@ -210,7 +225,9 @@ class SGD(Optimizer):
         parameters: Parameters,
         lr: float | None = None,
         momentum: float = 0.0,
+        weight_decay: float = 0.0,
         *,
+        nesterov: bool = False,
         learning_rate: float | None = None,
     ) -> None:
         """Make the optimiser.
@@ -219,18 +236,28 @@ class SGD(Optimizer):
             parameters: what `model.parameters()` gives.
             lr, learning_rate: two names of the learning rate, > 0; 0.01 unless given.
             momentum: in [0, 1).
+            weight_decay: times the weight is added to its gradient, >= 0: L2 regularisation.
+            nesterov: whether a step looks ahead: it is by gradient + momentum * velocity.
+
+        Raises:
+            TypeError, ValueError: an argument that is not allowed, or nesterov without momentum.
         """
         super().__init__(parameters, lr, learning_rate, 0.01)
         self.momentum = checks.number("momentum", momentum, at_least=0, below=1)
+        self.weight_decay = checks.number("weight_decay", weight_decay, at_least=0)
+        self.nesterov = checks.boolean("nesterov", nesterov)
+        if self.nesterov and self.momentum == 0:
+            checks.fail("nesterov=True needs a momentum > 0, got momentum=0; give one, such as 0.9")
+        # The squares of gradients tell nothing of what weights add to them.
+        self._state_was_given = self.weight_decay > 0
 
     def _update(self) -> None:
-        self.parameters.ops.sgd_step(
-            self.parameters.values,
-            self.parameters.gradients,
-            self._state["velocity"],
-            self.learning_rate,
-            self.momentum,
-        )
+        for part, decay in self._parts(self.weight_decay):
+            self.parameters.ops.sgd_step(
+                self.parameters.values[part], self.parameters.gradients[part],
+                self._state["velocity"][part], self.learning_rate, self.momentum, self.nesterov,
+                decay,
+            )  # fmt: skip
 
 
 class AdamW(Optimizer):
@@ -239,7 +266,8 @@ class AdamW(Optimizer):
     Formulas and sources are in kernels/adam.py.
     """
 
-    state_names = ("exp_avg", "exp_avg_sq")
+    state_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    _decoupled: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -250,6 +278,7 @@ class AdamW(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         *,
+        amsgrad: bool = False,
         learning_rate: float | None = None,
     ) -> None:
         """Make the optimiser.
@@ -259,38 +288,40 @@ class AdamW(Optimizer):
             lr, learning_rate: two names of the learning rate, > 0; 0.001 unless given.
             beta1, beta2: decay of the moments, in [0, 1).    epsilon: > 0.
             weight_decay: share of a weight that goes per step and learning rate, >= 0.
+            amsgrad: whether to divide by the largest second moment so far; the state then has
+                `max_exp_avg_sq` too.
+
+        Raises:
+            TypeError, ValueError: an argument that is not allowed.
         """
+        self.amsgrad = checks.boolean("amsgrad", amsgrad)
+        if self.amsgrad:
+            self.state_names = (*self.state_names, "max_exp_avg_sq")
         super().__init__(parameters, lr, learning_rate, 1e-3)
         self.beta1 = checks.number("beta1", beta1, at_least=0, below=1)
         self.beta2 = checks.number("beta2", beta2, at_least=0, below=1)
         self.epsilon = checks.number("epsilon", epsilon, above=0)
         self.weight_decay = checks.number("weight_decay", weight_decay, at_least=0)
 
-    def _update(self) -> None:
-        whole = slice(0, self.parameters.values.size)
-        if self.weight_decay == 0:
-            self._step(whole, 0.0)
-            return
-        self._step(slice(0, self.parameters.decaying), self.weight_decay)
-        self._step(slice(self.parameters.decaying, whole.stop), 0.0)
+        # The squares of gradients tell nothing of what weights add to them.
+        self._state_was_given = self.weight_decay > 0 and not self._decoupled
 
-    def _step(self, part: slice, weight_decay: float) -> None:
-        self.parameters.ops.adam_step(
-            self.parameters.values[part],
-            self.parameters.gradients[part],
-            self._state["exp_avg"][part],
-            self._state["exp_avg_sq"][part],
-            self.learning_rate,
-            self.beta1,
-            self.beta2,
-            self.epsilon,
-            weight_decay,
-            self.steps,
-        )
+    def _update(self) -> None:
+        largest = self._state.get("max_exp_avg_sq", self.parameters.values[:0])
+        for part, decay in self._parts(self.weight_decay):
+            apart, penalty = (decay, 0.0) if self._decoupled else (0.0, decay)
+            self.parameters.ops.adam_step(
+                self.parameters.values[part], self.parameters.gradients[part],
+                self._state["exp_avg"][part], self._state["exp_avg_sq"][part], largest[part],
+                self.learning_rate, self.beta1, self.beta2, self.epsilon, apart, penalty,
+                self.steps,
+            )  # fmt: skip
 
 
 class Adam(AdamW):
-    """AdamW without weight decay."""
+    """Adam, whose weight decay is L2 regularisation: part of the gradient."""
+
+    _decoupled = False
 
     def __init__(
         self,
@@ -299,10 +330,18 @@ class Adam(AdamW):
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
         *,
+        amsgrad: bool = False,
         learning_rate: float | None = None,
     ) -> None:
-        """Make the optimiser; arguments as for AdamW."""
+        """Make the optimiser; arguments as for AdamW, but for one.
+
+        Args:
+            parameters, lr, beta1, beta2, epsilon, amsgrad, learning_rate: as for AdamW.
+            weight_decay: times the weight is added to its gradient, >= 0.
+        """
         super().__init__(
-            parameters, lr, beta1, beta2, epsilon, weight_decay=0.0, learning_rate=learning_rate
-        )
+            parameters, lr, beta1, beta2, epsilon, weight_decay,
+            amsgrad=amsgrad, learning_rate=learning_rate,
+        )  # fmt: skip

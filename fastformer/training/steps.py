@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ EVALUATED = 256
 
 
 class Scores(NamedTuple):
-    """Mean loss, and the share of right answers; NaN where nothing was asked."""
+    """The loss, and the share of right answers; NaN where nothing was asked."""
 
     loss: float
     accuracy: float
@@ -85,7 +86,7 @@ def accumulate_gradients(
     batch: PackedBatch,
     targets: npt.ArrayLike,
     loss_fn: CrossEntropyLoss,
-    count: int | None = None,
+    count: float | None = None,
 ) -> tuple[float, Array]:
     """Compute a batch's loss, and add its gradient to those of the model's parameters.
 
@@ -100,8 +101,9 @@ def accumulate_gradients(
         targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; the loss_fn's
             ignore_index where nothing is asked.    loss_fn: the loss.
         count: where this is one of several batches whose gradients are added up, the targets that
-            are asked in all of them. Losses and gradients then add up to those of one large batch,
-            whatever each of them holds. None where this batch is all.
+            are asked in all of them, or with weights what these count. Losses and gradients then
+            add up to those of one large batch, whatever each of them holds. None where this batch
+            is all. A loss that is a sum is divided by nothing.
 
     Returns:
         The loss, the sum over this batch's targets divided by `count`: the mean where it is None.
@@ -116,10 +118,17 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
     rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
     classes, ignored = model.config.vocab_size, loss_fn.ignore_index
-    ids, own = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
-    count = own if count is None else checks.integer("count", count, own)
+    ids, asked = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    loss_fn.weights_for(classes, model.dtype)
+    own = loss_fn.divisor_of(ids, asked)
+    if count is not None:
+        if loss_fn.weight is None:
+            count = checks.integer("count", count, asked)
+        else:
+            count = checks.number("count", count, at_least=own)
+    divisor = own if count is None or loss_fn.reduction == "sum" else count
     with model.guard, model.threads.at("gradients", batch.num_tokens):
-        return _accumulate(model, batch, ids, loss_fn, count)
+        return _accumulate(model, batch, ids, loss_fn, divisor or 1)
 
 
 def _accumulate(
@@ -127,7 +136,7 @@ def _accumulate(
     batch: PackedBatch,
     ids: Ids,
     loss_fn: CrossEntropyLoss,
-    count: int,
+    divisor: float,
 ) -> tuple[float, Array]:
     """Do what `accumulate_gradients` says, of what it has checked."""
     parts = _part_count(model, batch)
@@ -135,27 +144,35 @@ def _accumulate(
     own_loss = type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name
     compute = _called if own_loss else _run_step
     if parts == 1:
-        return compute(model, batch, ids, loss_fn, count)
+        return compute(model, batch, ids, loss_fn, divisor)
     results = [
-        compute(model, part, part_targets, loss_fn, count)
+        compute(model, part, part_targets, loss_fn, divisor)
         for part, part_targets in _parts(batch, ids, parts)
     ]
     return sum(loss for loss, _ in results), np.concatenate([logits for _, logits in results])
 
 
-def step_workspace(model: Transformer | TransformerDecoder, batch: PackedBatch) -> Workspace:
-    """Return the workspace of a training step's program: forward, loss and backward."""
-    way = model.way_of(batch, whole=True)
-    return model.workspace("step", _step_program, way, recomputed(model, batch))
+def step_workspace(
+    model: Transformer | TransformerDecoder, batch: PackedBatch, weighted: bool = False
+) -> Workspace:
+    """Return the workspace of a training step's program: forward, loss and backward.
+
+    Args:
+        model, batch: that are trained.    weighted: whether the loss has weights of classes.
+    """
+    way, name = model.way_of(batch, whole=True), "weighted step" if weighted else "step"
+    build = partial(_step_program, weighted=weighted)
+    return model.workspace(name, build, way, recomputed(model, batch))
 
 
-def _step_program(model: Model, p: Program) -> None:
+def _step_program(model: Model, p: Program, weighted: bool) -> None:
     """Append forward, cross-entropy and backward, without a stage between them."""
     rows, classes = model.logits_rows, Axis(model.config.vocab_size)
     logits = p.copied("logits", rows, classes)
     p.forward(model, logits)
     losses, _, _, dlogits = p.add(
         cross_entropy, logits=logits, targets=p.copied("targets", rows, kind="int"),
+        weights=p.copied("weights", classes) if weighted else None,
         smoothing=p.number("smoothing"), scale=p.number("scale"),
     )  # fmt: skip
     loss = p.copied("loss", Axis(1), kind="double")
@@ -168,20 +185,22 @@ def _run_step(
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
-    count: int,
+    divisor: float,
 ) -> tuple[float, Array]:
     """Add a part's gradients, and return its share of the loss, and its logits.
 
     Args:
-        count: of targets in all of the parts.
+        divisor: of the loss of all of the parts.
     """
-    space = step_workspace(model, batch)
+    weights = loss_fn.weights_for(model.config.vocab_size, model.dtype)
+    space = step_workspace(model, batch, bool(weights.size))
     ensure_compiled(space.kernels())
     model.dropout_counter.count()
-    numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / max(1, count)}
-    space.run(batch, numbers=numbers | model.numbers_of(space), copied={"targets": targets})
+    numbers = {"smoothing": loss_fn.label_smoothing, "scale": 1 / divisor}
+    copied = {"targets": targets} | ({"weights": weights} if weights.size else {})
+    space.run(batch, numbers=numbers | model.numbers_of(space), copied=copied)
     logits = space.left("logits", len(targets)).copy()
-    return float(space.left("loss", 1)[0]) / max(1, count), logits
+    return float(space.left("loss", 1)[0]) / divisor, logits
 
 
 def _called(
@@ -189,12 +208,12 @@ def _called(
     batch: PackedBatch,
     targets: Ids,
     loss_fn: CrossEntropyLoss,
-    count: int,
+    divisor: float,
 ) -> tuple[float, Array]:
     """Do the same by the methods of a loss of the caller's own."""
     logits = model.forward(batch)
     loss = loss_fn.forward(logits, targets)
-    share = loss_fn.count / max(1, count)
+    share = loss_fn.divisor / divisor
     model.backward(loss_fn.backward(share))
     return share * loss, logits
 
@@ -314,7 +333,7 @@ def evaluate(
     batch_size: int = EVALUATED,
     whole_answers: bool = False,
 ) -> Scores:
-    """Return the mean loss and the accuracy over all that is asked; nothing is trained.
+    """Return the loss and the accuracy over all that is asked; nothing is trained.
 
     Args:
         model: a classifier or a decoder.    inputs: all sequences.

@@ -238,8 +238,10 @@ def _cross_entropy(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     logits, targets, smoothing = a["logits"], a["targets"], a.get("smoothing", 0.0)
     losses, largest, total = (_empty(logits, len(logits)) for _ in range(3))
     dlogits, scale = _empty(logits, *logits.shape), 1 / max(1, int((targets >= 0).sum()))
-    ops.cross_entropy_forward(logits, targets, smoothing, losses, largest, total)
-    ops.cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dlogits)
+    weights = _empty(logits, 0)
+    ops.cross_entropy_forward(logits, targets, weights, smoothing, losses, largest, total)
+    saved = weights, largest, total
+    ops.cross_entropy_backward(logits, targets, *saved, smoothing, scale, dlogits)
     return {"losses": losses, "dlogits": dlogits}
 
 
@@ -302,10 +304,10 @@ def _optimizer_inputs(draw: Draw, random: Random, P: int) -> Inputs:
 
 def _optimizers(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     p, m, v = (a[name].copy() for name in ("parameters", "exp_avg", "exp_avg_sq"))
-    names = ("lr", "beta1", "beta2", "epsilon", "weight_decay", "step")
-    ops.adam_step(p, a["gradients"], m, v, *(a[name] for name in names))
+    settings = [a[name] for name in ("lr", "beta1", "beta2", "epsilon", "weight_decay")]
+    ops.adam_step(p, a["gradients"], m, v, p[:0], *settings, 0.0, a["step"])
     moved, velocity, scaled = a["parameters"].copy(), a["exp_avg"].copy(), a["gradients"].copy()
-    ops.sgd_step(moved, a["gradients"], velocity, a["lr"], a["momentum"])
+    ops.sgd_step(moved, a["gradients"], velocity, a["lr"], a["momentum"], False, 0.0)
     ops.scale_gradient(scaled, a["factor"])
     return {
         "adam": p, "exp_avg": m, "exp_avg_sq": v, "sgd": moved, "velocity": velocity,

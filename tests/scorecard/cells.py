@@ -270,9 +270,13 @@ def _settings(backend: str) -> Iterator[Call]:
         (lambda v: learning_rate_at(1, schedule="cosine", learning_rate=v, min_learning_rate=0.0,
                                     warmup_steps=1, total_steps=5), "learning_rate", 0.1),
     ]  # fmt: skip
-    parameters = models.make_model("encoder", backend=backend).parameters()
+    model = models.make_model("encoder", backend=backend)
+    parameters = model.parameters()
     for optimizer in (ff.SGD, ff.Adam, ff.AdamW):
         numbers.append((lambda v, o=optimizer: o(parameters, lr=v), "lr", 0.1))
+        decayed = lambda v, o=optimizer: o(parameters, weight_decay=v)  # noqa: E731
+        numbers.append((decayed, "weight_decay", 0.1))
+    numbers.append((lambda v: ff.EMA(model, decay=v), "decay", 0.1))
     numbers.append((lambda v: ff.clip_gradients(parameters, v), "max_norm", 1.0))
     for act, name, value in numbers:
         yield Call("number", name, value, lambda v, a=act: type(a(v)), NUMBERS)

@@ -157,7 +157,7 @@ def flat(case: Case) -> Results:
     case.ops.activation_backward(case.real(dout), case.real(x), RELU, dx)
     yield dx, np.where(x > 0, dout, 0)
     parameters, velocity = case.real(x.ravel()), case.real(dout.ravel())
-    case.ops.sgd_step(parameters, case.real(x.ravel()), velocity, 2.0, 3.0)
+    case.ops.sgd_step(parameters, case.real(x.ravel()), velocity, 2.0, 3.0, False, 0.0)
     yield velocity, 3 * dout.ravel() + x.ravel()
     yield parameters, x.ravel() - 2 * (3 * dout.ravel() + x.ravel())
     case.ops.scale_gradient(velocity, 2.0)

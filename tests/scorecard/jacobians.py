@@ -76,23 +76,27 @@ def _elementwise(ops: Any, rng: Any) -> Iterator[Op]:
 
 
 def _losses(ops: Any, rng: Any) -> Iterator[Op]:
-    """Yield the loss with targets that are ignored, and with label smoothing."""
+    """Yield the loss with targets that are ignored, with label smoothing and with weights."""
     targets = np.array([2, -1, 0, 4, -1])
     rows = Out(targets.shape)
-    for smoothing in (0.0, 0.2):
+    for smoothing, classes in ((0.0, 0), (0.2, 0), (0.0, 6), (0.2, 6)):
+        own = smoothing, np.linspace(0.5, 3, classes)
 
-        def forward(logits: Array, smoothing: float = smoothing) -> list[Array]:
-            given = logits, targets, smoothing, rows, rows, rows
+        def forward(logits: Array, own: tuple[float, Array] = own) -> list[Array]:
+            smoothing, weights = own
+            given = logits, targets, weights, smoothing, rows, rows, rows
             *written, _ = _call(TWINS.cross_entropy_forward, *given)
             return written
 
-        def backward(dout: Array, logits: Array, smoothing: float = smoothing) -> list[Array]:
-            _, largest, total = forward(logits, smoothing)
-            given = logits, targets, largest, total, smoothing, 1.0, Out(logits.shape)
+        def backward(dout: Array, logits: Array, own: tuple[float, Array] = own) -> list[Array]:
+            smoothing, weights = own
+            _, largest, total = forward(logits, own)
+            given = logits, targets, weights, largest, total, smoothing, 1.0, Out(logits.shape)
             return [_call(ops.cross_entropy_backward, *given)[0] * dout[:, None]]
 
+        name = f"cross_entropy {smoothing}" + (" with weights" if classes else "")
         inputs = (3 * rng.standard_normal((5, 6)),)
-        yield f"cross_entropy {smoothing}", lambda x, f=forward: f(x)[0], backward, inputs
+        yield name, lambda x, f=forward: f(x)[0], backward, inputs
 
 
 def _norms(ops: Any, rng: Any) -> Iterator[Op]:

@@ -56,12 +56,20 @@ def _activation_backward(rng: Random) -> Arguments:
 def _adam_step(rng: Random) -> Arguments:
     size = (_rows(rng) * _size(rng),)
     state = Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size))
-    return *state, Out(size, np.abs(_real(rng, *size))), 1e-3, 0.9, 0.999, 1e-8, 0.01, 3
+    squares = Out(size, np.abs(_real(rng, *size)))
+    largest, penalty = (squares, 0.1) if rng.integers(2) else (EMPTY, 0.0)
+    return *state, squares, largest, 1e-3, 0.9, 0.999, 1e-8, 0.01, penalty, 3
 
 
 def _sgd_step(rng: Random) -> Arguments:
     size = (_rows(rng) * _size(rng),)
-    return Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size)), 0.1, 0.9
+    state = Out(size, _real(rng, *size)), _real(rng, *size), Out(size, _real(rng, *size))
+    return *state, 0.1, 0.9, bool(rng.integers(2)), float(rng.choice([0.0, 0.1]))
+
+
+def _average_step(rng: Random) -> Arguments:
+    size = (_rows(rng) * _size(rng),)
+    return Out(size, _real(rng, *size)), _real(rng, *size), 0.9
 
 
 def _attention(rng: Random) -> dict[str, Any]:
@@ -102,17 +110,22 @@ def _logits(rng: Random) -> Any:
     return logits, rng.integers(-1, logits.shape[1], len(logits))
 
 
+def _class_weights(rng: Random, logits: Any) -> Any:
+    return np.abs(_real(rng, logits.shape[1])) if rng.integers(2) else EMPTY
+
+
 def _cross_entropy_forward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     rows = Out(targets.shape)
-    return logits, targets, float(rng.choice([0.0, 0.1])), rows, rows, rows
+    smoothing = float(rng.choice([0.0, 0.1]))
+    return logits, targets, _class_weights(rng, logits), smoothing, rows, rows, rows
 
 
 def _cross_entropy_backward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     largest, total = logits.max(axis=1), 1 + np.abs(_real(rng, len(logits)))
-    smoothing = float(rng.choice([0.0, 0.1]))
-    return logits, targets, largest, total, smoothing, 0.25, Out(logits.shape)
+    smoothing, weights = float(rng.choice([0.0, 0.1])), _class_weights(rng, logits)
+    return logits, targets, weights, largest, total, smoothing, 0.25, Out(logits.shape)
 
 
 def _dropout_forward(rng: Random) -> Arguments:

@@ -20,6 +20,7 @@ SMALL_TASKS = {
     "_blocks": {"TASK_SIZE": 1 << 9}, "_rows": {"TASK_ELEMENTS": 16},
     "attention": {"TASK_SIZE": 8}, "activation": {"CHUNK": 32}, "adam": {"CHUNK": 32},
     "dropout": {"CHUNK": 32}, "gradient": {"CHUNK": 32, "SCALAR_BLOCK": 32}, "sgd": {"CHUNK": 32},
+    "moving_average": {"CHUNK": 32},
 }  # fmt: skip
 
 
