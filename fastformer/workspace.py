@@ -262,6 +262,8 @@ class Workspace:
         for name, ids in (copied or {}).items():
             self._copy(name, ids)
         for tensor, array in (bound or {}).items():
+            if tensor.memory is array:  # as the last run has left it
+                continue
             tensor.memory, address = array, array.__array_interface__["data"][0]
             for place in tensor.words:
                 self.tables.words[place, OFFSET] = address
