@@ -37,6 +37,8 @@ NAMES = {
     "TransformerDecoder",
     "accumulate_gradients",
     "evaluate",
+    "generate",
+    "generate_stream",
     "pack",
     "train_step",
 }
