@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fastformer.batch": ("PackedBatch", "pack", "pack_targets"),
+    "fastformer.generation": ("generate", "generate_stream"),
     "fastformer.kernels.op": ("op",),
     "fastformer.layer_check": ("check_layer",),
     "fastformer.layers.activation": ("ExactGELU", "GELU", "Mish", "ReLU"),
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from fastformer.batch import PackedBatch as PackedBatch
     from fastformer.batch import pack as pack
     from fastformer.batch import pack_targets as pack_targets
+    from fastformer.generation import generate as generate
+    from fastformer.generation import generate_stream as generate_stream
     from fastformer.kernels.op import op as op
     from fastformer.layer_check import check_layer as check_layer
     from fastformer.layers.activation import GELU as GELU

@@ -37,6 +37,7 @@ class PackedBatch:
     largest_id: int
     _tokens: Ids
     _offsets: Ids
+    _lengths: Ids
     _positions: Ids
     _first_rows: Ids
     _last_rows: Ids
@@ -77,6 +78,7 @@ class PackedBatch:
         self.__dict__.update(
             _tokens=tokens,
             _offsets=offsets,
+            _lengths=lengths,
             _positions=np.arange(tokens.size, dtype=np.int64) - np.repeat(starts, lengths),
             _first_rows=starts.copy(),
             _last_rows=offsets[1:] - 1,
@@ -123,12 +125,19 @@ class PackedBatch:
         selected._keep(self._tokens[rows], offsets, lengths)
         return selected
 
+    def _with_tokens(self, tokens: Ids) -> "PackedBatch":
+        """Return the same batch of other ids, (N,) int64, each >= 0: neither copied nor checked."""
+        other = PackedBatch.__new__(PackedBatch)
+        other.__dict__.update(self.__dict__, _tokens=tokens, largest_id=int(tokens.max()))
+        other.__dict__.pop("tokens", None)
+        return other
+
     def going_on(self, read: Ids) -> "PackedBatch":
         """Return the same batch, whose sequences go on behind so many tokens of each, (B,)."""
         begun = PackedBatch.__new__(PackedBatch)
         begun.__dict__.update(self.__dict__)
         begun.__dict__.pop("positions", None)
-        behind = np.repeat(read, np.diff(self._offsets))
+        behind = np.repeat(read, self._lengths)
         begun.__dict__["_positions"] = self._positions + behind
         return begun
 

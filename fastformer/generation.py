@@ -1,16 +1,16 @@
 """Generation with the decoder: token after token, greedily, at random, or the best of several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastformer import checks
-from fastformer.batch import Ids, pack
+from fastformer.batch import pack
+from fastformer.continuation import Continuation, check_ends
 from fastformer.key_value_cache import KeyValueCache, check_room
 from fastformer.models.decoder import TransformerDecoder
-from fastformer.parameters import Array
-from fastformer.random import generator
+from fastformer.sampling import Sampling, log_softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +18,17 @@ class Generated:
     """What a model went on with.
 
     Attributes:
-        tokens: the new ids, without the one that ends.
+        tokens: the new ids, without the one, or the stop sequence, that ends.
         log_probability: of these tokens after the prompt, by the model's own softmax, with that of
-            the ending token where it ended.
-        ended: whether the ending token came; else there was no room for more.
+            what ended it.
+        ended: whether the ending token or a stop sequence came; else there was no room for more.
+        cropped: whether the model did not see all of the text, which was longer than it reads.
     """
 
     tokens: list[int]
     log_probability: float
     ended: bool
+    cropped: bool = False
 
 
 def generate(
@@ -37,60 +39,111 @@ def generate(
     end: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Sequence[Sequence[int]] | None = None,
+    num_samples: int = 1,
     seed: int = 0,
 ) -> list[Generated]:
     """Go on from each prompt.
 
+    A text may become longer than the model reads. Of a prompt that is too long, the last
+    max_seq_len tokens are read. Where there is no room for one more, the last half of what the
+    model can read is read anew, as if the text began there, and all before is forgotten: so that
+    reading anew is seldom, and whatever the positions are, the model sees them as it was trained.
+
     Args:
         model: a decoder.    prompts: token ids, at least one each.
-        max_new_tokens: >= 1; the last of them need not be read.
+        max_new_tokens: from 1 to 2^31 - 1; the last of them need not be read.
         end: the id after which a sequence is over; None for never.
         temperature: > 0, what logits are divided by before a token is drawn; None takes the
             likeliest token each time.
         top_k: draw from so many of the likeliest, 1 to V; None for all.
-        seed: of the draws, which also depend on the prompt's number and the place alone.
+        top_p: > 0 and <= 1: and of these, from the likeliest that together have this share.
+        min_p: from 0 to 1: and of these, from what is at least so likely as this times the
+            likeliest.
+        repetition_penalty: from 1e-6 to 1e6: logits of tokens that the prompt or the new tokens
+            have are divided by it, negative ones multiplied, before all else; also without a
+            temperature. See `fastformer.sampling` for sources.
+        stop: lists of ids, at least one each: a sequence is over where its new tokens end with one.
+        num_samples: of each prompt, which is read once; more than one need a temperature.
+        seed: of the draws, which also depend on the numbers of the prompt, of the sample and of
+            the place alone; the first sample is what there is without others.
 
     Returns:
-        One for each prompt.
+        One for each sample of the first prompt, then for each of the second, and so on.
 
     Raises:
         ValueError, TypeError: an argument that is not allowed; the message names it.
     """
-    cache, logits = _start(model, prompts, max_new_tokens, end)
-    vocab_size = model.config.vocab_size
-    if temperature is not None:
-        checks.number("temperature", temperature, above=0)
-    if top_k is not None:
-        checks.integer("top_k", top_k, 1, vocab_size)
-        if temperature is None:
-            checks.fail("top_k is for draws: give a temperature too, or leave out top_k")
-    checks.integer("seed", seed, 0)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    sums, ended = np.zeros(len(prompts)), np.zeros(len(prompts), bool)
-    open_prompts = np.arange(len(prompts))
-    for place in range(max_new_tokens):
-        scores = log_softmax(logits)
-        if temperature is None:
-            chosen = logits.argmax(axis=1)
-        else:
-            uniform = np.array(
-                [generator(seed, "generation", int(p), place).random() for p in open_prompts]
-            )
-            chosen = draw(logits, uniform, temperature, top_k)
-        sums[open_prompts] += scores[np.arange(chosen.size), chosen]
-        going_on = np.ones(chosen.size, bool) if end is None else chosen != end
-        ended[open_prompts[~going_on]] = True
-        open_prompts, chosen = open_prompts[going_on], chosen[going_on]
-        for prompt, token in zip(open_prompts, chosen, strict=True):
-            tokens[prompt].append(int(token))
-        if not chosen.size or place == max_new_tokens - 1:
-            break
-        cache.select(np.flatnonzero(going_on))
-        logits = cache.extend(pack(chosen[:, None]))
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    texts = Continuation(model, prompts, max_new_tokens, end, sampling, stop, num_samples, seed)
+    while texts.rows.size:
+        texts.write()
+    found = zip(texts.tokens, texts.sums, texts.ended, texts.cropped, strict=True)
     return [
-        Generated(tokens=ids, log_probability=float(total), ended=bool(over))
-        for ids, total, over in zip(tokens, sums, ended, strict=True)
+        Generated(
+            tokens=tokens, log_probability=float(total), ended=bool(ended), cropped=bool(cropped)
+        )
+        for tokens, total, ended, cropped in found
     ]
+
+
+def generate_stream(
+    model: TransformerDecoder,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    end: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Go on from a prompt, and give each token when it is there.
+
+    Tokens that may be the beginning of a stop sequence wait until it is known whether they are.
+
+    Args:
+        model: a decoder, whose weights must stay as they are.    prompt: token ids, at least one.
+        max_new_tokens, end, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed: as
+            for `generate`.
+
+    Returns:
+        An iterator of the tokens that `generate` returns for this prompt alone.
+
+    Raises:
+        ValueError, TypeError: an argument that is not allowed; the message names it. It is raised
+            at once, before the first token is asked for.
+    """
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    return _stream(Continuation(model, [prompt], max_new_tokens, end, sampling, stop, 1, seed))
+
+
+def _stream(texts: Continuation) -> Iterator[int]:
+    """Yield the new tokens of the one text that is written."""
+    tokens, told = texts.tokens[0], 0
+    while texts.rows.size:
+        texts.write()
+        sure = len(tokens) - (texts.begun_stop(tokens) if texts.rows.size else 0)
+        yield from tokens[told:sure]
+        told = max(told, sure)
 
 
 def beam_search(
@@ -118,7 +171,11 @@ def beam_search(
         ValueError, TypeError: an argument that is not allowed; the message names it.
     """
     checks.integer("beams", beams, 1)
-    cache, logits = _start(model, [prompt], max_new_tokens, end)
+    cache = KeyValueCache(model, 1)
+    check_ends(model, max_new_tokens, end)
+    batch = pack([prompt])
+    check_room(batch.longest + max_new_tokens - 1, model.config.max_seq_len)
+    logits = cache.extend(batch, last_only=True)
     kept = [Generated(tokens=[], log_probability=0.0, ended=False)]
     for place in range(max_new_tokens):
         going_on = [beam for beam in kept if not beam.ended]
@@ -139,50 +196,3 @@ def beam_search(
         cache.select(parents)
         logits = cache.extend(pack([beam.tokens[-1:] for beam in kept if not beam.ended]))
     return kept
-
-
-def _start(
-    model: TransformerDecoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    end: int | None,
-) -> tuple[KeyValueCache, Array]:
-    """Read the prompts; return the cache and the logits (B, V) of what comes after each."""
-    checks.integer("max_new_tokens", max_new_tokens, 1)
-    batch = pack(prompts)
-    cache = KeyValueCache(model, batch.num_sequences)
-    if end is not None:
-        checks.integer("end", end, 0, model.config.vocab_size - 1)
-    check_room(batch.longest + max_new_tokens - 1, model.config.max_seq_len)
-    return cache, cache.extend(batch)[batch._last_rows]
-
-
-def log_softmax(logits: Array) -> Array:
-    """Return log softmax of each row, in float64.
-
-    Raises:
-        ValueError: logits that are not finite.
-    """
-    checks.finite_result("logits", logits)
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
-def draw(logits: Array, uniform: Array, temperature: float, top_k: int | None) -> Ids:
-    """Draw a token for each row, by a number from 0 to 1 for each.
-
-    Args:
-        logits: (B, V).    uniform: (B,), each >= 0 and < 1.
-        temperature: > 0.    top_k: so many of the likeliest; of equals the smaller id goes first.
-
-    Returns:
-        (B,) int64.
-    """
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
-    likeliest = np.take_along_axis(logits.astype(np.float64), order, axis=1)
-    weights = np.exp((likeliest - likeliest[:, :1]) / temperature)
-    reached = np.cumsum(weights, axis=1)
-    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(axis=1)
-    chosen: Ids = order[np.arange(len(order)), place]
-    return chosen

@@ -48,21 +48,28 @@ class KeyValueCache(Fixed):
         shape = num_sequences, model.config.max_seq_len
         with model.evaluating():
             tensors = _kept_by(generation_workspace(model))
-        self._kept = [np.zeros((*shape, t.axes[1].factor), model.dtype) for t in tensors]
+        self._keep([np.zeros((*shape, t.axes[1].factor), model.dtype) for t in tensors])
+
+    def _keep(self, kept: list[Array]) -> None:
+        """Keep arrays (slots, longest, width), and the same as a program is given them."""
+        self._kept = kept
+        self._rows = [array.reshape(-1, array.shape[2]) for array in kept]
 
     @property
     def lengths(self) -> Ids:
         """How many tokens of each sequence were read, (B,): a copy."""
         return self._lengths.copy()
 
-    def extend(self, batch: PackedBatch) -> Array:
+    def extend(self, batch: PackedBatch, *, last_only: bool = False) -> Array:
         """Read more tokens of each sequence, without dropout.
 
         Args:
             batch: the next tokens of each sequence, at least one.
+            last_only: whether logits are computed for the last token of each sequence alone: in a
+                long prompt they would be the largest part of what is kept.
 
         Returns:
-            (N, V) logits, one row for each new token: what comes after it.
+            (N, V) logits, one row for each new token: what comes after it; (B, V) of the last.
 
         Raises:
             ValueError: another number of sequences, an id that the model does not have, or a
@@ -71,28 +78,29 @@ class KeyValueCache(Fixed):
             OtherThreadError: another thread called one of the model's layers by itself.
         """
         with self.model.guard:
+            checks.boolean("last_only", last_only)
             self._check(batch)
+            last_only = last_only and batch.num_tokens > batch.num_sequences
             with self.model.evaluating(), self.model.threads.at("generation", batch.num_tokens):
-                return self._extend(batch)
+                return self._extend(batch, last_only)
 
-    def _extend(self, batch: PackedBatch) -> Array:
-        space = generation_workspace(self.model)
+    def _extend(self, batch: PackedBatch, last_only: bool) -> Array:
+        space = generation_workspace(self.model, last_only)
         ensure_compiled(space.kernels())
         begun = batch.going_on(self._lengths)
         most = self.model.config.max_seq_len
-        new, starts = np.diff(batch._offsets), self._slots * most
-        ends, rows = self._lengths + new, np.repeat(starts, new) + begun._positions
-        kept = zip(_kept_by(space), self._kept, strict=True)
-        bound = {tensor: array.reshape(-1, array.shape[2]) for tensor, array in kept}
+        new, starts = batch._lengths, self._slots * most
+        ends, places = self._lengths + new, np.repeat(starts, new) + begun._positions
         space.run(
             begun,
             longest=int(ends.max()),
             numbers={"kept rows": most * self._kept[0].shape[0]},
-            bound=bound,
-            copied={"kept.rows": rows, "kept.starts": starts, "kept.ends": starts + ends},
+            bound=dict(zip(_kept_by(space), self._rows, strict=True)),
+            copied={"kept.rows": places, "kept.starts": starts, "kept.ends": starts + ends},
         )
         self._lengths = ends
-        return space.left("logits", batch.num_tokens).copy()
+        rows = batch.num_sequences if last_only else batch.num_tokens
+        return space.left("logits", rows).copy()
 
     def select(self, sequences: npt.ArrayLike) -> None:
         """Go on with some of the sequences, in the order given; one may be taken several times.
@@ -110,12 +118,24 @@ class KeyValueCache(Fixed):
             copies, read = int(again.sum()), int(self._lengths[chosen].max())
             if copies > free.size:
                 more = copies - free.size
-                self._kept = [np.pad(kept, [(0, more), (0, 0), (0, 0)]) for kept in self._kept]
+                self._keep([np.pad(kept, [(0, more), (0, 0), (0, 0)]) for kept in self._kept])
                 free = np.setdiff1d(np.arange(len(self._kept[0])), slots)
             for kept in self._kept:
                 kept[free[:copies], :read] = kept[slots[again], :read]
             slots[again] = free[:copies]
             self._slots, self._lengths = slots, self._lengths[chosen]
+
+    def forget(self, sequences: npt.ArrayLike) -> None:
+        """Have read nothing of some of the sequences: positions of what they read next begin anew.
+
+        Raises:
+            TypeError, ValueError: as `select`.
+        """
+        with self.model.guard.lock:
+            chosen = checks.indices("sequences", sequences, self._lengths.size)
+            lengths = self._lengths.copy()
+            lengths[chosen] = 0
+            self._lengths = lengths
 
     def _check(self, batch: PackedBatch) -> None:
         if not isinstance(batch, PackedBatch):
@@ -129,12 +149,8 @@ class KeyValueCache(Fixed):
                 f"batch must have the cache's {self._lengths.size} sequences, "
                 f"got {batch.num_sequences}"
             )
-        if batch.largest_id >= config.vocab_size:
-            checks.fail(
-                f"token ids must be below vocab_size={config.vocab_size}, got {batch.largest_id} "
-                f"at token {int(batch.tokens.argmax())}"
-            )
-        check_room(int((self._lengths + np.diff(batch._offsets)).max()), config.max_seq_len)
+        check_ids(batch, config.vocab_size)
+        check_room(int((self._lengths + batch._lengths).max()), config.max_seq_len)
 
 
 class _Kept:
@@ -162,21 +178,38 @@ class _Kept:
         return keys, values, self._starts, self._ends
 
 
-def _generation_program(model: Model, p: Program) -> None:
+def _all_rows(model: Model, p: Program) -> None:
     """Append forward with a cache."""
     p.cache = _Kept(p)
-    p.forward(model, p.copied("logits", model.logits_rows, Axis(model.config.vocab_size)))
+    p.forward(model, p.copied("logits", ROWS, Axis(model.config.vocab_size)))
 
 
-def generation_workspace(model: TransformerDecoder) -> Workspace:
-    """Return the workspace of the program that reads more tokens."""
-    return model.workspace("generation", _generation_program, "ops")
+def _last_rows(model: Model, p: Program) -> None:
+    """Append forward with a cache, and the read-out of the last row of each sequence alone."""
+    p.cache = _Kept(p)
+    logits = p.copied("logits", SEQUENCE_ROWS, Axis(model.config.vocab_size))
+    p.forward(model, logits, last_only=True)
+
+
+def generation_workspace(model: TransformerDecoder, last_only: bool = False) -> Workspace:
+    """Return the workspace of the program that reads more tokens; see `KeyValueCache.extend`."""
+    name, build = ("last rows", _last_rows) if last_only else ("generation", _all_rows)
+    return model.workspace(name, build, "ops")
 
 
 def _kept_by(space: Workspace) -> list[Tensor]:
     """Return the tensors of all layers' keys and values."""
     assert isinstance(space.program.cache, _Kept)
     return space.program.cache.tensors
+
+
+def check_ids(batch: PackedBatch, vocab_size: int) -> None:
+    """Raise where a batch has an id that a model does not have, and say where."""
+    if batch.largest_id >= vocab_size:
+        checks.fail(
+            f"token ids must be below {vocab_size=}, got {batch.largest_id} "
+            f"at token {int(batch.tokens.argmax())}"
+        )
 
 
 def check_room(needed: int, max_seq_len: int) -> None:

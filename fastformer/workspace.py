@@ -246,14 +246,12 @@ class Workspace:
         if (first, last) not in self._loaded:
             self._load(first, last)
         sizes[FIRST_SEGMENT], sizes[LAST_SEGMENT] = self.bounds[first], self.bounds[last]
-        nothing = self.bounds[first] == self.bounds[last]
         for name, value in (numbers or {}).items():
             if name not in self.program.numbers:
                 names = ", ".join(self.program.numbers) or "none"
                 raise InvalidValueError(f"the program's numbers are: {names}; got {name!r}")
             place = self.program.numbers[name]
-            kept = self._float_sizes if place in self._floats else sizes
-            kept[place] = value
+            (self._float_sizes if place in self._floats else sizes)[place] = value
         if batch is not self._batch_brought:  # it cannot have changed
             self._batch_brought = batch
             for memory, given in self._brought:
@@ -262,16 +260,17 @@ class Workspace:
         for name, ids in (copied or {}).items():
             self._copy(name, ids)
         for tensor, array in (bound or {}).items():
+            if tensor.memory is array:  # as the last run has left it
+                continue
             tensor.memory, address = array, array.__array_interface__["data"][0]
-            for place in tensor.words:
-                self.tables.words[place, OFFSET] = address
+            self.tables.words[tensor.words, OFFSET] = address
         for tensor, (factor, size) in self._bound_in(first, last):
             brought = tensor.memory
             assert brought is not None
             fits = brought.nbytes == factor * sizes[size] and brought.dtype == tensor.dtype
             if not fits or not brought.flags.c_contiguous:
                 _fail_to_bind(tensor, brought, sizes)
-        if nothing:
+        if self.bounds[first] == self.bounds[last]:
             pass
         elif self.ops.name == "reference":
             self.ops.run_program(calls_of(self, first, last))

@@ -66,7 +66,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     37: ("fastformer.data.answers:ANSWER_TOKENS",),
     38: ("tests/test_answers.py::test_only_answers_are_learned",),
     39: ("fastformer.generation:beam_search", "$ predict --top"),
-    40: ("fastformer.generation:draw",),
+    40: ("fastformer.sampling:Sampling",),
     41: (
         "fastformer.generation:KeyValueCache",
         "tests/test_generation.py::test_the_cache_has_the_bits_of_the_full_forward",

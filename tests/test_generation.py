@@ -7,8 +7,9 @@ import pytest
 from models import BACKENDS, make_model, make_sequences, same_bits
 
 import fastformer as ff
-from fastformer.generation import beam_search, draw, generate, log_softmax
+from fastformer.generation import beam_search, generate
 from fastformer.key_value_cache import KeyValueCache
+from fastformer.sampling import log_softmax
 
 CHUNKINGS = [(1, 1, 1, 1, 1, 1), (6,), (3, 2, 1), (1, 5)]
 OPTIONS = [
@@ -64,6 +65,32 @@ def test_a_wide_model_and_long_sequences_keep_the_bits(positions):
     expected = model.forward(ff.pack(sequences))
     logits, _ = read_in_chunks(model, sequences, (131, 150, 1, 7, 1))
     assert same_bits(logits, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_last_rows_alone_have_the_bits_of_all(options, dtype):
+    model = make_model("decoder", dtype=dtype, **options).eval()
+    cache, whole = KeyValueCache(model, 3), KeyValueCache(model, 3)
+    for lengths in ((3, 1, 2), (1, 1, 1), (2, 1, 3)):
+        batch = ff.pack(make_sequences(lengths))
+        logits = cache.extend(batch, last_only=True)
+        assert same_bits(logits, whole.extend(batch)[np.cumsum(lengths) - 1])
+    with pytest.raises(TypeError, match="last_only must be True or False, got 1"):
+        cache.extend(ff.pack([[1]] * 3), last_only=1)
+
+
+def test_a_sequence_that_is_forgotten_begins_anew_and_others_go_on():
+    model = make_model("decoder")
+    cache = KeyValueCache(model, 3)
+    cache.extend(ff.pack([[1, 2, 3], [4, 5], [6]]))
+    cache.forget([0, 2])
+    assert cache.lengths.tolist() == [0, 2, 0]
+    logits = cache.extend(ff.pack([[7, 8], [9], [10, 1, 2]]))
+    expected = [model.forward(ff.pack([ids])) for ids in ([7, 8], [4, 5, 9], [10, 1, 2])]
+    assert same_bits(logits, np.concatenate([expected[0], expected[1][-1:], expected[2]]))
+    with pytest.raises(ValueError, match="sequences must be numbers from 0 to 2"):
+        cache.forget([3])
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
@@ -144,17 +171,6 @@ def test_draws_depend_on_seed_prompt_and_place_alone():
     assert len(set(map(tuple, tokens(1)))) > 1
 
 
-def test_draws_have_the_frequencies_of_the_softmax():
-    logits = np.array([0.0, 2.0, 1.0, -3.0])
-    uniform = (np.arange(20_000) + 0.5) / 20_000
-    for temperature, top_k in [(1.0, None), (0.5, 3), (3.0, 2)]:
-        chosen = draw(np.tile(logits, (uniform.size, 1)), uniform, temperature, top_k)
-        expected = np.exp(logits / temperature)
-        expected[np.argsort(-logits)[top_k or 4 :]] = 0
-        shares = np.bincount(chosen, minlength=4) / uniform.size
-        np.testing.assert_allclose(shares, expected / expected.sum(), atol=1e-4)
-
-
 def test_one_likeliest_or_a_low_temperature_is_greedy():
     model = make_model("decoder")
     prompts = make_sequences((1, 2))
@@ -206,9 +222,20 @@ def test_many_beams_find_the_best_of_all_ways(end, positions):
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 1.0, "top_k": 0}, "top_k must be"),
         ({"temperature": 1.0, "top_k": 12}, "top_k must be"),
-        ({"top_k": 3}, "give a temperature too"),
+        ({"top_k": 3}, "got top_k=3 and no temperature: give a temperature too"),
+        ({"top_p": 0.9}, "top_p=0.9 and no temperature"),
+        ({"min_p": 0.1}, "min_p=0.1 and no temperature"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be a finite number > 0 and <= 1"),
+        ({"temperature": 1.0, "top_p": 1.1}, "top_p must be a finite number > 0 and <= 1"),
+        ({"temperature": 1.0, "min_p": -0.1}, "min_p must be a finite number >= 0 and <= 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a finite number >= 1e-06"),
+        ({"stop": [[]]}, "stop sequence 0 must have at least one token id"),
+        ({"stop": [[1], [11]]}, r"stop sequence 1 must .* below vocab_size=11, got \[11\]"),
+        ({"stop": [[-1]]}, "stop sequence 0 must be >= 0, got -1"),
+        ({"num_samples": 0}, "num_samples must be"),
+        ({"num_samples": 2}, "num_samples=2 are draws: give a temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens must be"),
-        ({"max_new_tokens": 9}, "of 10 tokens is 4 longer than max_seq_len=6"),
+        ({"max_new_tokens": 2**31}, "max_new_tokens must be an integer from 1 to 2147483647"),
         ({"end": 11}, "end must be"),
         ({"seed": -1}, "seed must be"),
         ({"prompts": [[]]}, "empty"),
@@ -218,8 +245,30 @@ def test_many_beams_find_the_best_of_all_ways(end, positions):
 def test_bad_arguments_are_named(options, message):
     model = make_model("decoder")
     given = {"prompts": [[1, 2]], "max_new_tokens": 2} | options
+    prompts = given.pop("prompts")
     with pytest.raises(ValueError, match=message):
-        generate(model, given.pop("prompts"), **given)
+        generate(model, prompts, **given)
+    if "num_samples" not in given:
+        with pytest.raises(ValueError, match=message):
+            ff.generate_stream(model, prompts[0], **given)  # at once, not at the first token
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 1, "top_p": 0.5}])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_an_error(wrong, options):
+    model = make_model("decoder", backend="reference")
+    model.blocks[0].norm1.bias.value[0] = wrong
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(ValueError, match="logits of this model are not finite"),
+    ):
+        generate(model, [[1]], max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("stop", ["12", 3, [3], [["a"]], [[0.5]]])
+def test_stops_of_another_type_are_refused(stop):
+    with pytest.raises(TypeError, match="stop .*must be .* got"):
+        generate(make_model("decoder"), [[1]], max_new_tokens=1, stop=stop)
 
 
 def test_other_models_caches_and_beams_are_refused():
@@ -228,6 +277,8 @@ def test_other_models_caches_and_beams_are_refused():
     model = make_model("decoder")
     with pytest.raises(ValueError, match="beams must be"):
         beam_search(model, [1], beams=0, max_new_tokens=1)
+    with pytest.raises(ValueError, match="of 10 tokens is 4 longer than max_seq_len=6"):
+        beam_search(model, [1, 2], beams=2, max_new_tokens=9)
     cache = KeyValueCache(model, 2)
     with pytest.raises(ValueError, match="the cache's 2 sequences, got 1"):
         cache.extend(ff.pack([[1]]))

@@ -38,6 +38,8 @@ NAMES = {
     "TransformerDecoder",
     "accumulate_gradients",
     "evaluate",
+    "generate",
+    "generate_stream",
     "pack",
     "pack_targets",
     "train_step",

@@ -58,6 +58,21 @@ def test_a_text_is_learned_and_gone_on_with(text, tmp_path, capsys):
     assert (model.config.norm, model.config.positions) == ("pre", "learned")
 
 
+def test_options_of_draws_and_texts_longer_than_the_model(text, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train(text, run, "--epochs=1") == 0
+    capsys.readouterr()
+    words = ["generate", run, "--prompt", TEXT[:40], "--tokens=50", "--top-p=0.9", "--min-p=0.01"]
+    assert main([*words, "--repetition-penalty=1.1", "--top-k=9"]) == 0
+    whole = capsys.readouterr().out
+    assert whole.startswith(TEXT[:40]) and len(whole) == 40 + 50 + 1
+    added = whole[40:-1]
+    ending = added[20:22]
+    stopped = added[: added.index(ending)]
+    assert main([*words, "--repetition-penalty=1.1", "--top-k=9", "--stop", ending]) == 0
+    assert capsys.readouterr().out == TEXT[:40] + stopped + "\n"
+
+
 def test_bytes_are_tokens_too(tmp_path, capsys):
     file = tmp_path / "text.txt"
     file.write_text("naïve 文字 " * 200)
@@ -132,6 +147,7 @@ def test_other_commands_say_what_to_use(text, tmp_path, capsys):
         (["--prompt", "Z"], "never seen the character 'Z'"),
         (["--prompt", ""], "the prompt is empty"),
         (["--temperature=-1"], "temperature must be a finite number >= 0"),
+        (["--top-p=2"], "top_p must be"),
     ):
         assert main(["generate", run, *words]) == 2
         assert message in capsys.readouterr().err

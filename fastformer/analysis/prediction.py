@@ -18,9 +18,10 @@ from fastformer.data.digits import DigitExamples, DigitTask
 from fastformer.data.expressions import Expression, parse_expression
 from fastformer.data.questions import Asked, Question, check_length, parse_question
 from fastformer.data.vocabulary import DIGIT_TOKENS, EOS, decode, encode
-from fastformer.generation import Generated, beam_search, generate, log_softmax
+from fastformer.generation import Generated, beam_search, generate
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.sampling import log_softmax
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.steps import predict_classes, wrong_sequences
 

@@ -19,11 +19,17 @@ def generate(
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | None = None,
     seed: int = 0,
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Let a run's best model go on with a prompt, token after token.
+
+    A text may become longer than the model reads: it then goes on from its last part.
 
     Args:
         run: directory of a run on text.
@@ -31,29 +37,48 @@ def generate(
         tokens: how many tokens are added.
         temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
         top_k: draw from so many of the likeliest.
+        top_p: draw from the likeliest that have this share of the probability together.
+        min_p: draw from those that have this share of the likeliest one's probability, or more.
+        repetition_penalty: above 1, tokens that are there already become less likely.
+        stop: end before this text.
         seed: of the draws: the same seed gives the same text.
         threads: number of threads; without it, as many as the machine or container allows.
-        json: write one JSON object with prompt, text and tokens.
+        json: write one JSON object with prompt, text and tokens, instead of text as it comes.
     """
     thread_count.configure(threads)
-    from fastformer import generation
     from fastformer.analysis.loading import load_text_run
+    from fastformer.generation import generate_stream
 
     checks.number("temperature", temperature, at_least=0)
     model, tokenizer = load_text_run(run)
     ids = tokenizer.encode(prompt).tolist()
     if not ids:
         checks.fail("the prompt is empty: give at least one character")
-    (found,) = generation.generate(
+    stream = generate_stream(
         model,
-        [ids],
+        ids,
         max_new_tokens=tokens,
         temperature=temperature or None,
         top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=[tokenizer.encode(stop).tolist()] if stop else None,
         seed=seed,
     )
-    text = tokenizer.decode(found.tokens)
     if json:
-        console.json_line({"prompt": prompt, "text": text, "tokens": found.tokens})
+        found = list(stream)
+        text = tokenizer.decode(found)
+        console.json_line({"prompt": prompt, "text": text, "tokens": found})
         return
-    sys.stdout.write(prompt.lstrip("\n") + text + "\n")
+    written, found = "", []
+    sys.stdout.write(prompt.lstrip("\n"))
+    for token in stream:
+        found.append(token)
+        text = tokenizer.decode(found)
+        # A character may have several tokens: what may still change is held back.
+        if not text.endswith("\ufffd"):
+            sys.stdout.write(text[len(written) :])
+            sys.stdout.flush()
+            written = text
+    sys.stdout.write(tokenizer.decode(found)[len(written) :] + "\n")

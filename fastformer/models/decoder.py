@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fastformer.kernels.sequence_rows import gather
 from fastformer.layers.base import Layer
 from fastformer.layers.linear import Linear, TiedLinear
 from fastformer.layers.transformer_block import TransformerBlock
@@ -67,9 +68,16 @@ class TransformerDecoder(Model):
         """A row for each token."""
         return ROWS
 
-    def forward_ops(self, p: Program, logits: Tensor) -> None:
-        """Append the ops of forward, which write the logits, (N, V)."""
+    def forward_ops(self, p: Program, logits: Tensor, last_only: bool = False) -> None:
+        """Append the ops of forward, which write the logits, (N, V).
+
+        Args:
+            last_only: whether to read out the last row of each sequence alone, (B, V): no backward
+                can undo that.
+        """
         x = self._blocks_ops(p, self._embed_ops(p))
+        if last_only:
+            (x,) = p.add(gather, x=x, rows=p.given["last_rows"])
         if self.final_norm is not None:
             x = p.forward(self.final_norm, x)
         p.forward(self.output, x, out=logits)

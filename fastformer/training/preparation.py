@@ -105,7 +105,8 @@ def compile_for(
         if names and forward:
             names.update(EVALUATION_KERNELS)
         if names and isinstance(model, TransformerDecoder):
-            names.update(generation_workspace(model).kernels())
+            for last_only in (False, True):
+                names.update(generation_workspace(model, last_only).kernels())
         ensure_compiled(tuple(sorted(names)))
         with telling_of_compilation():
             _call_all(model, loss_fn, trained, forward)
@@ -138,6 +139,7 @@ def _call_all(
         logits = model.forward(batch)
         loss_fn.forward(logits, np.zeros(len(logits), np.int64))
     if isinstance(model, TransformerDecoder) and model.config.max_seq_len > 1:
+        generate(model, [[0], [0, 0]], max_new_tokens=1)
         generate(model, [[0], [0]], max_new_tokens=2)
         beam_search(model, [0], beams=2, max_new_tokens=2)
 

@@ -141,23 +141,28 @@ def _generation(backend: str) -> Iterator[cells.Call]:
     """Yield generation from a decoder."""
     model = models.make_model("decoder", backend=backend, dtype="float32")
     options: dict[str, Any] = {"max_new_tokens": 2, "end": 3, "temperature": 0.7, "top_k": 4,
-                               "seed": 1}  # fmt: skip
+                               "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2,
+                               "num_samples": 2, "seed": 1}  # fmt: skip
+    numbers = ("temperature", "top_p", "min_p", "repetition_penalty")
     prompts = [[1, 2], [3]]
     act = lambda p: go_on(model, p, max_new_tokens=2)  # noqa: E731
     what = "(prompt|sequence|token|padded|lengths|ids)"
-    yield cells.Call("generate", what, prompts, act, PROMPTS)
+    yield cells.Call("generate", what, prompts, act, PROMPTS, frozenset({"too long"}))
+    stops = {name: way for name, way in PROMPTS.items() if name not in ("None", "empty")}
+    act = lambda s: go_on(model, prompts, max_new_tokens=2, stop=s)  # noqa: E731
+    yield cells.Call("generate", "stop", [[1, 2]], act, stops, frozenset({"too long"}))
     encoder = models.make_model("encoder", backend=backend, dtype="float32")
     act = lambda m: go_on(m, prompts, max_new_tokens=2)  # noqa: E731
     yield cells.Call("generate", "(generation|model)", model, act, THINGS | {"encoder": encoder})
     for name, good in options.items():
-        ways = cells.NUMBERS if name == "temperature" else cells.INTEGERS
-        optional = {"end": {"None", "0"}, "top_k": {"None"}, "seed": {"0", "2^62", "10^30"}}
+        ways = cells.NUMBERS if name in numbers else cells.INTEGERS
+        optional = {"end": {"None", "0"}, "top_k": {"None"}, "seed": {"0", "2^62", "10^30"},
+                    **{name: {"None"} for name in numbers}}  # fmt: skip
         if name == "temperature":  # without one there are no draws
             ways = {k: v for k, v in ways.items() if k != "None"} | {"0": 0.0}
         act = lambda v, name=name: go_on(model, prompts, **(options | {name: v}))  # noqa: E731
-        said = f"({name}|max_seq_len)" if name == "max_new_tokens" else name
         allowed = frozenset(optional.get(name, set()))
-        yield cells.Call("generate", said, good, act, ways, allowed)
+        yield cells.Call("generate", name, good, act, ways, allowed)
     small = {k: v for k, v in cells.INTEGERS.items() if k not in ("2^62", "10^30")}
     act = lambda v: beam_search(model, [1], beams=v, max_new_tokens=2)  # noqa: E731
     yield cells.Call("beam_search", "beams", 2, act, small)
