@@ -65,6 +65,8 @@ def test_options_of_draws_and_texts_longer_than_the_model(text, tmp_path, capsys
     words = ["generate", run, "--prompt", TEXT[:40], "--tokens=50", "--top-p=0.9", "--min-p=0.01"]
     assert main([*words, "--repetition-penalty=1.1", "--top-k=9"]) == 0
     whole = capsys.readouterr().out
+    assert main(["generate", run, "--tokens=3"]) == 0
+    assert len(capsys.readouterr().out) == 1 + 3 + 1, "a space comes first where none is told"
     assert whole.startswith(TEXT[:40]) and len(whole) == 40 + 50 + 1
     added = whole[40:-1]
     ending = added[20:22]

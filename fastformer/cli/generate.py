@@ -15,7 +15,7 @@ def generate(
     run: Path,
     /,
     *,
-    prompt: str = "\n",
+    prompt: str | None = None,
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -33,7 +33,7 @@ def generate(
 
     Args:
         run: directory of a run on text.
-        prompt: what comes before; a new line unless given.
+        prompt: what comes before; without one, a new line, or a space, if the text has them.
         tokens: how many tokens are added.
         temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
         top_k: draw from so many of the likeliest.
@@ -51,6 +51,9 @@ def generate(
 
     checks.number("temperature", temperature, at_least=0)
     model, tokenizer = load_text_run(run)
+    if prompt is None:
+        known = tokenizer.decode(range(tokenizer.vocab_size))
+        prompt = next((mark for mark in "\n " if mark in known), known[0])
     ids = tokenizer.encode(prompt).tolist()
     if not ids:
         checks.fail("the prompt is empty: give at least one character")
