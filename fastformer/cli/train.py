@@ -37,7 +37,9 @@ class RunOptions:
 
     out: Path | None = field(
         default=None,
-        metadata={"help": "directory of the run; without it runs/digits-1, the first that is free"},
+        metadata={
+            "help": "directory of the run; without it runs/digits-1 or runs/text-1, the first free"
+        },
     )
     start_from: Annotated[Path | None, Parameter(name="--from")] = field(
         default=None,
@@ -58,7 +60,7 @@ class RunOptions:
         metadata={
             "help": "settings with a name, which other options go before: small, medium, large or "
             "wide; or a harder task for the decoder: double-digits, three-digits, long-lists, "
-            "nested, arithmetic, addition"
+            "nested, arithmetic, addition; or, for text, shakespeare-cpu, nanoGPT's recipe"
         },
     )
     seed: int = field(default=42, metadata={"help": "same seed, same bits"})
