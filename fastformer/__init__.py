@@ -34,6 +34,8 @@ _HOMES = {
     "fastformer.models.transformer": ("Transformer",),
     "fastformer.parameters": ("Parameter",),
     "fastformer.saving": ("load", "save"),
+    "fastformer.training.callbacks": ("TrainingCallbacks",),
+    "fastformer.training.fit": ("fit",),
     "fastformer.training.gradients": ("clip_gradients",),
     "fastformer.training.loss": ("CrossEntropyLoss",),
     "fastformer.training.moving_average": ("EMA",),
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from fastformer.parameters import Parameter as Parameter
     from fastformer.saving import load as load
     from fastformer.saving import save as save
+    from fastformer.training.callbacks import TrainingCallbacks as TrainingCallbacks
+    from fastformer.training.fit import fit as fit
     from fastformer.training.gradients import clip_gradients as clip_gradients
     from fastformer.training.loss import CrossEntropyLoss as CrossEntropyLoss
     from fastformer.training.moving_average import EMA as EMA

@@ -191,3 +191,12 @@ def test_data_imports_neither_numba_nor_matplotlib(module: str) -> None:
     script = f"import sys, {module}; print({{'numba', 'matplotlib'}} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (shown.stdout.strip(), shown.stderr) == ("set()", "")
+
+
+def test_targets_of_tokens_go_with_their_sequences():
+    sequences = [[1, 2, 3], [4], [5, 6]]
+    inputs, targets = pack(sequences), 10 * np.array([1, 2, 3, 4, 5, 6])
+    order = np.array([2, 0, 1])
+    found = list(iterate_batches(inputs, targets, 2, order))
+    assert [batch.tokens.tolist() for batch, _ in found] == [[5, 6, 1, 2, 3], [4]]
+    assert [its.tolist() for _, its in found] == [[50, 60, 10, 20, 30], [40]]

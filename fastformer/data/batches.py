@@ -45,7 +45,7 @@ def iterate_batches(
 
     Args:
         inputs: all examples, packed.
-        targets: (inputs.num_sequences,) int64, one per example.
+        targets: (inputs.num_sequences,) int64, one per example; or one for each token.
         batch_size: sequences in a batch, >= 1.
         order: (any,) integers: which examples, in which order; each from 0 to
             inputs.num_sequences - 1.
@@ -53,7 +53,7 @@ def iterate_batches(
             resumed epoch starts here.
 
     Returns:
-        An iterator over (batch, its targets (B,)).
+        An iterator over (batch, its targets), (B,) or one for each of its tokens.
 
     Raises:
         ValueError, TypeError: an argument that is not allowed; the message names it.
@@ -65,7 +65,7 @@ def iterate_batches(
         )
     checks.integer("batch_size", batch_size, 1)
     targets = np.asarray(targets)
-    if targets.shape != (inputs.num_sequences,):
+    if targets.shape not in ((inputs.num_sequences,), (inputs.num_tokens,)):
         checks.fail(
             f"targets must have shape ({inputs.num_sequences},), one per input, got {targets.shape}"
         )
@@ -86,7 +86,13 @@ def _batches(
     """Yield the batches; apart from the checks, which a generator would put off."""
     for first in range(start * batch_size, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        yield inputs.select(chosen), targets[chosen]
+        batch = inputs.select(chosen)
+        if targets.size == inputs.num_sequences:
+            yield batch, targets[chosen]
+        else:
+            behind = inputs.offsets[chosen] - batch.offsets[:-1]
+            rows = np.arange(batch.num_tokens) + np.repeat(behind, np.diff(batch.offsets))
+            yield batch, targets[rows]
 
 
 def _check_order(order: NDArray[np.int64], num_examples: int) -> None:
