@@ -357,9 +357,10 @@ CASES = [
     *(
         Case(
             cross_entropy_file.cross_entropy, {"R": ROWS, "V": VOCABULARY},
-            {"smoothing": smoothing, "scale": 0.3}, targets,
+            {"smoothing": smoothing, "scale": 0.3}, targets, absent,
         )
         for smoothing in (0.0, 0.1)
+        for absent in ((), ("weights",))
     ),
     Case(cross_entropy_file.sum_of_losses, {"R": ROWS}),
     *with_and_without(
