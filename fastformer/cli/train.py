@@ -282,6 +282,13 @@ def _start(
     return train_run(settings, directory, callbacks, overwrite=options.overwrite)
 
 
+def _common(options: RunOptions, training: TrainingOptions | None) -> dict[str, Any]:
+    """Return what the settings of every kind of run have from the same options."""
+    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
+    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
+    return own
+
+
 def _text_settings(
     options: RunOptions,
     files: tuple[Path, ...],
@@ -294,8 +301,7 @@ def _text_settings(
 
     if options.start_from is not None:
         raise InvalidValueError("--from is for the digit task")
-    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
-    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
+    own = _common(options, training)
     given = {name: getattr(model, name) for name in (model.given if model else ())}
     if "pooling" in given:
         raise InvalidValueError("text trains a decoder, which reads out every token: no --pooling")
@@ -314,8 +320,7 @@ def _settings(
     """
     from fastformer.training.presets import is_answer_task
 
-    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
-    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
+    own = _common(options, training)
     sizes = dataclasses.asdict(model or DigitModel())
     if options.start_from is not None:
         own["start_from"] = os.path.abspath(options.start_from)

@@ -80,14 +80,7 @@ class AnswerSettings(Settings):
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
-        model = TransformerDecoder(
-            self.model,
-            seed=self.seed,
-            backend=self.backend,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
-        return self.with_memory(model)
+        return self.made(TransformerDecoder)
 
 
 @dataclass(frozen=True)

@@ -71,14 +71,7 @@ class RunSettings(Settings):
 
     def new_model(self) -> Transformer:
         """Return the model with its initial weights."""
-        model = Transformer(
-            self.model,
-            seed=self.seed,
-            backend=self.backend,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
-        return self.with_memory(model)
+        return self.made(Transformer)
 
 
 def _packed(examples: DigitExamples) -> Examples:

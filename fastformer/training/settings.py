@@ -143,8 +143,15 @@ class Settings:
                     f"be {shape}, {found}; use the config.toml and the checkpoint of one run"
                 )
 
-    def with_memory(self, model: ModelT) -> ModelT:
-        """Return a model that is told how much memory training may take."""
+    def made(self, model_class: type[ModelT]) -> ModelT:
+        """Return a new model of a class, which is told how much memory training may take."""
+        model = model_class(
+            self.model,  # type: ignore[arg-type]
+            seed=self.seed,
+            backend=self.backend,
+            dtype=self.dtype,
+            precision=self.precision,
+        )
         model.recompute, model.memory_limit = self.training.recompute, self.training.memory_limit
         return model
 
