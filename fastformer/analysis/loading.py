@@ -20,7 +20,7 @@ from fastformer.training.digits_run import RunSettings
 from fastformer.training.embedding_records import embedding_table
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.runs import settings_of
+from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.text_run import TextSettings
 
 
@@ -81,10 +81,7 @@ def load_run(directory: str | Path) -> LoadedRun:
             f"run {run.path} has learned a text, and has no questions to answer: use "
             f"fastformer generate {run.path}"
         )
-    checkpoint = run.best()
-    settings.check_sizes(checkpoint)
-    model = settings.new_model()
-    load_weights(model, checkpoint)
+    model, checkpoint = _best_model(run, settings)
     return LoadedRun(run, settings, model, checkpoint)
 
 
@@ -100,11 +97,20 @@ def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]
         raise RunError(
             f"run {run.path} was not trained on text: ask it with fastformer predict {run.path}"
         )
+    model, _ = _best_model(run, settings)
+    assert isinstance(model, TransformerDecoder)
+    return model, settings.tokenizer
+
+
+def _best_model(
+    run: RunDirectory, settings: AnySettings
+) -> tuple[Transformer | TransformerDecoder, Checkpoint]:
+    """Return the model with the weights of the best epoch, and where they are from."""
     checkpoint = run.best()
     settings.check_sizes(checkpoint)
     model = settings.new_model()
     load_weights(model, checkpoint)
-    return model, settings.tokenizer
+    return model, checkpoint
 
 
 def predictor_of(
