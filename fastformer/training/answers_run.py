@@ -20,7 +20,7 @@ from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.examples import Examples
+from fastformer.training.examples import Examples, numbered_batches
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
@@ -98,11 +98,8 @@ class AnswerStream:
         self, seed: int, epoch: int, batch_size: int, start: int
     ) -> Iterator[tuple[PackedBatch, Ids]]:
         """Yield the batches of an epoch; see `fastformer.training.examples.Source`."""
-        count = -(-self.size // batch_size)
-        for batch in range(start, count):
-            size = min(batch_size, self.size - batch * batch_size)
-            drawn = draw_training(self.task, seed, epoch * count + batch, size)
-            yield drawn.packed(hints=True)
+        for number, count in numbered_batches(self.size, epoch, batch_size, start):
+            yield draw_training(self.task, seed, number, count).packed(hints=True)
 
 
 class _AnswerJob:

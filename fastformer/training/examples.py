@@ -24,6 +24,18 @@ class Source(Protocol):
         """
 
 
+def numbered_batches(
+    size: int, epoch: int, batch_size: int, start: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (number, examples) of an epoch's batches from `start` on, for streams of fresh ones.
+
+    No two batches of a run have one number.
+    """
+    count = -(-size // batch_size)
+    for batch in range(start, count):
+        yield epoch * count + batch, min(batch_size, size - batch * batch_size)
+
+
 @dataclass(frozen=True)
 class Examples:
     """What is learned: sequences, and the class of each or what comes after each token."""

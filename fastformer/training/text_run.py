@@ -16,7 +16,7 @@ from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.examples import Examples
+from fastformer.training.examples import Examples, numbered_batches
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
@@ -115,10 +115,8 @@ class CropSource:
         self, seed: int, epoch: int, batch_size: int, start: int
     ) -> Iterator[tuple[PackedBatch, Ids]]:
         """Yield the batches of an epoch; see `fastformer.training.examples.Source`."""
-        count = -(-self.size // batch_size)
-        for batch in range(start, count):
-            size = min(batch_size, self.size - batch * batch_size)
-            yield self.crops.batch(seed, epoch * count + batch, size)
+        for number, count in numbered_batches(self.size, epoch, batch_size, start):
+            yield self.crops.batch(seed, number, count)
 
 
 class _TextJob:
