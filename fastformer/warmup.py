@@ -23,8 +23,9 @@ from typing import Any
 from fastformer import threads
 
 # Arguments of each kernel: r, m, t for real arrays of 1 to 3 axes, k for ids, p for a product's
-# plan, and scalars f float, i integer, b bool. What others wait for comes first, then what takes
-# longest. Ops, which are found by their names too, say themselves what they are given.
+# plan, scalars f float, i integer, b bool, and o an optional one that is left out. What others wait
+# for comes first, then what takes longest. Ops, which are found by their names too, say themselves
+# what they are given.
 KERNELS = {
     "attention.attention_backward_pairs": "i i i m m m m m m m k k k r b f m m m r",
     "matmul._product_part": "p i i i i r r r r i r r",
@@ -34,7 +35,7 @@ KERNELS = {
     "layernorm.layernorm_forward_rows": "i i m r r f m r r",
     "program.run_program": "n n k n k k k m n",
     "gradient.may_step": "r r r r",
-    "cross_entropy.cross_entropy_forward": "m k r f r r r",
+    "cross_entropy.cross_entropy_forward": "m k f r r r o",
     "adam.adam_step": "r r r r r f f f f f f i",
     "gradient.zero_gradient": "r",
     "gradient.gradient_norm": "r",
@@ -81,6 +82,7 @@ def signature(name: str) -> tuple[Any, ...]:
         "f": types.float64,
         "i": types.int64,
         "b": types.boolean,
+        "o": types.Omitted(None),
     }
     return tuple(kinds[code] for code in KERNELS[name].split())
 

@@ -49,8 +49,11 @@ def _shares_reference(logits, targets, weights, smoothing):
     return shares * weights[np.maximum(targets, 0)], real(smoothing) * weights.mean()
 
 
-def cross_entropy_forward_reference(logits, targets, weights, smoothing, losses, row_max, row_sum):
+def cross_entropy_forward_reference(
+    logits, targets, smoothing, losses, row_max, row_sum, weights=None
+):
     """Compute `cross_entropy_forward` in NumPy."""
+    weights = losses[:0] if weights is None else weights
     row_max[...] = logits.max(axis=1)
     distances = logits - row_max[:, None]
     row_sum[...] = np.exp(distances).sum(axis=1)
@@ -66,9 +69,10 @@ def cross_entropy_forward_reference(logits, targets, weights, smoothing, losses,
 
 
 def cross_entropy_backward_reference(
-    logits, targets, weights, row_max, row_sum, smoothing, scale, dlogits
+    logits, targets, row_max, row_sum, smoothing, scale, dlogits, weights=None
 ):
     """Compute `cross_entropy_backward` in NumPy."""
+    weights = row_max[:0] if weights is None else weights
     shares, spread = _shares_reference(logits, targets, weights, smoothing)
     dlogits[...] = np.exp(logits - row_max[:, None]) / row_sum[:, None]
     if weights.size:
@@ -167,25 +171,26 @@ def cross_entropy_rows(first, last, logits, targets, weights, smoothing, losses,
 
 
 @kernel(parallel=True)
-def cross_entropy_forward(logits, targets, weights, smoothing, losses, row_max, row_sum):
+def cross_entropy_forward(logits, targets, smoothing, losses, row_max, row_sum, weights=None):
     """Write each row's loss, and return their sum, in float64.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
-        weights: (V,) of classes, >= 0; (0,) without.
         smoothing: the share that is spread over all classes, 0 to 1.
         losses: (N,) overwritten.    row_max, row_sum: (N,) overwritten, for backward.
+        weights: (V,) of classes, >= 0; (0,) or None without.
     Threads: rows; bit-identical for any thread count.
     """
     N, V = logits.shape
+    counts = losses[:0] if weights is None else weights
     tasks = row_tasks(N, V)
     if tasks == 1:
-        cross_entropy_rows(0, N, logits, targets, weights, smoothing, losses, row_max, row_sum)
+        cross_entropy_rows(0, N, logits, targets, counts, smoothing, losses, row_max, row_sum)
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             cross_entropy_rows(
-                first, last, logits, targets, weights, smoothing, losses, row_max, row_sum
+                first, last, logits, targets, counts, smoothing, losses, row_max, row_sum
             )
     return sum_in_float64(losses)
 
@@ -227,36 +232,39 @@ def cross_entropy_gradient_rows(
 
 
 @kernel(parallel=True)
-def cross_entropy_backward(logits, targets, weights, row_max, row_sum, smoothing, scale, dlogits):
+def cross_entropy_backward(
+    logits, targets, row_max, row_sum, smoothing, scale, dlogits, weights=None
+):
     """Write the gradient by the logits.
 
     Args:
         logits: (N, V) float32|float64, C-contiguous.    targets: (N,) int64, below V.
-        row_max, row_sum: (N,) from forward.    weights, smoothing: what forward was given.
+        row_max, row_sum: (N,) from forward.    smoothing, weights: what forward was given.
         scale: what each loss counts: for a mean 1 / (targets that count, or their weights).
         dlogits: (N, V) overwritten; not logits.
     Threads: rows; bit-identical for any thread count.
     """
     N, V = logits.shape
+    counts = row_max[:0] if weights is None else weights
     tasks = row_tasks(N, V)
     if tasks == 1:
         cross_entropy_gradient_rows(
-            0, N, logits, targets, weights, row_max, row_sum, smoothing, scale, dlogits
+            0, N, logits, targets, counts, row_max, row_sum, smoothing, scale, dlogits
         )
     else:
         for task in prange(tasks):
             first, last = N * task // tasks, N * (task + 1) // tasks
             cross_entropy_gradient_rows(
-                first, last, logits, targets, weights, row_max, row_sum, smoothing, scale, dlogits
+                first, last, logits, targets, counts, row_max, row_sum, smoothing, scale, dlogits
             )
 
 
 def _cross_entropy_reference(
     logits, targets, weights, smoothing, scale, losses, row_max, row_sum, dlogits
 ):  # fmt: skip
-    cross_entropy_forward_reference(logits, targets, weights, smoothing, losses, row_max, row_sum)
+    cross_entropy_forward_reference(logits, targets, smoothing, losses, row_max, row_sum, weights)
     cross_entropy_backward_reference(
-        logits, targets, weights, row_max, row_sum, smoothing, scale, dlogits
+        logits, targets, row_max, row_sum, smoothing, scale, dlogits, weights
     )
 
 

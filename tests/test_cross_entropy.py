@@ -23,7 +23,7 @@ NO_WEIGHTS = np.empty(0)
 
 def forward(function, logits, targets, dtype=np.float64, smoothing=0.0, weights=NO_WEIGHTS):
     rows = Out(targets.shape)
-    given = logits, targets, weights, smoothing, rows, rows, rows
+    given = logits, targets, smoothing, rows, rows, rows, weights
     *written, total_loss = run(function, *given, dtype=dtype)
     np.testing.assert_allclose(total_loss, written[0].sum(dtype=np.float64), rtol=1e-13)
     return written
@@ -34,7 +34,7 @@ def check(logits, targets, scale=0.25, smoothing=0.0, weights=NO_WEIGHTS):
     losses, *_ = assert_equals_twin(
         cross_entropy_forward,
         cross_entropy_forward_reference,
-        *(logits, targets, weights, smoothing, rows, rows, rows),
+        *(logits, targets, smoothing, rows, rows, rows, weights),
     )
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
     # Where a row has one class, shares that add up to 1 are taken from 1.
@@ -42,7 +42,7 @@ def check(logits, targets, scale=0.25, smoothing=0.0, weights=NO_WEIGHTS):
     (dlogits,) = assert_equals_twin(
         cross_entropy_backward,
         cross_entropy_backward_reference,
-        *(logits, targets, weights, largest, total, smoothing, scale, dlogits),
+        *(logits, targets, largest, total, smoothing, scale, dlogits, weights),
     )
     return losses, dlogits
 
@@ -135,7 +135,7 @@ def test_long_sums_of_losses_equal_twin():
     assert_equals_twin(
         cross_entropy_forward,
         cross_entropy_forward_reference,
-        *(logits, ones, NO_WEIGHTS, 0.0, rows, rows, rows),
+        *(logits, ones, 0.0, rows, rows, rows),
     )
 
 
@@ -147,7 +147,7 @@ def test_a_class_that_is_ruled_out_makes_a_smoothed_loss_infinite(rng, dtype):
     targets = np.array([3, 3])
     for function in (cross_entropy_forward, cross_entropy_forward_reference):
         rows = Out((2,))
-        given = logits, targets, NO_WEIGHTS, 0.1, rows, rows, rows
+        given = logits, targets, 0.1, rows, rows, rows
         losses, *_ = run(function, *given, dtype=dtype)
         assert np.isfinite(losses[0]) and losses[1] == np.inf
 
@@ -159,7 +159,7 @@ def test_gradient(rng, smoothing, weights):
 
     def backward(dout, logits):
         _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
-        arguments = (logits, targets, weights, largest, total, smoothing, 1.0, Out(logits.shape))
+        arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape), weights)
         (dlogits,) = run(cross_entropy_backward_reference, *arguments, dtype=np.float64)
         return [dlogits * dout[:, None]]
 
@@ -187,7 +187,7 @@ def test_ignored_row_gets_no_gradient_whatever_it_holds(dtype, smoothing):
     logits = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]])
     targets = np.array([-1, 1])
     losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
-    arguments = (logits, targets, NO_WEIGHTS, largest, total, smoothing, 1.0, Out(logits.shape))
+    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     assert losses[0] == 0
     np.testing.assert_array_equal(dlogits[0], 0)
@@ -222,7 +222,7 @@ def test_nan_stays_visible(rng, dtype, column, smoothing):
     targets = np.array([1, 2, 3])
     logits[1, column] = np.nan
     losses, largest, total = forward(cross_entropy_forward, logits, targets, dtype, smoothing)
-    arguments = (logits, targets, NO_WEIGHTS, largest, total, smoothing, 1.0, Out(logits.shape))
+    arguments = (logits, targets, largest, total, smoothing, 1.0, Out(logits.shape))
     (dlogits,) = run(cross_entropy_backward, *arguments, dtype=dtype)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
     np.testing.assert_array_equal(np.isnan(dlogits).all(axis=1), [False, True, False])
@@ -236,7 +236,8 @@ def test_same_bits_for_any_threads(rng, smoothing):
     assert row_tasks(*logits.shape) > 3
     _, largest, total = forward(cross_entropy_forward_reference, logits, targets)
     for weights in (NO_WEIGHTS, rng.uniform(0.5, 2, 67)):
-        given = logits, targets, weights
-        assert_same_bits(cross_entropy_forward, *given, smoothing, rows, rows, rows)
+        given = logits, targets, smoothing, rows, rows, rows, weights
+        assert_same_bits(cross_entropy_forward, *given)
         saved = largest, total, smoothing, 0.25
-        assert_same_bits(cross_entropy_backward, *given, *saved, Out(logits.shape))
+        given = logits, targets, *saved, Out(logits.shape), weights
+        assert_same_bits(cross_entropy_backward, *given)

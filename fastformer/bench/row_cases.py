@@ -69,7 +69,6 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
     return {
         "logits": normal(random, N, V),
         "targets": random.integers(0, V, N),
-        "weights": np.empty(0),
         "smoothing": 0.0,
         "losses": Output((N,)),
         "row_max": Output((N,)),
@@ -80,12 +79,10 @@ def _cross_entropy(random: Random, N: int, V: int) -> Arguments:
 def _cross_entropy_gradient(random: Random, N: int, V: int) -> Arguments:
     logits, targets = normal(random, N, V), random.integers(0, V, N)
     losses, row_max, row_sum = np.empty(N), np.empty(N), np.empty(N)
-    weights = np.empty(0)
-    cross_entropy_forward_reference(logits, targets, weights, 0.0, losses, row_max, row_sum)
+    cross_entropy_forward_reference(logits, targets, 0.0, losses, row_max, row_sum)
     return {
         "logits": logits,
         "targets": targets,
-        "weights": weights,
         "row_max": row_max,
         "row_sum": row_sum,
         "smoothing": 0.0,

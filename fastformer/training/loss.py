@@ -119,6 +119,10 @@ class CrossEntropyLoss(Fixed):
             )
         return self.weight.astype(dtype)
 
+    def _own_weights(self, classes: int, dtype: Any) -> tuple[Array, ...]:
+        """Return the last argument of the kernels, where there is one."""
+        return () if self.weight is None else (self.weights_for(classes, dtype),)
+
     @property
     def _last(self) -> _Kept:
         try:
@@ -153,14 +157,14 @@ class CrossEntropyLoss(Fixed):
             )
         N, V = logits.shape
         checks.matrix("CrossEntropyLoss", "logits", logits, N, V, logits.dtype)
-        weights = self.weights_for(V, logits.dtype)
+        weights = self._own_weights(V, logits.dtype)
         kept, ignored = _Kept(), self.ignore_index
         kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
         kept.logits = logits.view()
         losses, kept.row_max, kept.row_sum = np.empty((3, N), logits.dtype)
         total = self.ops.cross_entropy_forward(
-            kept.logits, kept.targets, weights, self.label_smoothing,
-            losses, kept.row_max, kept.row_sum,
+            kept.logits, kept.targets, self.label_smoothing,
+            losses, kept.row_max, kept.row_sum, *weights,
         )  # fmt: skip
         kept.divisor = self.divisor_of(kept.targets, kept.count) or 1
         kept.value = float(total) / kept.divisor
@@ -181,10 +185,10 @@ class CrossEntropyLoss(Fixed):
         kept = self._last
         dlogits = np.empty_like(kept.logits)
         scale = checks.number("share", share) / kept.divisor
-        weights = self.weights_for(dlogits.shape[1], dlogits.dtype)
+        weights = self._own_weights(dlogits.shape[1], dlogits.dtype)
         self.ops.cross_entropy_backward(
-            kept.logits, kept.targets, weights, kept.row_max, kept.row_sum, self.label_smoothing,
-            scale, dlogits,
+            kept.logits, kept.targets, kept.row_max, kept.row_sum, self.label_smoothing,
+            scale, dlogits, *weights,
         )  # fmt: skip
         return dlogits
 

@@ -238,10 +238,8 @@ def _cross_entropy(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     logits, targets, smoothing = a["logits"], a["targets"], a.get("smoothing", 0.0)
     losses, largest, total = (_empty(logits, len(logits)) for _ in range(3))
     dlogits, scale = _empty(logits, *logits.shape), 1 / max(1, int((targets >= 0).sum()))
-    weights = _empty(logits, 0)
-    ops.cross_entropy_forward(logits, targets, weights, smoothing, losses, largest, total)
-    saved = weights, largest, total
-    ops.cross_entropy_backward(logits, targets, *saved, smoothing, scale, dlogits)
+    ops.cross_entropy_forward(logits, targets, smoothing, losses, largest, total)
+    ops.cross_entropy_backward(logits, targets, largest, total, smoothing, scale, dlogits)
     return {"losses": losses, "dlogits": dlogits}
 
 

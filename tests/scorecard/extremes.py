@@ -224,9 +224,9 @@ def _softmax_without_shift(x: Array, out: Array) -> None:
 
 
 def _loss_without_shift(
-    logits: Array, targets: Array, weights: Array, smoothing: float, losses: Array, *saved: Array
+    logits: Array, targets: Array, smoothing: float, losses: Array, *saved: Array
 ) -> None:
-    get_backend("numba").cross_entropy_forward(logits, targets, weights, smoothing, losses, *saved)
+    get_backend("numba").cross_entropy_forward(logits, targets, smoothing, losses, *saved)
     chosen = np.take_along_axis(logits, np.maximum(targets, 0)[:, None], axis=1)[:, 0]
     with np.errstate(all="ignore"):
         losses[...] = np.where(targets >= 0, np.log(np.exp(logits).sum(axis=1)) - chosen, 0)

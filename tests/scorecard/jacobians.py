@@ -84,14 +84,14 @@ def _losses(ops: Any, rng: Any) -> Iterator[Op]:
 
         def forward(logits: Array, own: tuple[float, Array] = own) -> list[Array]:
             smoothing, weights = own
-            given = logits, targets, weights, smoothing, rows, rows, rows
+            given = logits, targets, smoothing, rows, rows, rows, weights
             *written, _ = _call(TWINS.cross_entropy_forward, *given)
             return written
 
         def backward(dout: Array, logits: Array, own: tuple[float, Array] = own) -> list[Array]:
             smoothing, weights = own
             _, largest, total = forward(logits, own)
-            given = logits, targets, weights, largest, total, smoothing, 1.0, Out(logits.shape)
+            given = logits, targets, largest, total, smoothing, 1.0, Out(logits.shape), weights
             return [_call(ops.cross_entropy_backward, *given)[0] * dout[:, None]]
 
         name = f"cross_entropy {smoothing}" + (" with weights" if classes else "")

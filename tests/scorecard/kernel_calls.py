@@ -118,14 +118,14 @@ def _cross_entropy_forward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     rows = Out(targets.shape)
     smoothing = float(rng.choice([0.0, 0.1]))
-    return logits, targets, _class_weights(rng, logits), smoothing, rows, rows, rows
+    return logits, targets, smoothing, rows, rows, rows, _class_weights(rng, logits)
 
 
 def _cross_entropy_backward(rng: Random) -> Arguments:
     logits, targets = _logits(rng)
     largest, total = logits.max(axis=1), 1 + np.abs(_real(rng, len(logits)))
     smoothing, weights = float(rng.choice([0.0, 0.1])), _class_weights(rng, logits)
-    return logits, targets, weights, largest, total, smoothing, 0.25, Out(logits.shape)
+    return logits, targets, largest, total, smoothing, 0.25, Out(logits.shape), weights
 
 
 def _dropout_forward(rng: Random) -> Arguments:

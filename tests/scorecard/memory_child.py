@@ -91,7 +91,7 @@ def guard(first: int, last: int, progress: str) -> dict[str, Any]:
 SHORT = {
     "adam_step": (1, 2, 3), "average_step": (1,),
     "attention_forward": (2, 9), "attention_backward": (0, 4, 13, 14, 15),
-    "cross_entropy_forward": (1, 4, 5, 6), "cross_entropy_backward": (1, 3, 4, 7),
+    "cross_entropy_forward": (1, 3, 4, 5), "cross_entropy_backward": (1, 2, 3, 6),
     "embedding_forward": (0,),
     "embedding_backward": (0,), "layernorm_forward": (2, 4, 5, 6),
     "layernorm_backward": (0, 3, 4, 6), "matmul": (6,), "matmul_nt": (5,),
