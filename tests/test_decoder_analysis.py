@@ -261,7 +261,7 @@ def test_the_report_has_the_decoders_answers_and_attention(
     assert html.count("10^10") == 1 and "from what is read out" in html
     nested = tmp_path / "nested.html"
     object_of(capsys, "report", runs["nested"], "--out", nested)
-    assert "Whole answers, hardest inner operation first" in nested.read_text()
+    assert "Right answers, hardest inner operation first" in nested.read_text()
     assert "nothing follows" in mistake_of(capsys, "report", runs["nested"], "Max")
 
 

@@ -1,15 +1,13 @@
 """A run with its best weights, for everything that looks at what a model has learned."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
-from fastformer.data.answers import ANSWER_TOKENS, kept_apart
-from fastformer.data.questions import Asked, questions_of
+from fastformer.data.asked import Asked
 from fastformer.data.tokenizers import Tokenizer
-from fastformer.data.vocabulary import encode
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
@@ -45,27 +43,8 @@ class LoadedRun:
 
     @cached_property
     def tests(self) -> list[Asked]:
-        """Its test inputs, drawn again: the same ones, none of which was trained on."""
-        if isinstance(self.settings, AnswerSettings):
-            return [*questions_of(self.settings.unseen("test"), self.settings.form)]
-        return [*self.settings.splits().test.expressions]
-
-    def trained_on(self, asked: Sequence[Asked]) -> int | None:
-        """Return how many of some expressions were trained on; None where that is not known.
-
-        A decoder's examples are drawn fresh, and no list of them is kept.
-        """
-        if isinstance(self.settings, AnswerSettings):
-            return None
-        trained = set(self.settings.splits().train.expressions)
-        return sum(one in trained for one in asked)
-
-    def never_trained_on(self, asked: Sequence[Asked]) -> int:
-        """Return of how many of some expressions it is certain that they were not trained on."""
-        trained = self.trained_on(asked)
-        if trained is not None:
-            return len(asked) - trained
-        return int(kept_apart([encode(one.tokens(), ANSWER_TOKENS) for one in asked]).sum())
+        """Its test inputs, the same ones as in training: none of them was trained on."""
+        return self.settings.tests()
 
 
 def load_run(directory: str | Path) -> LoadedRun:
@@ -124,8 +103,8 @@ def predictor_of(
     return DigitPredictor(model, settings.task)
 
 
-def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
-    """Return the operations of a run, and the embedding table (V, C) of its best weights.
+def load_embeddings(directory: str | Path) -> tuple[NamedTokens, Array]:
+    """Return the tokens of a run that are looked at, and the table (V, C) of its best weights.
 
     No model is made, so no kernel is compiled.
 
@@ -135,4 +114,4 @@ def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
     run = RunDirectory.open(directory)
     settings = settings_of(run)
     shape = (settings.model.vocab_size, settings.model.embed_dim)
-    return list(settings.operations), embedding_table(run.best(), shape)
+    return settings.named_tokens, embedding_table(run.best(), shape)

@@ -11,12 +11,14 @@ from typing import Final, Protocol
 import numpy as np
 
 from fastformer import checks
+from fastformer.analysis.evaluation import AnswerScores, Scores, evaluate_answers
 from fastformer.batch import pack
 from fastformer.data.answer_formats import Form
 from fastformer.data.answers import ANSWER_TOKENS
+from fastformer.data.asked import Asked
 from fastformer.data.digits import DigitExamples, DigitTask
 from fastformer.data.expressions import Expression, parse_expression
-from fastformer.data.questions import Asked, Question, check_length, parse_question
+from fastformer.data.questions import Question, check_length, parse_question
 from fastformer.data.vocabulary import DIGIT_TOKENS, EOS, decode, encode
 from fastformer.generation import Generated, beam_search, generate
 from fastformer.models.decoder import TransformerDecoder
@@ -35,21 +37,42 @@ class Prediction:
     Attributes:
         expression: as the model read it.
         prediction: the answer: the likeliest token each time.
-        probability: of the prediction.    expected: the right answer.
-        correct: whether they are the same.
+        probability: of the prediction.    expected: the right answer, None where nobody said it.
+        correct: whether they are the same; None where nobody can tell.
         top: likely answers with their probabilities, the likeliest first.
     """
 
     expression: str
     prediction: str
     probability: float
-    expected: str
-    correct: bool
+    expected: str | None
+    correct: bool | None
     top: list[tuple[str, float]]
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is right, in words to be written behind it."""
+        if self.correct is None:
+            return ""
+        return "   (right)" if self.correct else f"   (wrong, it is {self.expected})"
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """What a model reads.
+
+    Attributes:
+        tokens: as they are shown.    ids: of them.
+        given: how many of them it is given; after the last of these it answers.
+    """
+
+    tokens: list[str]
+    ids: list[int]
+    given: int
 
 
 class Predictor(Protocol):
-    """A trained model of either kind."""
+    """A trained model that answers."""
 
     @property
     def model(self) -> Transformer | TransformerDecoder:
@@ -84,9 +107,11 @@ class Predictor(Protocol):
             ValueError: logits that are not finite.
         """
 
-    def sequence(self, asked: Asked) -> tuple[list[str], int]:
-        """Return the tokens that the model reads until its answer is whole, and how many it is
-        given: after the last of these it answers."""
+    def sequence(self, asked: Asked) -> "ReadTokens":
+        """Return the tokens that the model reads until its answer is whole."""
+
+    def score(self, answers: Sequence[str], asked: Sequence[Asked]) -> Scores:
+        """Return how good the answers to at least one expression are."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +165,14 @@ class DigitPredictor:
         loss = CrossEntropyLoss(backend=self.model.ops.name).forward(logits, examples.targets)
         return decode(np.asarray(logits.argmax(axis=1), dtype=np.int64)), loss
 
-    def sequence(self, asked: Asked) -> tuple[list[str], int]:
-        """Return the expression's tokens, and how many they are."""
+    def sequence(self, asked: Asked) -> ReadTokens:
+        """Return the expression's tokens."""
         tokens = asked.tokens()
-        return tokens, len(tokens)
+        return ReadTokens(tokens, asked.ids(), len(tokens))
+
+    def score(self, answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
+        """Count what is right by operation and by digit."""
+        return score_numbers(answers, asked)
 
 
 @dataclass(frozen=True)
@@ -171,7 +200,7 @@ class AnswerPredictor:
         checks.integer("top", top, 1, len(ANSWER_TOKENS))
         written = self._write([question])[0]
         found = beam_search(
-            self.model, _ids(question), beams=top, max_new_tokens=self._longest, end=EOS
+            self.model, question.ids(), beams=top, max_new_tokens=self._longest, end=EOS
         )
         answer, expected = self._text(written), str(question.answer())
         return Prediction(
@@ -186,7 +215,7 @@ class AnswerPredictor:
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
         """Return the answer to each question, and the mean loss of the right answers' tokens."""
         questions = [one for one in asked if isinstance(one, Question)]
-        prompts = [_ids(question) for question in questions]
+        prompts = [question.ids() for question in questions]
         wanted = [encode(question.answer_tokens(), ANSWER_TOKENS) for question in questions]
         pairs = list(zip(prompts, wanted, strict=True))
         batch = pack([prompt + answer[:-1] for prompt, answer in pairs])
@@ -205,26 +234,36 @@ class AnswerPredictor:
                 texts[place] = self._text(written)
         return texts, loss
 
-    def sequence(self, asked: Asked) -> tuple[list[str], int]:
+    def sequence(self, asked: Asked) -> ReadTokens:
         """Return the question with the answer that the model writes, without its last token.
 
         The last token of the answer is not there: the row before it is the one that writes it.
         """
-        tokens = asked.tokens()
-        written = self._write([asked])[0].tokens
-        return [*tokens, *decode(written[:-1], ANSWER_TOKENS)], len(tokens)
+        ids = asked.ids()
+        written = self._write([asked])[0].tokens[:-1]
+        tokens = [*asked.tokens(), *decode(written, ANSWER_TOKENS)]
+        return ReadTokens(tokens, [*ids, *written], len(ids))
+
+    def score(self, answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
+        """Count what is right by operation, by inner operation and by digit."""
+        inner = [one.inner_operations for one in asked if isinstance(one, Question)]
+        return score_numbers(answers, asked, inner if any(inner) else ())
 
     @property
     def _longest(self) -> int:
         return self.form.answer_digits + 1
 
     def _write(self, asked: Sequence[Asked]) -> list[Generated]:
-        prompts = [_ids(question) for question in asked]
+        prompts = [question.ids() for question in asked]
         return generate(self.model, prompts, max_new_tokens=self._longest, end=EOS)
 
     def _text(self, written: Generated) -> str:
         return self.form.read_answer(decode(written.tokens, ANSWER_TOKENS), written.ended)
 
 
-def _ids(asked: Asked) -> list[int]:
-    return encode(asked.tokens(), ANSWER_TOKENS)
+def score_numbers(
+    answers: Sequence[str], asked: Sequence[Asked], inner: Sequence[Sequence[str]] = ()
+) -> AnswerScores:
+    """Return the scores of answers that are numbers; `inner` as of `evaluate_answers`."""
+    correct = [str(one.answer()) for one in asked]
+    return evaluate_answers(answers, correct, [one.group for one in asked], inner)

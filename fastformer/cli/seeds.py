@@ -62,7 +62,7 @@ def show_seeds(result: dict[str, Any]) -> None:
         console.line(f"{run['seed']:>10}  {accuracy:>9}  {run['seconds']:>7.1f}  {run['run']}")
     console.line()
     notes = {name: _range(spread) for name, spread in result["operation_spread"].items()}
-    console.per_operation(result["per_operation"], notes)
+    console.per_group(result["per_operation"], notes)
     console.line()
     spread = result["spread"]
     console.facts(

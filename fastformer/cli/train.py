@@ -340,7 +340,7 @@ def _show(result: dict[str, Any]) -> None:
         loss, bits = result["validation_loss"], result["bits_per_byte"]
         scores = [("validation loss", f"{writing.loss(loss)} a token, {bits:.3f} bits a byte")]
     else:
-        console.per_operation(result["per_operation"])
+        console.per_group(result["per_operation"])
         console.line()
         scores = [
             *console.unseen_accuracy(result),

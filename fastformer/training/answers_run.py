@@ -1,6 +1,6 @@
 """Runs of the decoder on tasks with longer answers: presets, training, going on, the test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,10 @@ from fastformer.data.answers import (
     Drawn,
     draw_training,
     draw_unseen,
+    kept_apart,
 )
+from fastformer.data.asked import Asked
+from fastformer.data.questions import questions_of
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
@@ -77,6 +80,17 @@ class AnswerSettings(Settings):
     def first_examples(self, count: int) -> tuple[PackedBatch, Ids]:
         """Return so many examples as training has them first, with their targets."""
         return draw_training(self.task, self.seed, 0, count).packed(hints=True)
+
+    def tests(self) -> list[Asked]:
+        """Return the test inputs."""
+        return [*questions_of(self.unseen("test"), self.form)]
+
+    def trained_on(self, asked: Sequence[Asked]) -> None:
+        """Return that it is not known: examples are drawn fresh, and no list of them is kept."""
+
+    def never_trained_on(self, asked: Sequence[Asked]) -> int:
+        """Return of how many of some questions it is certain that training never draws them."""
+        return int(kept_apart([one.ids() for one in asked]).sum())
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""

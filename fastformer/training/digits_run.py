@@ -1,5 +1,6 @@
 """Runs of the digit task: settings, training, going on, the test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastformer.batch import Ids, PackedBatch, pack
+from fastformer.data.asked import Asked
 from fastformer.data.digits import DigitExamples, DigitTask, Splits, generate, split
 from fastformer.data.expressions import OPERATIONS
 from fastformer.data.vocabulary import DIGIT_TOKENS
@@ -68,6 +70,19 @@ class RunSettings(Settings):
         """Return the first of the training examples, with their targets."""
         train = self.splits().train
         return pack(train.inputs[:count]), train.targets[:count]
+
+    def tests(self) -> list[Asked]:
+        """Return the test inputs."""
+        return [*self.splits().test.expressions]
+
+    def trained_on(self, asked: Sequence[Asked]) -> int:
+        """Return how many of some expressions are trained on."""
+        trained = set(self.splits().train.expressions)
+        return sum(one in trained for one in asked)
+
+    def never_trained_on(self, asked: Sequence[Asked]) -> int:
+        """Return how many of some expressions are not trained on."""
+        return len(asked) - self.trained_on(asked)
 
     def new_model(self) -> Transformer:
         """Return the model with its initial weights."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import CheckpointError, InvalidTypeError, RunError
 from fastformer.models.config import DTYPES, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
@@ -105,6 +106,11 @@ class Settings:
     def operations(self) -> tuple[str, ...]:
         """The operations in the task's questions."""
         raise NotImplementedError
+
+    @property
+    def named_tokens(self) -> NamedTokens:
+        """The tokens that are looked at in the embedding."""
+        return NamedTokens.of(self.tokens, self.operations)
 
     def new_model(self) -> Transformer | TransformerDecoder:
         """Return the model with its initial weights."""
