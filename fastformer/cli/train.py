@@ -106,7 +106,6 @@ class TextOptions(TextTask):
 
     files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     digest: Annotated[str, Parameter(parse=False)] = ""
-    characters: Annotated[str, Parameter(parse=False)] = ""
 
 
 class TrainingOptions(TrainingConfig):
