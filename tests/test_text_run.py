@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -84,6 +85,83 @@ def test_bytes_are_tokens_too(tmp_path, capsys):
     assert main(["generate", str(tmp_path / "run"), "--prompt", "文", "--tokens=4"]) == 0
 
 
+def test_words_are_tokens_too(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(text, run, "--epochs=2", "--tokenizer=words", "--vocab-size=6") == 0
+    bits = result_of(capsys)
+    assert bits["bits_per_byte"] < bits["validation_loss"] / math.log(2) / 4, "of words' bytes"
+    _, tokenizer = load_text_run(run)
+    assert tokenizer.words == ("the", ".", "brown", "dog", "fox")
+    assert main(["generate", str(run), "--prompt=a brown", "--tokens=2", "--temperature=0"]) == 0
+    written = capsys.readouterr().out
+    assert written.startswith("a brown ") and len(written.split()) == 4
+    assert main(["generate", str(run), "--tokens=1"]) == 0
+    assert capsys.readouterr().out.startswith("the "), "the most frequent word"
+
+
+@pytest.mark.needs("tokenizers")
+def test_parts_of_words_are_tokens_too(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = "--epochs=1", "--tokenizer=bpe", "--vocab-size=280"
+    assert train(text, run, *words) == 0
+    first = result_of(capsys)
+    assert (run / "tokenizer.json").read_bytes()[:1] == b"{"
+    # A run's file, for another run.
+    tokenizer = f"--tokenizer={run / 'tokenizer.json'}"
+    assert train(text, tmp_path / "again", "--epochs=1", tokenizer) == 0
+    assert result_of(capsys)["validation_loss"] == first["validation_loss"]
+    assert (tmp_path / "again/tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    assert main(["generate", str(run), "--tokens=3"]) == 0
+    capsys.readouterr()
+    assert train(text, tmp_path / "less", "--tokenizer=bpe", "--vocab-size=255") == 2
+    assert "vocab_size must be an integer >= 256, got 255" in capsys.readouterr().err
+    assert train(text, tmp_path / "other", tokenizer, "--vocab-size=300") == 2
+    assert "vocab_size must be 280, which the tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "less").exists() and not (tmp_path / "other").exists()
+
+
+def test_bpe_without_its_library_says_what_to_install(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert train(text, tmp_path / "run", "--tokenizer=bpe") == 2
+    assert "pip install 'fastformer[text]'" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_tokenizer_in_a_file_of_its_own(text, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(text, run, "--epochs=1") == 0
+    file, config = run / "tokenizer.json", (run / "config.toml").read_text()
+    assert json.loads(file.read_bytes())["characters"] == "".join(sorted(set(TEXT)))
+    assert "tokenizer_digest" in config and "characters = " not in config
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"a", b"A"))
+    for command in (["train", "--resume", str(run), "--epochs=2"], ["generate", str(run)]):
+        capsys.readouterr()
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert f"{file} is not the tokenizer that the run began with" in message
+    file.unlink()
+    assert main(["generate", str(run)]) == 2
+    assert f"cannot read the run's tokenizer, {file}: No such file" in capsys.readouterr().err
+    file.write_bytes(content)
+    assert main(["train", "--resume", str(run), "--epochs=2"]) == 0
+    assert file.read_bytes() == content
+    # Another run in its place has nothing of it.
+    assert train(text, run, "--epochs=1", "--tokenizer=bytes", "--overwrite") == 0
+    assert json.loads(file.read_bytes())["kind"] == "bytes"
+
+
+def test_several_seeds_keep_the_tokenizer_to_go_on_with(text, tmp_path, capsys):
+    assert train(text, tmp_path / "runs", "--epochs=1", "--seeds=2") == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert names == {"seeds.json", "tokenizer.json", "seed-42", "seed-43"}
+    assert main(["train", "--resume", str(tmp_path / "runs"), "--epochs=2", "--json"]) == 0
+    assert result_of(capsys)["seeds"] == [42, 43]
+    file = tmp_path / "runs" / "tokenizer.json"
+    file.write_bytes(b"{}")
+    assert main(["train", "--resume", str(tmp_path / "runs"), "--epochs=3"]) == 2
+    assert f"{file} is not the tokenizer" in capsys.readouterr().err
+
+
 def test_a_run_that_goes_on_has_the_bits_of_one_that_never_stopped(text, tmp_path, capsys):
     assert train(text, tmp_path / "whole", "--epochs=3", "--dropout=0.1") == 0
     assert train(text, tmp_path / "parts", "--epochs=1", "--dropout=0.1") == 0
@@ -116,7 +194,10 @@ def test_a_text_that_has_changed_is_not_gone_on_with(text, tmp_path, capsys):
         (b"", (), "is empty"),
         (b"too short", (), "too few for crops of max_seq_len=16"),
         (TEXT.encode(), ("--validation-share=0.001",), "too few for crops"),
-        (TEXT.encode(), ("--tokenizer=words",), "tokenizer must be one of 'characters', 'bytes'"),
+        (TEXT.encode(), ("--tokenizer=byte",), "did you mean 'bytes'?; or the path of a tokenizer"),
+        (TEXT.encode(), ("--tokenizer=text.txt",), "or the path of a tokenizer.json"),
+        (TEXT.encode(), ("--vocab-size=9",), "vocab_size must be 28, which the tokenizer"),
+        (TEXT.encode(), ("--tokenizer=words", "--vocab-size=1"), "must be an integer >= 2, got 1"),
         (TEXT.encode(), ("--pooling=mean",), "Unknown option: --pooling"),
         (TEXT.encode(), ("--examples=5",), "Unknown option: --examples"),
         (TEXT.encode(), ("--crops=0",), "crops must be an integer >= 1"),

@@ -1,14 +1,19 @@
 """`fastformer generate`: what a model that has learned a text goes on with."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fastformer import checks
 from fastformer import threads as thread_count
 from fastformer.cli import console
+from fastformer.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from fastformer.data.tokenizers import Tokenizer
 
 
 def generate(
@@ -52,8 +57,7 @@ def generate(
     checks.number("temperature", temperature, at_least=0)
     model, tokenizer = load_text_run(run)
     if prompt is None:
-        known = tokenizer.decode(range(tokenizer.vocab_size))
-        prompt = next((mark for mark in "\n " if mark in known), known[0])
+        prompt = _first_prompt(tokenizer)
     ids = tokenizer.encode(prompt).tolist()
     if not ids:
         checks.fail("the prompt is empty: give at least one character")
@@ -74,7 +78,8 @@ def generate(
         text = tokenizer.decode(found)
         console.json_line({"prompt": prompt, "text": text, "tokens": found})
         return
-    written, found = "", []
+    # Behind the prompt, for a word that follows another one has a space before it.
+    written, found = tokenizer.decode(ids), list(ids)
     sys.stdout.write(prompt.lstrip("\n"))
     for token in stream:
         found.append(token)
@@ -85,3 +90,12 @@ def generate(
             sys.stdout.flush()
             written = text
     sys.stdout.write(tokenizer.decode(found)[len(written) :] + "\n")
+
+
+def _first_prompt(tokenizer: "Tokenizer") -> str:
+    """Return a prompt for those who give none."""
+    for mark in "\n ":
+        with suppress(InvalidValueError):  # of characters that the text has not
+            if tokenizer.encode(mark).size:
+                return mark
+    return tokenizer.decode([min(1, tokenizer.vocab_size - 1)])  # of words, 0 is the unknown one

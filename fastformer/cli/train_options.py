@@ -94,7 +94,6 @@ class TextOptions(TextTask):
 
     files: Annotated[tuple[str, ...], Decided] = ()
     digest: Annotated[str, Decided] = ""
-    characters: Annotated[str, Decided] = ""
 
 
 def options_of_questions(name: str) -> tuple[type[Any], type[Any], type[Any]]:

@@ -1,7 +1,7 @@
 """Text files as one row of token ids, of which training takes crops."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
-from fastformer.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from fastformer.data.tokenizers import KINDS, LEARNED, Tokenizer, new_tokenizer, read_tokenizer
 from fastformer.errors import InvalidValueError
 from fastformer.random import generator
 
-# What the tokens of a run on text are.
-TOKENIZERS = ("characters", "bytes")
+# Of a tokenizer that learns its tokens, where no other number is given.
+VOCAB_SIZE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class TextTask:
     Attributes:
         files: absolute paths, in the order in which their texts follow each other.
         digest: of the texts, so that a run does not go on with others; "" before they are read.
-        characters: all that the text has, in their order, where they are the tokens.
+        vocab_size: 0 for VOCAB_SIZE, or for what a tokenizer has that learns nothing.
 
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
@@ -32,10 +32,17 @@ class TextTask:
 
     files: tuple[str, ...] = ()
     digest: str = ""
-    characters: str = ""
     tokenizer: str = field(
         default="characters",
-        metadata={"help": "what is a token: characters (those that the text has) or bytes"},
+        metadata={
+            "help": "what is a token: characters (those that the text has), bytes, words, or bpe "
+            "(parts of words that it learns, as GPT-2 does; needs fastformer[text]); or the path "
+            "of a tokenizer.json, of a run or of the tokenizers library"
+        },
+    )
+    vocab_size: int = field(
+        default=0,
+        metadata={"help": f"tokens that words and bpe learn at most; 0 for {VOCAB_SIZE:,}"},
     )
     crops: int = field(
         default=3000,
@@ -47,25 +54,62 @@ class TextTask:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        checks.choice("tokenizer", self.tokenizer, TOKENIZERS)
-        for name in ("digest", "characters"):
+        for name in ("digest", "tokenizer"):
             checks.instance("TextTask", name, getattr(self, name), str)
+        checks.integer("vocab_size", self.vocab_size, 0)
         if not all(isinstance(file, str) for file in self.files):
             checks.fail(f"files must be paths, got {self.files!r:.200}")
         checks.integer("crops", self.crops, 1)
         checks.number("validation_share", self.validation_share, above=0, below=1)
 
     def of_texts(self, texts: Sequence[str]) -> "TextTask":
-        """Return the task with what texts decide: their digest, and their characters."""
+        """Return the task with the digest of texts."""
         digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-        own = "" if self.tokenizer == "bytes" else CharacterTokenizer.of(texts).characters
-        return replace(self, digest=digest, characters=own)
+        return replace(self, digest=digest)
 
-    def new_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the task's settings describe."""
-        if self.tokenizer == "bytes":
-            return ByteTokenizer()
-        return CharacterTokenizer(self.characters)
+    def new_tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        """Return the tokenizer that texts decide, or that a file has.
+
+        Raises:
+            ValueError: no kind and no file, a file without a tokenizer, a size that is not allowed,
+                or that the tokenizer has not, or a library that is not installed.
+        """
+        return chosen_tokenizer(self.tokenizer, texts, self.vocab_size)
+
+
+def chosen_tokenizer(name: str, texts: Iterable[str], vocab_size: int = 0) -> Tokenizer:
+    """Return the tokenizer that a user names.
+
+    Args:
+        name: a kind of `fastformer.data.tokenizers.KINDS`, or the path of a `tokenizer.json`.
+        texts: what it learns from, where it learns; each in memory for itself.
+        vocab_size: how many tokens it learns at most; 0 for VOCAB_SIZE. One that learns none must
+            have as many, but for 0.
+
+    Raises:
+        ValueError: as of `TextTask.new_tokenizer`.
+    """
+    if name in LEARNED:
+        return new_tokenizer(name, texts, vocab_size or VOCAB_SIZE)
+    if name in KINDS:
+        found = new_tokenizer(name, texts, 0)
+    else:
+        path = Path(name)
+        if not path.is_file():
+            try:
+                checks.choice("tokenizer", name, KINDS)
+            except InvalidValueError as error:
+                raise InvalidValueError(f"{error}; or the path of a tokenizer.json") from None
+        try:
+            found = read_tokenizer(path, path.read_bytes())
+        except OSError as error:
+            raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error
+    if vocab_size not in (0, found.vocab_size):
+        checks.fail(
+            f"vocab_size must be {found.vocab_size}, which the tokenizer {name} has, or be left "
+            f"out, got {vocab_size}; {' and '.join(LEARNED)} learn as many as are asked for"
+        )
+    return found
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:

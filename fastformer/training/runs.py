@@ -16,15 +16,16 @@ AnySettings: TypeAlias = RunSettings | AnswerSettings | TextSettings
 _KINDS: Final = {kind.kind: kind for kind in (RunSettings, AnswerSettings, TextSettings)}
 
 
-def settings_from(tables: Mapping[str, Mapping[str, Any]]) -> AnySettings:
+def settings_from(
+    tables: Mapping[str, Mapping[str, Any]], directory: Path | None = None
+) -> AnySettings:
     """Return the settings of any kind that tables hold.
 
-    Raises:
-        KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
+    Args, raises: as of `Settings.from_tables`.
     """
     kind = tables["run"]["kind"]
     checks.choice("kind", kind, tuple(_KINDS))
-    return _KINDS[kind].from_tables(tables)
+    return _KINDS[kind].from_tables(tables, directory)
 
 
 def settings_of(run: RunDirectory) -> AnySettings:
@@ -34,7 +35,7 @@ def settings_of(run: RunDirectory) -> AnySettings:
         RunError: they are missing, unknown or not allowed.
     """
     with settings_errors(run):
-        return settings_from(run.config)
+        return settings_from(run.config, run.path)
 
 
 def train_run(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,24 +35,16 @@ class TextSettings(Settings):
     kind: ClassVar[str] = "text"
     task_class: ClassVar[type[Any]] = TextTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
+    has_tokenizer: ClassVar[bool] = True
 
     task: TextTask
     model: DecoderConfig
-
-    @property
-    def vocab_size(self) -> int:
-        """How many token ids there are."""
-        return self.tokenizer.vocab_size
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What turns text into tokens, and back."""
-        return self.task.new_tokenizer()
+    tokenizer: Tokenizer
 
     @property
     def task_name(self) -> str:
         """What the task is called in a message."""
-        return f"this text, whose tokens are {self.task.tokenizer}"
+        return f"the {self.tokenizer.kind} of this text's tokenizer"
 
     @property
     def longest(self) -> int:
@@ -159,7 +151,7 @@ class _TextJob:
         settings = self.settings
         return (
             f"text: {self.model.num_parameters:,} parameters, {self.crops.tokens.size:,} tokens "
-            f"of {settings.vocab_size} {settings.task.tokenizer}, "
+            f"({settings.tokenizer.kind}, {settings.vocab_size:,} different), "
             f"{self.validation.inputs.num_tokens:,} for validation, {settings.computed_with}, "
             f"seed {settings.seed}"
         )
@@ -196,17 +188,14 @@ def new_text_settings(
     """
     texts = read_texts(files)
     paths = tuple(str(Path(file).absolute()) for file in files)
-    task = TextTask(**{**_fields(task), "files": paths}).of_texts(texts)
-    vocab_size = task.new_tokenizer().vocab_size
-    settings = TextSettings(
-        task=task, model=DecoderConfig(**{**model, "vocab_size": vocab_size}), **own
-    )
+    # Of a TextTask itself, whatever subclass a command line has made.
+    given = {field.name: getattr(task, field.name) for field in fields(TextTask)}
+    task = TextTask(**{**given, "files": paths}).of_texts(texts)
+    tokenizer = task.new_tokenizer(texts)
+    decoder = DecoderConfig(**{**model, "vocab_size": tokenizer.vocab_size})
+    settings = TextSettings(task=task, model=decoder, tokenizer=tokenizer, **own)
     settings.tokens_of(texts)
     return settings
-
-
-def _fields(task: TextTask) -> dict[str, Any]:
-    return {name: getattr(task, name) for name in ("tokenizer", "crops", "validation_share")}
 
 
 def train_text(

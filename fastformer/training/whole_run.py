@@ -85,7 +85,8 @@ def train_new(
     """Train a new run to its end. See `train_digits`."""
     # First all that can fail; then the directory.
     _load_start(job, settings, callbacks)
-    with RunDirectory.new(directory, settings.tables(), overwrite=overwrite) as run:
+    tables, files = settings.tables(), settings.files()
+    with RunDirectory.new(directory, tables, overwrite=overwrite, files=files) as run:
         return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
 
 
