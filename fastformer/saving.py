@@ -87,9 +87,14 @@ def load(path: str | Path, *, backend: str = "numba") -> Any:
 def _model_of(checkpoint: Checkpoint, model_class: type, config_class: type, backend: str) -> Any:
     metadata = checkpoint.metadata
     config: Any = checks.from_settings(config_class, metadata["config"])
-    embedding = checkpoint.tensors["embedding.weight"].shape
-    if embedding != (config.vocab_size, config.embed_dim):
-        checks.fail(f"its embedding is {embedding}, which its settings do not say")
+    # Before a model is made, which may be far larger than the file.
+    expected = {"embedding.weight": (config.vocab_size, config.embed_dim)}
+    if model_class is Transformer:
+        expected["output.weight"] = (config.embed_dim, config.num_logits)
+    for name, shape in expected.items():
+        given = checkpoint.tensors[name].shape
+        if given != shape:
+            checks.fail(f"its {name} is {given}, and its settings say {shape}")
     own = {"dtype": metadata["dtype"], "precision": metadata["precision"], "backend": backend}
     model = model_class(config, **own)
     model.load_state_dict(checkpoint.tensors)

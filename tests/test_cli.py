@@ -72,9 +72,10 @@ def test_train_has_every_setting_as_an_option(
         for config in (DigitTask, TransformerConfig, TrainingConfig)
         for field in dataclasses.fields(config)
     ]
-    fields.remove("vocab_size")
+    for hidden in ("vocab_size", "num_classes"):
+        fields.remove(hidden)
     assert [name for name in fields if f"--{name.replace('_', '-')} " not in out] == []
-    assert "--vocab-size" not in out
+    assert "--vocab-size" not in out and "--num-classes" not in out
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -90,6 +91,8 @@ def test_the_version_is_that_of_the_package() -> None:
         ("train words", 'Invalid value "words" for TASK. Choose from: "digits", "text".'),
         ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
         ("train --vocab-size 20", "Unknown option: --vocab-size."),
+        ("train --num-classes 10", "Unknown option: --num-classes."),
+        ("train --pooling none", "pooling must be 'first', 'mean' or 'last' for the digit task"),
         ("train --examples", "--examples requires an argument"),
         (
             "train --examples many",

@@ -33,6 +33,14 @@ def test_a_precision_is_kept(tmp_path):
     assert ff.load(tmp_path / "m").precision == "bfloat16"
 
 
+def test_a_tagger_is_kept(tmp_path):
+    model = make_model("encoder", num_classes=3, pooling="none")
+    ff.save(model, tmp_path / "m")
+    found = ff.load(tmp_path / "m")
+    assert found.config == model.config
+    assert found.forward(make_batch()).shape == (make_batch().num_tokens, 3)
+
+
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer("abc déf")])
 def test_a_tokenizer_goes_with_its_model(tmp_path, tokenizer):
     model = make_model("decoder")
@@ -63,6 +71,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         {"model": "GPT"}, {"config": {}}, {"config": {"vocab_size": 3}}, {"dtype": "int8"},
         {"tokenizer": "{}"}, {"tokenizer": 3}, {"config": whole.metadata["config"] | {"x": 1}},
         {"config": whole.metadata["config"] | {"ffn_dim": 7}},
+        {"config": whole.metadata["config"] | {"num_classes": 2**40}},
     ):  # fmt: skip
         save_checkpoint(path, whole.tensors, whole.metadata | change)
         with pytest.raises(CheckpointError, match="does not hold a model"):

@@ -88,9 +88,10 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DigitModel(TransformerConfig):
-    """The model's options. The task decides the size of the vocabulary."""
+    """The model's options. The task decides the sizes of the vocabulary and of the answer."""
 
     vocab_size: Annotated[int, Parameter(parse=False)] = len(DIGIT_TOKENS)
+    num_classes: Annotated[int, Parameter(parse=False)] = 0
     given: ClassVar[frozenset[str]]
 
     def __new__(cls, **given: Any) -> "DigitModel":
@@ -343,6 +344,7 @@ def _settings(
             f"--preset {options.preset} trains a decoder, which reads out every token: leave out "
             "--pooling"
         )
+    del sizes["num_classes"]
     return AnswerSettings(
         task=AnswerTask(name=str(options.preset), examples=task.examples),
         model=DecoderConfig(**sizes | {"vocab_size": len(ANSWER_TOKENS)}),

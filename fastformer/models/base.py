@@ -139,10 +139,11 @@ class Model(Layer):
             self.relative.check(batch)
 
     def forward(self, batch: PackedBatch) -> Array:
-        """Return logits: (B, V) of a classifier, a row for each sequence; (N, V) of a decoder.
+        """Return logits: (B, V), a row for each sequence, or (N, V), a row for each token.
 
-        A decoder's row for each token is what comes after it. Threads may share a model: each gets
-        its own logits, one after the other.
+        V is `config.num_logits`. A classifier has a row for each sequence, or with the pooling
+        "none" for each token; a decoder's row for each token is what comes after it. Threads may
+        share a model: each gets its own logits, one after the other.
 
         Raises:
             TypeError, ValueError: not a PackedBatch, or one that the model cannot read.
@@ -177,7 +178,7 @@ class Model(Layer):
                     f"{name}: there is no forward of the whole model to undo; call forward first"
                 )
             rows = self.logits_rows.at(space.sizes)
-            checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
+            checks.matrix(name, "dlogits", dlogits, rows, self.config.num_logits, self.dtype)
             ensure_compiled(space.kernels((1, 2)))
             with self.threads.at("backward", len(dlogits)):
                 # With the numbers that forward had, which are still there.
@@ -305,7 +306,7 @@ class Model(Layer):
 def _forward_program(model: Model, p: Program) -> None:
     """Append forward, and backward as a stage of its own."""
     p.keeps = True
-    sizes = model.logits_rows, Axis(model.config.vocab_size)
+    sizes = model.logits_rows, Axis(model.config.num_logits)
     p.forward(model, p.copied("logits", *sizes))
     p.end_stage()
     p.backward(model, p.copied("dlogits", *sizes))

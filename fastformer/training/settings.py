@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
 from fastformer.errors import CheckpointError, InvalidTypeError, RunError
-from fastformer.models.config import DTYPES, ModelConfig
+from fastformer.models.config import DTYPES, ModelConfig, TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint
@@ -132,6 +132,8 @@ class Settings:
                 model.ffn_dim,
             ),
         }
+        if isinstance(model, TransformerConfig):
+            expected["output.weight"] = (model.embed_dim, model.num_logits)
         if model.positions == "learned":
             expected["positions.weight"] = (model.max_seq_len, model.embed_dim)
         for name, shape in expected.items():
