@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from fastformer import checks
@@ -43,12 +44,17 @@ class Model(Layer):
         memory_limit: bytes that a training step may keep between forward and backward, of one part
             of a batch; 0 for 128 MiB, or as many as the weights have. Where one sequence alone
             would keep more, more is computed again than `recompute` says. It can be set.
+        tokenizer: what turns text into the model's ids, or None. It can be set, and is saved.
+        labels: names of the classes, of each logit one, or None. They can be set, and are saved.
     """
 
     output: Linear | TiedLinear
+    tokenizer: Any = None
+    labels: tuple[str, ...] | None = None
     settable: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
         "recompute": lambda value: checks.choice("recompute", value, RECOMPUTE),
         "memory_limit": lambda value: checks.integer("memory_limit", value, 0),
+        "labels": lambda value: None if value is None else checks.names("labels", value),
     }
 
     def __init__(
@@ -183,6 +189,13 @@ class Model(Layer):
             with self.threads.at("backward", len(dlogits)):
                 # With the numbers that forward had, which are still there.
                 space.run(space.batch, stages=(1, 2), copied={"dlogits": dlogits})
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one file, which `fastformer.load` reads; see `fastformer.save`."""
+        # A file is what training keeps, of which models know nothing until one is written.
+        from fastformer.saving import save
+
+        save(self, path)  # type: ignore[arg-type]
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:
