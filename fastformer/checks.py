@@ -9,7 +9,7 @@ It is one long file, for it is one list, from which every floor takes what it ne
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -321,6 +321,28 @@ def chosen_rows(owner: str, rows: Any, offsets: npt.NDArray[np.int64]) -> None:
             f"{owner}: rows must be {wanted}; sequence {b} has rows {offsets[b]} to "
             f"{offsets[b + 1] - 1}, got {rows[b]}"
         )
+
+
+def names(name: str, given: Any) -> tuple[str, ...]:
+    """Return a list or array of different names as a tuple.
+
+    Raises:
+        TypeError: no list of strings.    ValueError: none, or one that is there twice.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        raise InvalidTypeError(f"{name} must be a list of strings, got {given!r:.60}")
+    seen: set[str] = set()
+    for index, one in enumerate(given):
+        if not isinstance(one, str):
+            raise InvalidTypeError(
+                f"{name} must be a list of strings, got {one!r:.60} at index {index}"
+            )
+        if one in seen:
+            raise InvalidValueError(f"{name} must be different, got {one!r:.60} twice")
+        seen.add(one)
+    if not seen:
+        raise InvalidValueError(f"{name} must be at least one string, got none")
+    return tuple(map(str, given))
 
 
 def class_weights(name: str, given: Any) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A model in one file: its settings, its weights, and its tokenizer where it has one.
+"""A model in one file: its settings, its weights, its tokenizer and labels where it has them.
 
 The file is a checkpoint, a safetensors file in which every damaged bit is noticed.
 """
@@ -26,12 +26,15 @@ _KINDS: dict[str, tuple[type, type]] = {
 def save(model: Transformer | TransformerDecoder, path: str | Path) -> None:
     """Write a model to one file; one that was there is replaced when the new one is safe on disk.
 
+    `model.save(path)` is the same.
+
     Args:
-        model: with its `tokenizer`, if that attribute was given to it.
+        model: with its `tokenizer` and its `labels`, where it was given them.
         path: the file, such as "model.safetensors"; its directory must exist.
 
     Raises:
-        TypeError: no model, or one that is made of layers of one's own.
+        TypeError: no model, one that is made of layers of one's own, or a tokenizer that is none.
+        ValueError: another number of labels than of logits.
         CheckpointError: the file could not be written; an earlier one is still there.
     """
     checks.instance("save", "model", model, Transformer, TransformerDecoder)
@@ -49,9 +52,16 @@ def save(model: Transformer | TransformerDecoder, path: str | Path) -> None:
         "dtype": model.dtype.name,
         "precision": model.precision,
     }
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is not None:
-        metadata["tokenizer"] = tokenizer.file().decode()
+    if model.tokenizer is not None:
+        if not callable(getattr(model.tokenizer, "file", None)):
+            raise InvalidTypeError(
+                "save: model.tokenizer must be a tokenizer of fastformer.data.tokenizers, got "
+                f"{model.tokenizer!r:.60}"
+            )
+        metadata["tokenizer"] = model.tokenizer.file().decode()
+    if model.labels is not None:
+        _check_labels("save", model)
+        metadata["labels"] = list(model.labels)
     save_checkpoint(path, model.state_dict(), metadata)
 
 
@@ -62,8 +72,8 @@ def load(path: str | Path, *, backend: str = "numba") -> Any:
         path: the file.    backend: "numba" or "reference".
 
     Returns:
-        A `Transformer` or a `TransformerDecoder`. Where the file has a tokenizer, it is the
-        attribute `tokenizer`.
+        A `Transformer` or a `TransformerDecoder`, with the `tokenizer` and the `labels` that it was
+        saved with.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, of a newer version, or no model.
@@ -76,6 +86,9 @@ def load(path: str | Path, *, backend: str = "numba") -> Any:
             model.tokenizer = read_tokenizer(
                 checkpoint.path, checkpoint.metadata["tokenizer"].encode()
             )
+        if "labels" in checkpoint.metadata:
+            model.labels = checkpoint.metadata["labels"]
+            _check_labels("load", model)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
@@ -84,12 +97,27 @@ def load(path: str | Path, *, backend: str = "numba") -> Any:
     return model
 
 
+def _check_labels(owner: str, model: Transformer | TransformerDecoder) -> None:
+    """Raise where there is another number of labels than of logits."""
+    count, wanted = len(model.labels or ()), model.config.num_logits
+    if count != wanted:
+        checks.fail(
+            f"{owner}: model.labels must have {wanted} names, one for each logit of a row, got "
+            f"{count}"
+        )
+
+
 def _model_of(checkpoint: Checkpoint, model_class: type, config_class: type, backend: str) -> Any:
     metadata = checkpoint.metadata
     config: Any = checks.from_settings(config_class, metadata["config"])
-    embedding = checkpoint.tensors["embedding.weight"].shape
-    if embedding != (config.vocab_size, config.embed_dim):
-        checks.fail(f"its embedding is {embedding}, which its settings do not say")
+    # Before a model is made, which may be far larger than the file.
+    expected = {"embedding.weight": (config.vocab_size, config.embed_dim)}
+    if model_class is Transformer:
+        expected["output.weight"] = (config.embed_dim, config.num_logits)
+    for name, shape in expected.items():
+        given = checkpoint.tensors[name].shape
+        if given != shape:
+            checks.fail(f"its {name} is {given}, and its settings say {shape}")
     own = {"dtype": metadata["dtype"], "precision": metadata["precision"], "backend": backend}
     model = model_class(config, **own)
     model.load_state_dict(checkpoint.tensors)

@@ -66,6 +66,9 @@ KINDS: dict[str, tuple[type, dict[str, tuple[Any, ...]]]] = {
     "decoder": (ff.DecoderConfig, {"tied_embeddings": (True, False)}),
 }
 
+# An encoder that reads out each token, and has other classes than token ids.
+TAGGER: dict[str, Any] = {"pooling": "none", "num_classes": 5}
+
 # Models that between them have each value of each option, for the long runs.
 TRAINED = {
     "encoder": ("encoder", {}),
@@ -93,6 +96,7 @@ TRAINED = {
             "tied_embeddings": False,
         },
     ),
+    "encoder of tokens": ("encoder", TAGGER),
     "encoder, RMSNorm, SwiGLU": (
         "encoder",
         {"norm": "pre", "norm_type": "rmsnorm", "activation": "swiglu"},
@@ -181,6 +185,8 @@ def every_config() -> list[tuple[str, dict[str, Any]]]:
         usual |= {"tied_embeddings": False} if kind == "decoder" else {}
         found += [(kind, {**usual, name: value}) for name, value in OWN.items()]
         found.append((kind, {**usual, **OWN, "qkv_bias": True, "num_kv_heads": 2}))
+    found += [("encoder", TAGGER | {"norm": norm}) for norm in OPTIONS["norm"]]
+    found.append(("encoder", {"pooling": "mean", "num_classes": 29}))
     return found
 
 
@@ -219,10 +225,10 @@ def make_batches(config: Any, count: int = BATCHES, seed: int = 1) -> list[Batch
         lengths = random.integers(1, config.max_seq_len + 1, SEQUENCES)
         lengths[0] = config.max_seq_len
         batch = ff.pack([random.integers(0, config.vocab_size, n).tolist() for n in lengths])
-        if isinstance(config, ff.TransformerConfig):
-            targets = (batch.tokens[batch.offsets[:-1]] + lengths) % config.vocab_size
+        if isinstance(config, ff.TransformerConfig) and config.pooling != "none":
+            targets = (batch.tokens[batch.offsets[:-1]] + lengths) % config.num_logits
         else:
-            targets = (3 * batch.tokens + batch.positions) % config.vocab_size
+            targets = (3 * batch.tokens + batch.positions) % config.num_logits
             targets[random.random(targets.size) < 0.2] = -1
         batches.append((batch, targets))
     return batches

@@ -79,7 +79,7 @@ def test_train_has_every_setting_as_an_option(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["train", task, "--help"]) == 0
     out = capsys.readouterr().out
-    decided = {"name", "files", "digest"}
+    decided = {"num_classes", "name", "files", "digest"}
     if task != "text":  # whose tokenizer may learn so many
         decided.add("vocab_size")
     fields = {field.name for config in configs for field in dataclasses.fields(config)} - decided
@@ -100,6 +100,8 @@ def test_the_version_is_that_of_the_package() -> None:
         ("train words", "the task must be one of 'digits', "),
         ("train --epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
         ("train --vocab-size 20", "Unknown option: --vocab-size."),
+        ("train --num-classes 10", "Unknown option: --num-classes."),
+        ("train --pooling none", "pooling must be 'first', 'mean' or 'last' for the digit task"),
         ("train --examples", "--examples requires an argument"),
         (
             "train --examples many",

@@ -127,7 +127,11 @@ def test_the_config_gives_back_the_settings(tmp_path: Path) -> None:
 def test_a_config_of_before_an_option_was_there_has_its_old_meaning(tmp_path: Path) -> None:
     settings = small_settings()
     tables = settings.tables()
-    for table, name in (("model", "norm_type"), ("training", "label_smoothing")):
+    for table, name in (
+        ("model", "norm_type"),
+        ("model", "num_classes"),
+        ("training", "label_smoothing"),
+    ):
         del tables[table][name]
     assert RunSettings.from_run(RunDirectory.create(tmp_path / "run", tables)) == settings
     assert (settings.model.norm_type, settings.training.label_smoothing) == ("layernorm", 0.0)
@@ -273,6 +277,8 @@ CONFIG_DAMAGE = [
     ("epochs = 12", "epoch = 12", "has no setting 'epoch'; did you mean 'epochs'"),
     ("vocab_size = 20", "vocab_size = 21", "vocab_size must be 20"),
     ("vocab_size = 20\n", "", "vocab_size"),
+    ("num_classes = 0", "num_classes = 10", "num_classes must be 0 for the digit task"),
+    ('pooling = "first"', 'pooling = "none"', "pooling must be 'first', 'mean' or 'last'"),
     ("num_heads = 2", 'num_heads = "2"', "num_heads must be an integer >= 1, got '2'"),
     ("min_value = 0", "min_value = 0.5", "min_value must be an integer from 0 to 9, got 0.5"),
 ]

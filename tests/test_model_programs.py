@@ -13,7 +13,7 @@ from fastformer.backend import get_backend
 from fastformer.kernels._compile import BUILD
 from fastformer.kernels.cross_entropy import cross_entropy, sum_of_losses
 from fastformer.program import Program
-from fastformer.tensors import ROWS, SEQUENCE_ROWS, Axis
+from fastformer.tensors import Axis
 from fastformer.workspace import Workspace
 
 WAYS = ("ops", "blocks", "whole")
@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_output_bias": True,
         },
     ),
+    "each row, few classes": ("encoder", {"pooling": "none", "num_classes": 4}),
     "first row, rmsnorm, dropout": (
         "encoder", {"norm_type": "rmsnorm", "dropout": 0.2, "norm": "pre"}
     ),
@@ -71,9 +72,8 @@ class TrainingStep:
         use_one_thread()
         self.model = model
         self.program = Program(model.dtype.name, model, training=training)
-        is_decoder = isinstance(model, ff.TransformerDecoder)
-        rows = ROWS if is_decoder else SEQUENCE_ROWS
-        program, classes = self.program, Axis(model.config.vocab_size)
+        program, rows = self.program, model.logits_rows
+        classes = Axis(model.config.num_logits)
         self.logits = program.bound("logits", rows, classes)
         self.targets = program.bound("targets", rows, kind="int")
         self.loss = program.bound("loss", Axis(1), kind="double")
@@ -92,10 +92,10 @@ class TrainingStep:
 
     def run(self, lengths: tuple[int, ...] = LENGTHS) -> float:
         """Add a batch's gradients to the model's, and return the mean loss."""
-        rng, classes = np.random.default_rng(len(lengths)), self.model.config.vocab_size
-        batch = ff.pack([rng.integers(0, classes, length).tolist() for length in lengths])
-        is_decoder = isinstance(self.model, ff.TransformerDecoder)
-        rows = batch.num_tokens if is_decoder else batch.num_sequences
+        config, rng = self.model.config, np.random.default_rng(len(lengths))
+        classes = config.num_logits
+        batch = ff.pack([rng.integers(0, config.vocab_size, n).tolist() for n in lengths])
+        rows = self.model.rows_of(batch)
         targets = rng.integers(0, classes, rows)
         targets[::4] = -1
         self.last_logits = np.full((rows, classes), np.nan, self.model.dtype)

@@ -19,7 +19,9 @@ def test_defaults_are_models_that_people_know():
         assert (*sizes, config.max_seq_len) == (64, 4, 2, 256, 50)
         assert config.dropout == 0 and config.qkv_bias is False
     assert (encoder.norm, encoder.activation, encoder.positions) == ("post", "relu", "sinusoidal")
-    assert encoder.pooling == "first"
+    assert (encoder.pooling, encoder.num_classes) == ("first", 0)
+    assert encoder.num_logits == decoder.num_logits == 20
+    assert ff.TransformerConfig(vocab_size=20, num_classes=3).num_logits == 3
     assert (decoder.norm, decoder.activation, decoder.positions) == ("pre", "gelu", "learned")
     assert decoder.tied_embeddings is True
 
@@ -112,7 +114,15 @@ def test_refuses(config_class, settings, error, message):
 @pytest.mark.parametrize(
     ("config_class", "settings", "error", "message"),
     [
-        (CONFIGS[0], {"pooling": "max"}, VALUE, r"pooling must be one of 'first', 'mean', 'last'"),
+        (
+            CONFIGS[0],
+            {"pooling": "max"},
+            VALUE,
+            r"pooling must be one of 'first', 'mean', 'last', 'none'",
+        ),
+        (CONFIGS[0], {"num_classes": -1}, VALUE, r"num_classes must be an integer >= 0, got -1"),
+        (CONFIGS[0], {"num_classes": 2.0}, TYPE, r"num_classes must be an integer >= 0, got 2.0"),
+        (CONFIGS[0], {"num_classes": True}, TYPE, r"num_classes must be an integer >= 0, got True"),
         (CONFIGS[0], {"pooling": "frist"}, VALUE, r"got 'frist'; did you mean 'first'\?"),
         (CONFIGS[0], {"pooling": 0}, TYPE, r"pooling must be one of .*, got 0"),
         (CONFIGS[1], {"tied_embeddings": 0}, TYPE, r"tied_embeddings must be True or False"),
@@ -121,6 +131,12 @@ def test_refuses(config_class, settings, error, message):
 def test_refuses_its_own_settings(config_class, settings, error, message):
     with pytest.raises(error, match=message):
         config_class(vocab_size=20, **settings)
+
+
+@pytest.mark.parametrize("name", ["num_classes", "pooling"])
+def test_a_decoder_has_neither_classes_nor_pooling(name):
+    with pytest.raises(TypeError, match=name):
+        ff.DecoderConfig(vocab_size=20, **{name: 3})
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

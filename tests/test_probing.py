@@ -69,7 +69,7 @@ def test_a_part_of_a_model_is_shown_and_counted_too():
 
 
 @pytest.mark.parametrize(
-    "name", ["save", "fit", "__len__", "_repr_html_", "_ipython_display_", "T"]
+    "name", ["store", "fit", "__len__", "_repr_html_", "_ipython_display_", "T"]
 )
 def test_what_no_class_has_is_an_attribute_error(name):
     for owner in (make_model("encoder"), ff.Linear(2, 2), ff.CrossEntropyLoss()):

@@ -9,7 +9,7 @@ from test_layer_check import CONFIG, Cubed
 
 import fastformer as ff
 from fastformer.data.tokenizers import ByteTokenizer, CharacterTokenizer
-from fastformer.errors import CheckpointError, InvalidTypeError
+from fastformer.errors import CheckpointError, InvalidTypeError, InvalidValueError
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -22,7 +22,7 @@ def test_there_and_back(tmp_path, kind, dtype):
     assert type(found) is type(model) and found.config == model.config
     assert same_bits(found.state_dict(), model.state_dict())
     assert same_bits(found.forward(make_batch()), model.forward(make_batch()))
-    assert not hasattr(found, "tokenizer")
+    assert found.tokenizer is None and found.labels is None
     twins = ff.load(tmp_path / "model.safetensors", backend="reference")
     np.testing.assert_allclose(twins.forward(make_batch()), model.forward(make_batch()), 1e-3, 1e-4)
 
@@ -33,6 +33,17 @@ def test_a_precision_is_kept(tmp_path):
     assert ff.load(tmp_path / "m").precision == "bfloat16"
 
 
+def test_a_tagger_is_kept_with_the_names_of_its_classes(tmp_path):
+    model = make_model("encoder", num_classes=3, pooling="none")
+    model.labels = np.array(["name", "verb", "é"])
+    model.save(tmp_path / "m")
+    found = ff.load(tmp_path / "m")
+    assert found.config == model.config and found.labels == ("name", "verb", "é")
+    ff.save(found, tmp_path / "other")
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "other").read_bytes()
+    assert found.forward(make_batch()).shape == (make_batch().num_tokens, 3)
+
+
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer("abc déf")])
 def test_a_tokenizer_goes_with_its_model(tmp_path, tokenizer):
     model = make_model("decoder")
@@ -41,6 +52,34 @@ def test_a_tokenizer_goes_with_its_model(tmp_path, tokenizer):
     found = ff.load(tmp_path / "m").tokenizer
     assert (found.kind, found.vocab_size) == (tokenizer.kind, tokenizer.vocab_size)
     assert found.encode("abc d").tolist() == tokenizer.encode("abc d").tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ("ab", InvalidTypeError, "labels must be a list of strings, got 'ab'"),
+        ([1, 2], InvalidTypeError, "labels must be a list of strings, got 1 at index 0"),
+        (["a", "a"], InvalidValueError, "labels must be different, got 'a' twice"),
+        (["a", "b", "a"], InvalidValueError, "labels must be different, got 'a' twice"),
+        ([], InvalidValueError, "labels must be at least one string, got none"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, error, message):
+    model = make_model("encoder", num_classes=2)
+    with pytest.raises(error, match=message):
+        model.labels = labels
+    assert model.labels is None
+
+
+def test_labels_and_tokenizers_that_do_not_fit_are_not_saved(tmp_path):
+    model = make_model("encoder", num_classes=3)
+    model.labels = "a", "b"
+    with pytest.raises(InvalidValueError, match="model.labels must have 3 names, .* got 2"):
+        model.save(tmp_path / "m")
+    model.labels, model.tokenizer = None, str.split
+    with pytest.raises(InvalidTypeError, match="model.tokenizer must be a tokenizer of"):
+        model.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())
 
 
 def test_layers_of_one_s_own_cannot_be_saved(tmp_path):
@@ -61,8 +100,10 @@ def test_what_is_no_model_is_refused(tmp_path):
     whole = load_checkpoint(path)
     for change in (
         {"model": "GPT"}, {"config": {}}, {"config": {"vocab_size": 3}}, {"dtype": "int8"},
-        {"tokenizer": "{}"}, {"tokenizer": 3}, {"config": whole.metadata["config"] | {"x": 1}},
+        {"tokenizer": "{}"}, {"tokenizer": 3}, {"labels": 3}, {"labels": ["a"]}, {"labels": [1]},
+        {"config": whole.metadata["config"] | {"x": 1}},
         {"config": whole.metadata["config"] | {"ffn_dim": 7}},
+        {"config": whole.metadata["config"] | {"num_classes": 2**40}},
     ):  # fmt: skip
         save_checkpoint(path, whole.tensors, whole.metadata | change)
         with pytest.raises(CheckpointError, match="does not hold a model"):

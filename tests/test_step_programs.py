@@ -19,6 +19,7 @@ LIKE_LLAMA = {"norm_type": "rmsnorm", "activation": "swiglu", "positions": "rota
 MODELS = {
     "encoder": (ff.TransformerConfig, {}),
     "encoder of means": (ff.TransformerConfig, {"pooling": "mean", "activation": "gelu"}),
+    "tagger": (ff.TransformerConfig, {"pooling": "none", "num_classes": 11, "norm": "pre"}),
     "encoder with dropout": (ff.TransformerConfig, {"dropout": 0.3, "norm": "pre", **LIKE_LLAMA}),
     "decoder": (ff.DecoderConfig, {}),
     "decoder with ALiBi": (
@@ -48,8 +49,7 @@ def new_batch(model, lengths, seed=0):
     """Return a batch and its targets, of which some are not asked for."""
     random = np.random.default_rng(seed)
     batch = ff.pack([random.integers(0, 11, length).tolist() for length in lengths])
-    is_decoder = isinstance(model, ff.TransformerDecoder)
-    targets = random.integers(0, 11, batch.num_tokens if is_decoder else batch.num_sequences)
+    targets = random.integers(0, 11, model.rows_of(batch))
     targets[1::3] = -1
     return batch, targets
 

@@ -54,6 +54,10 @@ OPTIONS = {
         {"positions": "alibi", "pooling": "last", **TWO_OPTIONS},
         {"pooling": "mean"},
         {"pooling": "last"},
+        {"num_classes": 3},
+        {"num_classes": 17, "pooling": "mean"},
+        {"pooling": "none"},
+        {"pooling": "none", "num_classes": 4, "positions": "rotary", **TWO_OPTIONS},
         {"qkv_bias": True, "attention_output_bias": True},
         {"dropout": 0.3},
         {"num_layers": 1, "num_heads": 1},
@@ -288,28 +292,29 @@ def test_pad_width_never_matters(kind, dtype):
         assert same_bits(found[0], expected[0]) and same_bits(found[1], expected[1])
 
 
-def logits_of_each(model, kind, sequences):
+def logits_of_each(model, sequences):
     """Return the logits of each sequence."""
     batch = ff.pack(sequences)
     logits = model.forward(batch)
-    return np.split(logits, range(1, len(sequences)) if kind == "encoder" else batch.offsets[1:-1])
+    pooled = getattr(model.config, "pooling", "none") != "none"
+    return np.split(logits, range(1, len(sequences)) if pooled else batch.offsets[1:-1])
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean", "last", None])
+@pytest.mark.parametrize("pooling", ["first", "mean", "last", "none", None])
 def test_other_sequences_never_matter(rng, pooling):
     """Alone or at any place in a batch a sequence gives the same, and others change no bit."""
     kind = "encoder" if pooling else "decoder"
     model = make_model(kind, **({"pooling": pooling} if pooling else {}))
     sequences = make_sequences((3, 1, 5, 2, 6))
-    expected = logits_of_each(model, kind, sequences)
+    expected = logits_of_each(model, sequences)
     for index, sequence in enumerate(sequences):
-        (alone,) = logits_of_each(model, kind, [sequence])
+        (alone,) = logits_of_each(model, [sequence])
         np.testing.assert_allclose(alone, expected[index], 1e-11, 1e-12)
         others = [rng.integers(0, 11, len(ids)).tolist() for ids in sequences]
         others[index] = sequence
-        assert same_bits(logits_of_each(model, kind, others)[index], expected[index])
+        assert same_bits(logits_of_each(model, others)[index], expected[index])
     order = rng.permutation(len(sequences))
-    shuffled = logits_of_each(model, kind, [sequences[i] for i in order])
+    shuffled = logits_of_each(model, [sequences[i] for i in order])
     for place, index in enumerate(order):
         np.testing.assert_allclose(shuffled[place], expected[index], 1e-11, 1e-12)
 
@@ -351,3 +356,55 @@ def test_an_encoder_learns_ten_examples_by_heart(backend, options):
         ff.train_step(model, batch, targets, loss_fn, optimizer)
     last = ff.evaluate(model, batch, targets, loss_fn)
     assert first.accuracy < 0.5 and last.accuracy == 1 and last.loss < 0.05
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_classes_are_other_than_token_ids(backend):
+    model = make_model("encoder", backend=backend, num_classes=3)
+    batch, targets = make_batch(), [2, 0, -1, 1]
+    assert model.forward(batch).shape == (4, 3)
+    loss_fn = ff.CrossEntropyLoss(weight=[1, 2, 0.5], backend=backend)
+    optimizer = ff.Adam(model.parameters(), lr=1e-2)
+    first = ff.train_step(model, batch, targets, loss_fn, optimizer)
+    np.testing.assert_allclose(first.loss, loss_fn.forward(make_model(
+        "encoder", backend=backend, num_classes=3).forward(batch), targets), 1e-12)  # fmt: skip
+    assert ff.evaluate(model, batch, targets, loss_fn).loss < first.loss
+    with pytest.raises(InvalidValueError, match="from 0 to 2, .* got 3 at index 1"):
+        ff.train_step(model, batch, [0, 3, 0, 0], loss_fn, optimizer)
+    with pytest.raises(InvalidValueError, match=r"weight must be \(3,\)"):
+        ff.train_step(model, batch, targets, ff.CrossEntropyLoss(weight=[1] * 11), optimizer)
+
+
+def test_as_many_classes_as_token_ids_are_the_default():
+    found = [make_model("encoder", num_classes=classes).state_dict() for classes in (0, 11)]
+    assert same_bits(*found)
+
+
+def turned_tokens(count, seed):
+    """Return sequences, and for each token whether it is as large as the one after it or larger."""
+    random = np.random.default_rng(seed)
+    sequences = [random.integers(0, 11, random.integers(2, 7)) for _ in range(count)]
+    targets = [
+        np.append(np.where(ids[:-1] >= ids[1:], 1, 0), -1 if ids.size % 2 else 2)
+        for ids in sequences
+    ]
+    return ff.pack([ids.tolist() for ids in sequences]), np.concatenate(targets)
+
+
+def test_a_tagger_learns_what_stands_behind_each_token():
+    model = ff.Transformer(
+        make_config(
+            "encoder", num_classes=3, pooling="none", embed_dim=24, ffn_dim=48, norm="pre"
+        ),
+        seed=1,
+    )  # fmt: skip
+    validation = turned_tokens(100, 1)
+    history = ff.fit(
+        model, turned_tokens(600, 0), validation, epochs=12, learning_rate=1e-2, batch_size=32
+    )
+    assert max(record["validation_accuracy"] for record in history) > 0.95
+    scores = ff.evaluate(model, *validation, ff.CrossEntropyLoss())
+    assert scores.accuracy == max(record["validation_accuracy"] for record in history)
+    whole = ff.evaluate(model, *validation, ff.CrossEntropyLoss(), whole_answers=True)
+    assert whole.accuracy < scores.accuracy

@@ -119,7 +119,7 @@ class Model(nn.Module):
         super().__init__()
         C, V = config.embed_dim, config.vocab_size
         self.is_decoder = isinstance(config, DecoderConfig)
-        self.pooling = config.pooling if isinstance(config, TransformerConfig) else ""
+        self.pooling = config.pooling if isinstance(config, TransformerConfig) else "none"
         is_tied = isinstance(config, DecoderConfig) and config.tied_embeddings
         self.embedding = nn.Embedding(V, C)
         if config.positions == "learned":
@@ -130,14 +130,16 @@ class Model(nn.Module):
             self.register_buffer("positions", torch.from_numpy(_sines(length, C)))
         self.final_norm = _norm(config) if config.norm == "pre" else None
         self.embedding_norm = _norm(config) if config.embedding_norm else None
-        self.output: Any = None if is_tied else nn.Linear(C, V, bias=config.output_bias)
+        self.output: Any = (
+            None if is_tied else nn.Linear(C, config.num_logits, bias=config.output_bias)
+        )
         self.blocks = nn.ModuleList(
             Block(config, causal=self.is_decoder) for _ in range(config.num_layers)
         )
         self.to(dtype)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return logits: (B, V) of an encoder, a row for each token of a decoder.
+        """Return logits: (B, V) of a classifier, a row for each token where nothing is pooled.
 
         Args:
             tokens: (B, T) ids.    lengths: (B,), how many of each row count, or None for all.
@@ -155,7 +157,7 @@ class Model(nn.Module):
             x = block(x, seen)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        if not self.is_decoder:
+        if self.pooling != "none":
             return self.output(self._pool(x, lengths))
         logits = F.linear(x, self.embedding.weight) if self.output is None else self.output(x)
         return logits.view(-1, logits.shape[-1]) if used is None else logits[used]

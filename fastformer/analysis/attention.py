@@ -107,7 +107,7 @@ def batch_attention(model: Model, batch: PackedBatch) -> list[Array]:
 def readout_position(model: Model, length: int) -> int | None:
     """Return the token that an answer is read from, in an expression of a length; None for all."""
     pooling = getattr(model.config, "pooling", "last")  # a decoder continues after the last
-    return {"first": 0, "last": length - 1, "mean": None}[pooling]
+    return {"first": 0, "last": length - 1, "mean": None, "none": None}[pooling]
 
 
 def attention_weights(

@@ -79,6 +79,7 @@ class ClassifierOptions(TransformerConfig):
     """The classifier's options."""
 
     vocab_size: Annotated[int, Decided] = 1
+    num_classes: Annotated[int, Decided] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from fastformer import checks
@@ -43,12 +44,17 @@ class Model(Layer):
         memory_limit: bytes that a training step may keep between forward and backward, of one part
             of a batch; 0 for 128 MiB, or as many as the weights have. Where one sequence alone
             would keep more, more is computed again than `recompute` says. It can be set.
+        tokenizer: what turns text into the model's ids, or None. It can be set, and is saved.
+        labels: names of the classes, of each logit one, or None. They can be set, and are saved.
     """
 
     output: Linear | TiedLinear
+    tokenizer: Any = None
+    labels: tuple[str, ...] | None = None
     settable: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
         "recompute": lambda value: checks.choice("recompute", value, RECOMPUTE),
         "memory_limit": lambda value: checks.integer("memory_limit", value, 0),
+        "labels": lambda value: None if value is None else checks.names("labels", value),
     }
 
     def __init__(
@@ -139,10 +145,11 @@ class Model(Layer):
             self.relative.check(batch)
 
     def forward(self, batch: PackedBatch) -> Array:
-        """Return logits: (B, V) of a classifier, a row for each sequence; (N, V) of a decoder.
+        """Return logits: (B, V), a row for each sequence, or (N, V), a row for each token.
 
-        A decoder's row for each token is what comes after it. Threads may share a model: each gets
-        its own logits, one after the other.
+        V is `config.num_logits`. A classifier has a row for each sequence, or with the pooling
+        "none" for each token; a decoder's row for each token is what comes after it. Threads may
+        share a model: each gets its own logits, one after the other.
 
         Raises:
             TypeError, ValueError: not a PackedBatch, or one that the model cannot read.
@@ -177,11 +184,18 @@ class Model(Layer):
                     f"{name}: there is no forward of the whole model to undo; call forward first"
                 )
             rows = self.logits_rows.at(space.sizes)
-            checks.matrix(name, "dlogits", dlogits, rows, self.config.vocab_size, self.dtype)
+            checks.matrix(name, "dlogits", dlogits, rows, self.config.num_logits, self.dtype)
             ensure_compiled(space.kernels((1, 2)))
             with self.threads.at("backward", len(dlogits)):
                 # With the numbers that forward had, which are still there.
                 space.run(space.batch, stages=(1, 2), copied={"dlogits": dlogits})
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one file, which `fastformer.load` reads; see `fastformer.save`."""
+        # A file is what training keeps, of which models know nothing until one is written.
+        from fastformer.saving import save
+
+        save(self, path)  # type: ignore[arg-type]
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:
@@ -305,7 +319,7 @@ class Model(Layer):
 def _forward_program(model: Model, p: Program) -> None:
     """Append forward, and backward as a stage of its own."""
     p.keeps = True
-    sizes = model.logits_rows, Axis(model.config.vocab_size)
+    sizes = model.logits_rows, Axis(model.config.num_logits)
     p.forward(model, p.copied("logits", *sizes))
     p.end_stage()
     p.backward(model, p.copied("dlogits", *sizes))

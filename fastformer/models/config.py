@@ -12,7 +12,7 @@ POSITIONS = ("sinusoidal", "learned", "rotary", "alibi")
 RELATIVE_POSITIONS = ("rotary", "alibi")
 # What backward computes again, so that it is not kept until then.
 RECOMPUTE = ("none", "attention", "block")
-POOLINGS = ("first", "mean", "last")
+POOLINGS = ("first", "mean", "last", "none")
 DTYPES = ("float32", "float64")
 # Beyond these a model would be made for hours, or fill the memory with positions.
 MOST_LAYERS, MOST_TOKENS = 4096, 1 << 20
@@ -112,6 +112,11 @@ class ModelConfig:
         default=1e-5, metadata={"help": "added to the variance, or to rmsnorm's mean square"}
     )
 
+    @property
+    def num_logits(self) -> int:
+        """V, how many logits a row has: one for each token id."""
+        return self.vocab_size
+
     def __post_init__(self) -> None:
         """Check every value."""
         most = {"num_layers": MOST_LAYERS, "max_seq_len": MOST_TOKENS}
@@ -149,16 +154,26 @@ class ModelConfig:
 class TransformerConfig(ModelConfig):
     """The encoder classifier. Its defaults are llmlearn's model."""
 
+    num_classes: int = field(
+        default=0, metadata={"help": "classes to choose from (0: as many as token ids)"}
+    )
     pooling: str = field(
         default="first",
         metadata={
-            "help": "which token's state is classified: the first, the last, or the mean of all"
+            "help": "which token's state is classified: the first, the last, or the mean of all; "
+            "none: each token by itself (tagging)"
         },
     )
+
+    @property
+    def num_logits(self) -> int:
+        """V, how many logits a row has: one for each class."""
+        return self.num_classes or self.vocab_size
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
+        object.__setattr__(self, "num_classes", checks.integer("num_classes", self.num_classes, 0))
         checks.choice("pooling", self.pooling, POOLINGS)
 
 

@@ -1,4 +1,4 @@
-"""The encoder classifier: bidirectional blocks, and a class for each sequence."""
+"""The encoder classifier: bidirectional blocks, and a class for each sequence or token."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ class Transformer(Model):
         )
         self.output = Linear(
             config.embed_dim,
-            config.vocab_size,
+            config.num_logits,
             bias=config.output_bias,
             seed=self.stream,
             backend=backend,
@@ -65,13 +65,14 @@ class Transformer(Model):
 
     @property
     def logits_rows(self) -> Axis:
-        """A row for each sequence."""
-        return SEQUENCE_ROWS
+        """A row for each sequence; with the pooling "none", for each token."""
+        return ROWS if self.config.pooling == "none" else SEQUENCE_ROWS
 
     def forward_ops(self, p: Program, logits: Tensor) -> None:
-        """Append the ops of forward, which write the logits, (B, V)."""
+        """Append the ops of forward, which write the logits, (B, V) or (N, V)."""
         pooling = self.config.pooling
-        x = self._blocks_ops(p, self._embed_ops(p), None if pooling == "mean" else pooling)
+        rows = pooling if pooling in ("first", "last") else None
+        x = self._blocks_ops(p, self._embed_ops(p), rows)
         if self.final_norm is not None:
             x = p.forward(self.final_norm, x)
         if pooling == "mean":

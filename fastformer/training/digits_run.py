@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack
 from fastformer.data.asked import Asked
 from fastformer.data.digits import DigitExamples, DigitTask, Splits, generate, split
@@ -36,6 +37,20 @@ class RunSettings(Settings):
 
     task: DigitTask
     model: TransformerConfig
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        if self.model.num_classes:
+            checks.fail(
+                f"num_classes must be 0 for the digit task, whose answers are token ids, got "
+                f"{self.model.num_classes}"
+            )
+        if self.model.pooling == "none":
+            checks.fail(
+                "pooling must be 'first', 'mean' or 'last' for the digit task, which asks one "
+                "answer of each expression, got 'none'"
+            )
 
     @property
     def task_name(self) -> str:

@@ -37,8 +37,9 @@ def fit(
 
     Args:
         model: a classifier or a decoder; it is trained from the weights that it has.
-        train, validation: sequences, and the class of each, (B,), or of a decoder what comes after
-            each token, (N,); -1 where nothing is asked.
+        train, validation: sequences, and the class of each, (B,). Of a classifier with the pooling
+            "none" the class of each token, (N,), and of a decoder what comes after each token,
+            (N,). -1 where nothing is asked.
         directory: where metrics and checkpoints are kept, a new run; nothing is kept without one.
         callbacks: is told of each step and epoch.
         seed: of the order of examples.
@@ -99,7 +100,7 @@ def _examples(name: str, model: Transformer | TransformerDecoder, given: Any) ->
     try:
         model.check(inputs)
         rows = model.rows_of(inputs)
-        ids, _ = checks.target_ids(name, targets, rows, model.config.vocab_size, -1)
+        ids, _ = checks.target_ids(name, targets, rows, model.config.num_logits, -1)
     except (TypeError, ValueError) as error:
         kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
         raise kind(f"fit: {name}: {error}") from error

@@ -11,7 +11,7 @@ from fastformer.backend import BACKENDS, check_precision
 from fastformer.data.tokenizers import FILE, Tokenizer, read_tokenizer, tokenizer_digest
 from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import CheckpointError, InvalidTypeError, RunError
-from fastformer.models.config import DTYPES, ModelConfig
+from fastformer.models.config import DTYPES, ModelConfig, TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.atomic_file import os_errors_as, read_file
@@ -153,6 +153,8 @@ class Settings:
                 model.ffn_dim,
             ),
         }
+        if isinstance(model, TransformerConfig):
+            expected["output.weight"] = (model.embed_dim, model.num_logits)
         if model.positions == "learned":
             expected["positions.weight"] = (model.max_seq_len, model.embed_dim)
         for name, shape in expected.items():

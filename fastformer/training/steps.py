@@ -98,8 +98,9 @@ def accumulate_gradients(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; the loss_fn's
-            ignore_index where nothing is asked.    loss_fn: the loss.
+        targets: (B,) class ids, or (N,) for each token, a tagger's class ids or a decoder's next
+            ids, an array or a list; the loss_fn's ignore_index where nothing is asked.
+        loss_fn: the loss.
         count: where this is one of several batches whose gradients are added up, the targets that
             are asked in all of them, or with weights what these count. Losses and gradients then
             add up to those of one large batch, whatever each of them holds. None where this batch
@@ -116,8 +117,8 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
-    rows = batch.num_tokens if isinstance(model, TransformerDecoder) else batch.num_sequences
-    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
+    rows = model.rows_of(batch)
+    classes, ignored = model.config.num_logits, loss_fn.ignore_index
     ids, asked = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     loss_fn.weights_for(classes, model.dtype)
     own = loss_fn.divisor_of(ids, asked)
@@ -167,7 +168,7 @@ def step_workspace(
 
 def _step_program(model: Model, p: Program, weighted: bool) -> None:
     """Append forward, cross-entropy and backward, without a stage between them."""
-    rows, classes = model.logits_rows, Axis(model.config.vocab_size)
+    rows, classes = model.logits_rows, Axis(model.config.num_logits)
     logits = p.copied("logits", rows, classes)
     p.forward(model, logits)
     losses, _, _, dlogits = p.add(
@@ -192,7 +193,7 @@ def _run_step(
     Args:
         divisor: of the loss of all of the parts.
     """
-    weights = loss_fn.weights_for(model.config.vocab_size, model.dtype)
+    weights = loss_fn.weights_for(model.config.num_logits, model.dtype)
     space = step_workspace(model, batch, bool(weights.size))
     ensure_compiled(space.kernels())
     model.dropout_counter.count()
@@ -279,12 +280,12 @@ def train_step(
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
-        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
-            nothing is asked.
+        targets: (B,) class ids, or (N,) for each token, a tagger's class ids or a decoder's next
+            ids, an array or a list; -1 where nothing is asked.
 
     Returns:
-        The loss and accuracy on the batch before the step: of the sequences' classes, or of a
-        decoder's tokens. What is not asked counts in neither.
+        The loss and accuracy on the batch before the step: of the sequences' classes, or of
+        tokens. What is not asked counts in neither.
 
     Raises:
         TypeError, ValueError: an argument that is not allowed, or an optimizer of other parameters
@@ -311,7 +312,7 @@ def predict_classes(
 ) -> Array:
     """Return the logits (B, V) of all sequences, computed a part at a time, without dropout.
 
-    A decoder's are (N, V), those of all tokens.
+    A tagger's and a decoder's are (N, V), those of all tokens.
     """
     checks.instance("evaluate", "model", model, Transformer, TransformerDecoder)
     checks.instance("evaluate", "inputs", inputs, PackedBatch)
@@ -337,11 +338,11 @@ def evaluate(
 
     Args:
         model: a classifier or a decoder.    inputs: all sequences.
-        targets: (B,) class ids, or a decoder's (N,) next ids, an array or a list; -1 where
-            nothing is asked.
+        targets: (B,) class ids, or (N,) for each token, a tagger's class ids or a decoder's next
+            ids, an array or a list; -1 where nothing is asked.
         batch_size: how many sequences are computed at a time, >= 1.
-        whole_answers: a decoder's accuracy is that of sequences of which all tokens that are asked
-            are right, and not that of tokens.
+        whole_answers: where tokens are asked, the accuracy is that of sequences of which all that
+            are asked are right, and not that of tokens.
     """
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
     targets = checks.target_array("evaluate", targets)

@@ -278,6 +278,7 @@ MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("encoder", {"positions": "rotary"}),
     ("decoder", {"positions": "rotary", "tied_embeddings": False}),
     ("encoder", {"positions": "alibi", "pooling": "last"}),
+    ("encoder", {"pooling": "none", "num_classes": 4}),
     ("decoder", {"positions": "alibi"}),
 )
 
@@ -293,8 +294,8 @@ def of_models(
     for kind, options in MODELS:
         model = make_model(kind, backend=backend, seed=seed, **options).train()
         batch, loss_fn = make_batch(seed=seed), ff.CrossEntropyLoss(backend=backend)
-        rows = batch.num_sequences if kind == "encoder" else batch.num_tokens
-        targets = np.random.default_rng(seed).integers(0, 11, rows)
+        rows, classes = model.rows_of(batch), model.config.num_logits
+        targets = np.random.default_rng(seed).integers(0, classes, rows)
         targets[1::3] = -1
 
         def loss(model: Any = model, batch: Any = batch, fn: Any = loss_fn, ids: Any = targets
