@@ -22,15 +22,12 @@ from fastformer.data.answers import (
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig
-from fastformer.training.answers_run import (
-    AnswerSettings,
-    resume_answers,
-    train_answers,
-)
+from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.config import TrainingConfig
 from fastformer.training.loop import TrainingInterrupted, load_weights
 from fastformer.training.presets import PRESETS, RECIPES, with_preset
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -156,7 +153,7 @@ def small_settings(name: str, **training: Any) -> AnswerSettings:
 @pytest.mark.parametrize("name", ANSWER_TASKS)
 def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> None:
     callbacks = Recorder()
-    result = train_answers(small_settings(name), tmp_path / "run", callbacks)
+    result = train_run(small_settings(name), tmp_path / "run", callbacks)
     losses = [record["train_loss"] for record in callbacks.records]
     assert losses[1] < 0.9 * losses[0]
     assert (result["steps"], result["test_examples"]) == (40, 100)
@@ -167,7 +164,7 @@ def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> Non
 
 def test_test_accuracy_is_that_of_greedy_generation(tmp_path: Path) -> None:
     settings = small_settings("long-lists", epochs=10, learning_rate=1e-2)
-    result = train_answers(settings, tmp_path / "run", Recorder())
+    result = train_run(settings, tmp_path / "run", Recorder())
     model = settings.new_model()
     load_weights(model, RunDirectory.open(tmp_path / "run").best())
     drawn = draw_unseen(settings.task, 1, "test", 100)
@@ -199,10 +196,10 @@ class StopAt(Recorder):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = small_settings("addition")
-    whole = train_answers(settings, tmp_path / "whole", Recorder())
+    whole = train_run(settings, tmp_path / "whole", Recorder())
     with pytest.raises(TrainingInterrupted):
-        train_answers(settings, tmp_path / "stopped", StopAt(27))
-    resumed = resume_answers(tmp_path / "stopped", Recorder())
+        train_run(settings, tmp_path / "stopped", StopAt(27))
+    resumed = resume_run(tmp_path / "stopped", Recorder())
     for name in ("test_loss", "test_accuracy", "steps", "best_epoch"):
         assert resumed[name] == whole[name]
     runs = [RunDirectory.open(tmp_path / name).latest() for name in ("whole", "stopped")]

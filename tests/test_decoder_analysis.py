@@ -27,8 +27,9 @@ from fastformer.data.answers import ANSWER_TOKENS, AnswerTask, draw_training, ke
 from fastformer.data.questions import parse_question, questions_of
 from fastformer.data.vocabulary import encode
 from fastformer.generation import log_softmax
-from fastformer.training.answers_run import AnswerSettings, resume_answers, train_answers
+from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.config import TrainingConfig
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -48,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             training=TrainingConfig(epochs=2, batch_size=16, learning_rate=1e-2),
             seed=1,
         )
-        train_answers(settings, directory / name, Recorder())
+        train_run(settings, directory / name, Recorder())
     return {name: directory / name for name in ("nested", "addition")}
 
 
@@ -293,12 +294,12 @@ def test_damage_and_missing_records_are_told(
 def test_a_run_that_has_ended_keeps_its_result(nested: Path) -> None:
     result = load_run(nested).run.read_result()
     callbacks = Recorder()
-    assert resume_answers(nested, callbacks) == result
+    assert resume_run(nested, callbacks) == result
     assert callbacks.steps == [] and "nothing is left to train" in callbacks.messages[0]
     # Without result and records it is tested anew, and its times are not known.
     (nested / "result.json").unlink()
     (nested / "metrics.jsonl").unlink()
-    again = resume_answers(nested, Recorder())
+    again = resume_run(nested, Recorder())
     assert again["test_loss"] == result["test_loss"]
     assert (again["seconds"], again["examples_per_second"]) == (0, 0)
 

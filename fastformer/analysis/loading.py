@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
+from fastformer.analysis.label_prediction import LabelPredictor
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
 from fastformer.data.asked import Asked
 from fastformer.data.tokenizers import Tokenizer
@@ -16,10 +18,14 @@ from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.embedding_records import embedding_table
+from fastformer.training.labelled_run import LabelledSettings
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.text_run import TextSettings
+
+AskedSettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings
+"""Of runs whose models are asked something that has one right answer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class LoadedRun:
     """
 
     run: RunDirectory
-    settings: RunSettings | AnswerSettings
+    settings: AskedSettings
     model: Transformer | TransformerDecoder
     checkpoint: Checkpoint
 
@@ -92,14 +98,14 @@ def _best_model(
     return model, checkpoint
 
 
-def predictor_of(
-    settings: RunSettings | AnswerSettings, model: Transformer | TransformerDecoder
-) -> Predictor:
+def predictor_of(settings: AskedSettings, model: Transformer | TransformerDecoder) -> Predictor:
     """Return the predictor of a model that was made by these settings."""
     if isinstance(settings, AnswerSettings):
         assert isinstance(model, TransformerDecoder)
         return AnswerPredictor(model, settings.form)
     assert isinstance(model, Transformer)
+    if isinstance(settings, LabelledSettings):
+        return LabelPredictor(model, settings)
     return DigitPredictor(model, settings.task)
 
 

@@ -10,6 +10,7 @@ from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.data.asked import Asked
 from fastformer.errors import FastformerError, InvalidValueError
 from fastformer.training.atomic_file import os_errors_as
+from fastformer.training.labelled_run import LabelledSettings
 
 _MOST_BYTES: Final[int] = 1 << 26
 
@@ -53,16 +54,18 @@ class RunScores:
 
 
 def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Asked]:
-    """Read a person's own expressions, one a line; empty lines are left out.
+    """Read a person's own expressions, one a line, or texts with labels, of a table.
 
     Args:
-        file: UTF-8 text.    loaded: the run whose task they must be of.
+        file: UTF-8 text, or .csv or .jsonl.    loaded: the run whose task they must be of.
 
     Raises:
         ValueError: a line that is no expression, or none of the run's task: the message has the
             line's number; a file without expressions or that is not text.
     """
     file = Path(file)
+    if isinstance(loaded.settings, LabelledSettings):
+        return [*loaded.settings.read_file(file)]
     with os_errors_as(InvalidValueError, f"read {file}"), file.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)  # a pipe may be read, but has no size
     if len(content) > _MOST_BYTES:

@@ -108,9 +108,9 @@ def _save(
 def _show(report: "EmbeddingReport", changes: "Mapping[int, EmbeddingReport]") -> None:
     """Write what is known of a table, and of what training added to it, for a person."""
     console.line("norm of each token's embedding, beside the largest")
-    largest = max(report.norms.values()) or 1.0
+    largest, widest = max(report.norms.values()) or 1.0, max(8, *map(len, report.norms))
     for name, norm in report.norms.items():
-        console.line(f"  {name:<8} {console.bar(norm / largest)} {norm:7.3f}")
+        console.line(f"  {name:<{widest}} {console.bar(norm / largest)} {norm:7.3f}")
     _show_cosines(report, "embeddings")
     if changes:
         last = max(changes)

@@ -15,6 +15,9 @@ from fastformer.cli.train_options import (
     ClassifierOptions,
     DecoderOptions,
     ExplainedRunOptions,
+    LabelClassifierOptions,
+    LabelledOptions,
+    LabelTrainingOptions,
     RunOptions,
     TextOptions,
     options_of_questions,
@@ -198,6 +201,38 @@ def text(
     return _new_run("text", settings, options, threads, json)
 
 
+def classify(
+    *files: Path,
+    threads: int | None = None,
+    json: Json = False,
+    options: Run = None,
+    task: Annotated[LabelledOptions | None, _TASK] = None,
+    model: Any = None,
+    training: Any = None,
+) -> int:
+    """Learn labels of texts of your own: a classifier names one label for each text.
+
+    Args:
+        files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.training.labelled_run import new_labelled_settings
+
+    options = options or RunOptions()
+    own = _common(options, training or LabelTrainingOptions())
+    sizes = dict(vars(model or LabelClassifierOptions()))
+    settings = new_labelled_settings(files, task or LabelledOptions(), sizes, **own)
+    return _new_run("classify", settings, options, threads, json)
+
+
+classify.__annotations__ |= {
+    "model": Annotated[LabelClassifierOptions | None, _MODEL],
+    "training": Annotated[LabelTrainingOptions | None, _TRAINING],
+}
+train.command(classify, group=_OWN_DATA, sort_key=1)
+
+
 def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:
     """Return what the settings of every kind of run have from the same options."""
     own: dict[str, Any] = {
@@ -315,9 +350,10 @@ def _start(
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
     if tour:
         from fastformer.cli.tour import take_tour
-        from fastformer.training.text_run import TextSettings
+        from fastformer.training.answers_run import AnswerSettings
+        from fastformer.training.digits_run import RunSettings
 
-        assert not isinstance(settings, TextSettings)  # which has no such option
+        assert isinstance(settings, RunSettings | AnswerSettings)  # others have no such option
         overwrite = options.overwrite
         return take_tour(settings, directory, callbacks, overwrite=overwrite, to_stderr=json)
     if options.seeds != 1:
@@ -340,8 +376,10 @@ def _show(result: dict[str, Any]) -> None:
         loss, bits = result["validation_loss"], result["bits_per_byte"]
         scores = [("validation loss", f"{writing.loss(loss)} a token, {bits:.3f} bits a byte")]
     else:
-        console.per_group(result["per_operation"])
-        console.line()
+        for which in ("operation", "class"):
+            if f"per_{which}" in result:
+                console.per_group(result[f"per_{which}"], which=which)
+                console.line()
         scores = [
             *console.unseen_accuracy(result),
             ("test loss", writing.loss(result["test_loss"])),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fastformer.data.answers import AnswerTask
+from fastformer.data.labelled import LabelledTask
 from fastformer.data.text import TextTask
 from fastformer.models.config import DecoderConfig, TransformerConfig
 from fastformer.training.config import TrainingConfig
@@ -97,6 +98,15 @@ class TextOptions(TextTask):
     digest: Annotated[str, Decided] = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledOptions(LabelledTask):
+    """The options of texts with labels."""
+
+    files: Annotated[tuple[str, ...], Decided] = ()
+    digest: Annotated[str, Decided] = ""
+    labels: Annotated[tuple[str, ...], Decided] = ()
+
+
 def options_of_questions(name: str) -> tuple[type[Any], type[Any], type[Any]]:
     """Return the options of one of the decoder's tasks: its own, the model's, the training's."""
     recipe = RECIPES[name]
@@ -122,3 +132,8 @@ def _subclass(options: type[Any], changed: list[tuple[str, Any, Any]]) -> type[A
     made = make_dataclass(options.__name__, changed, bases=(options,), frozen=True, kw_only=True)
     made.__module__ = __name__
     return made
+
+
+LabelClassifierOptions = _with_defaults(ClassifierOptions, RECIPES["classify"])
+LabelTrainingOptions = _with_defaults(TrainingConfig, RECIPES["classify"])
+"""The model's and the training's options, of texts with labels."""

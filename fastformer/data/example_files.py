@@ -30,13 +30,13 @@ class Pair:
 
 def read_pairs(
     path: str | Path, columns: tuple[str, str], known: tuple[Sequence[str], Sequence[str]]
-) -> list[Pair]:
-    """Return the examples of a file.
+) -> tuple[list[Pair], tuple[str, str]]:
+    """Return the examples of a file, and the names of the columns that they are from.
 
     Args:
         path: .csv, or .tsv with tabs, whose first line names the columns; or .jsonl. UTF-8.
         columns: the names of the two columns; where one is "", the first of `known` that the file
-            has, or, of a file with two columns, the first and the second.
+            has, or, of a file with two columns, the one that is left, or that comes first.
         known: usual names of either column.
 
     Raises:
@@ -52,12 +52,12 @@ def read_pairs(
     for line, row in rows:
         place = f"{path}, line {line}"
         if chosen is None:
-            chosen = _choose(place, list(row), columns, known)
+            chosen = _choose(path, list(row), columns, known)
         values = [_value(place, row, name) for name in chosen]
         found.append(Pair(values[0], values[1], place))
-    if not found:
+    if chosen is None:
         checks.fail(f"{path} has no examples: it needs a line for each")
-    return found
+    return found, chosen
 
 
 def read_text(path: str | Path) -> str:
@@ -135,27 +135,30 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _choose(
-    place: str,
+    path: Path,
     there: list[str],
     columns: tuple[str, str],
     known: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[str, str]:
     """Return the names of the two columns that are read."""
-    chosen = []
-    for index, (name, usual) in enumerate(zip(columns, known, strict=True)):
-        found = name if name in there else next((one for one in usual if one in there), "")
+    for name in columns:
         if name and name not in there:
-            checks.fail(f"{place}: there is no column {name!r}; there are {', '.join(there)}")
-        if not found and len(there) == 2:
-            found = there[index]
-        if not found:
+            checks.fail(f"{path}: there is no column {name!r:.60}; there are {', '.join(there)}")
+    chosen = [
+        name or next((one for one in usual if one in there), "")
+        for name, usual in zip(columns, known, strict=True)
+    ]
+    if len(there) == 2:
+        first = chosen[0] or next(name for name in there if name != chosen[1])
+        chosen = [first, chosen[1] or next(name for name in there if name != first)]
+    for name, usual in zip(chosen, known, strict=True):
+        if not name:
             checks.fail(
-                f"{place}: none of the columns {', '.join(there)} is called {' or '.join(usual)}; "
+                f"{path}: none of the columns {', '.join(there)} is called {' or '.join(usual)}; "
                 f"say which it is with --{usual[0]}-column"
             )
-        chosen.append(found)
     if chosen[0] == chosen[1]:
-        checks.fail(f"{place}: column {chosen[0]!r} cannot be both; name the other one")
+        checks.fail(f"{path}: column {chosen[0]!r} cannot be both; name the other one")
     return chosen[0], chosen[1]
 
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -67,6 +67,27 @@ class NamedTokens:
             "operations",
             known,
         )
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: "TokensById", most: int = 24) -> "NamedTokens":
+        """Return the first tokens of a tokenizer, each with its name made unique."""
+        shown: dict[str, int] = {}
+        for number in range(min(most, tokenizer.vocab_size)):
+            name = tokenizer.token(number)
+            visible = name if name.strip() and name.isprintable() else repr(name)[1:-1]
+            shown[visible if visible.strip() and visible not in shown else f"'{visible}'"] = number
+        return cls({}, shown, "tokens", shown)
+
+
+class TokensById(Protocol):
+    """What has a token for each id."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+
+    def token(self, number: int) -> str:
+        """Return the token of an id."""
 
 
 def encode(tokens: Iterable[str], vocabulary: tuple[str, ...] = DIGIT_TOKENS) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +28,6 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.steps import predict_classes, wrong_sequences
-from fastformer.training.whole_run import go_on, train_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,7 @@ class AnswerStream:
             yield draw_training(self.task, seed, number, count).packed(hints=True)
 
 
-class _AnswerJob:
+class AnswerJob:
     """What a run on a task with longer answers trains and tests."""
 
     def __init__(self, settings: AnswerSettings) -> None:
@@ -174,23 +172,3 @@ class _AnswerJob:
                 str(name): float(right[names == name].mean()) for name in np.unique(names)
             },
         }
-
-
-def train_answers(
-    settings: AnswerSettings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a decoder on fresh examples, and test it on inputs that it has never seen.
-
-    Args, returns, raises: as `train_digits`. Accuracies are those of whole answers.
-    """
-    return train_new(_AnswerJob(settings), settings, directory, callbacks, overwrite)
-
-
-def resume_answers(
-    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
-) -> dict[str, Any]:
-    """Go on with a run that was stopped; it ends with the bits of one that never was.
-
-    Args, returns, raises: as `resume_digits`.
-    """
-    return go_on(AnswerSettings, _AnswerJob, directory, callbacks, epochs)

@@ -85,6 +85,7 @@ class Trainer:
         callbacks: TrainingCallbacks,
         whole_answers: bool = False,
         best_by_loss: bool = False,
+        class_weights: Array | None = None,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
 
@@ -95,6 +96,7 @@ class Trainer:
             whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
                 are asked are right, and not that of tokens.
             best_by_loss: the best epoch has the lowest validation loss, not the best accuracy.
+            class_weights: (V,), how often each class counts in the training loss; None for once.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
@@ -102,7 +104,9 @@ class Trainer:
         self.seed, self.callbacks, self.whole_answers = seed, callbacks, whole_answers
         self.optimizer = make_optimizer(model, config)
         self.loss_fn = CrossEntropyLoss(
-            label_smoothing=config.label_smoothing, backend=model.ops.name
+            weight=class_weights,
+            label_smoothing=config.label_smoothing,
+            backend=model.ops.name,
         )
         # What runs with and without smoothing are compared by.
         self.validation_loss = CrossEntropyLoss(backend=model.ops.name)
@@ -179,14 +183,16 @@ class Trainer:
         self.model.zero_grad()
         # What the loss is the mean of: all targets that are asked in the group.
         ignored = self.loss_fn.ignore_index
-        count = sum(int(np.count_nonzero(targets != ignored)) for _, targets in group)
+        counts = [int(np.count_nonzero(targets != ignored)) for _, targets in group]
+        pairs = zip(group, counts, strict=True)
+        divisor = sum(self.loss_fn.divisor_of(targets, count) for (_, targets), count in pairs)
         mean_loss, correct, asked, examples = 0.0, 0, 0, 0
         for batch, targets in group:
-            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn, count)
+            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn, divisor)
             mean_loss += loss
-            counts = count_right(batch, logits, targets, self.whole_answers)
-            correct += counts.right
-            asked += counts.asked
+            found = count_right(batch, logits, targets, self.whole_answers)
+            correct += found.right
+            asked += found.asked
             examples += batch.num_sequences
         clip = self.config.clip_norm
         norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
@@ -199,8 +205,8 @@ class Trainer:
             self._raise_diverged(mean_loss)
         progress.step += 1
         progress.batch += len(group)
-        progress.loss_sum += mean_loss * count
-        progress.targets += count
+        progress.loss_sum += mean_loss * divisor
+        progress.targets += sum(counts)
         progress.correct += correct
         progress.asked += asked
         progress.seen += examples

@@ -44,8 +44,17 @@ RECIPES: Final[dict[str, Options]] = {
     "nested": _decoder(6000, 3, 1e-3),
     "arithmetic": _decoder(4000, 2, 1e-3),
     "addition": _decoder(2500, 2, 2e-3),
+    # Texts of any length: all tokens are read out, and what is learned by heart costs the most.
+    "classify": {
+        "max_seq_len": 256,
+        "pooling": "mean",
+        "dropout": 0.1,
+        "epochs": 20,
+        "optimizer": "adamw",
+        "patience": 5,
+    },
 }
-"""What each of the decoder's tasks is trained with, by the names of the settings.
+"""What each task but digits and text is trained with, by the names of the settings.
 
 Two layers of width 64 are enough but for nested expressions, which need a third, and for numbers
 of several digits, where those that begin alike are hard to tell apart. For two digits, a third

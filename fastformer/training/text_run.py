@@ -22,7 +22,6 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.steps import evaluate
-from fastformer.training.whole_run import go_on, train_new
 
 # Logits of all validation tokens are in memory at once: 128 MiB in float32.
 MOST_LOGITS = 1 << 25
@@ -111,7 +110,7 @@ class CropSource:
             yield self.crops.batch(seed, number, count)
 
 
-class _TextJob:
+class TextJob:
     """What a run on text trains and tests."""
 
     def __init__(self, settings: TextSettings) -> None:
@@ -170,7 +169,6 @@ class _TextJob:
             "test_accuracy": scores.accuracy,
             "test_loss": scores.loss,
             "test_examples": self.validation.inputs.num_tokens,
-            "per_operation": {"next token": scores.accuracy},
         }
 
 
@@ -196,23 +194,3 @@ def new_text_settings(
     settings = TextSettings(task=task, model=decoder, tokenizer=tokenizer, **own)
     settings.tokens_of(texts)
     return settings
-
-
-def train_text(
-    settings: TextSettings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a decoder on text, and measure it on what it has not seen.
-
-    Args, returns, raises: as `train_digits`; and validation_loss and bits_per_byte.
-    """
-    return train_new(_TextJob(settings), settings, directory, callbacks, overwrite)
-
-
-def resume_text(
-    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
-) -> dict[str, Any]:
-    """Go on with a run that was stopped; it ends with the bits of one that never was.
-
-    Args, returns, raises: as `resume_digits`.
-    """
-    return go_on(TextSettings, _TextJob, directory, callbacks, epochs)
