@@ -5,7 +5,7 @@ which writes several tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -150,6 +150,34 @@ class ClassScores:
             "per_class": {name: score.as_json() for name, score in self.per_class.items()},
             "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()},
         }
+
+
+@dataclass(frozen=True)
+class WholeScores:
+    """What is known of a set of answers that are texts of any kind.
+
+    Attributes:
+        exact: answers that are right as a whole.
+    """
+
+    exact: Share
+    labels: tuple[str, ...] = ()
+    unit: str = "answer"
+    confusion: Ids = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    @property
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """There are no groups."""
+        return {}
+
+    @property
+    def per_digit(self) -> list[Share]:
+        """There are no digits."""
+        return []
+
+    def for_json(self) -> dict[str, Any]:
+        """Return nothing else."""
+        return {}
 
 
 def evaluate_classes(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastformer import checks
 from fastformer.analysis.evaluation import Scores, used_labels
 from fastformer.analysis.figures import INK, default_style, heatmap, new_figure
 
@@ -20,6 +21,10 @@ def confusion_figure(scores: Scores, title: str = "") -> "Figure":
         title: above it.
     """
     used = used_labels(scores)
+    if not used:
+        checks.fail(
+            "there is no picture of what was taken for what: these answers are texts of any kind"
+        )
     counts, labels = scores.confusion[np.ix_(used, used)], [scores.labels[at] for at in used]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+from fastformer.analysis.answer_prediction import TextAnswerPredictor
 from fastformer.analysis.label_prediction import LabelPredictor
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
 from fastformer.data.asked import Asked
@@ -14,6 +15,7 @@ from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
+from fastformer.training.answered_run import AnsweredSettings
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.digits_run import RunSettings
@@ -24,7 +26,7 @@ from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.text_run import TextSettings
 
-AskedSettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings
+AskedSettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings | AnsweredSettings
 """Of runs whose models are asked something that has one right answer."""
 
 
@@ -103,6 +105,9 @@ def predictor_of(settings: AskedSettings, model: Transformer | TransformerDecode
     if isinstance(settings, AnswerSettings):
         assert isinstance(model, TransformerDecoder)
         return AnswerPredictor(model, settings.form)
+    if isinstance(settings, AnsweredSettings):
+        assert isinstance(model, TransformerDecoder)
+        return TextAnswerPredictor(model, settings)
     assert isinstance(model, Transformer)
     if isinstance(settings, LabelledSettings):
         return LabelPredictor(model, settings)

@@ -4,6 +4,7 @@ Answers are text, decimal digits where they are numbers, whichever way a model w
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -175,21 +176,36 @@ class DigitPredictor:
         return score_numbers(answers, asked)
 
 
-@dataclass(frozen=True)
-class AnswerPredictor:
+class WritingPredictor(ABC):
     """A decoder that writes answers of several tokens, the likeliest token each time."""
 
     model: TransformerDecoder
-    form: Form
 
     @property
-    def example(self) -> str:
-        """Something that it can be asked."""
-        return self.form.example
+    @abstractmethod
+    def end(self) -> int:
+        """The id that ends an answer."""
 
-    def read(self, text: str) -> Question:
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest answer, with its end."""
+
+    @abstractmethod
+    def read(self, text: str) -> Asked:
         """Read a question; see `Predictor`."""
-        return parse_question(text, self.form, self.model.config.max_seq_len)
+
+    @abstractmethod
+    def wanted(self, asked: Asked) -> list[int]:
+        """Return the ids of the right answer, with its end."""
+
+    @abstractmethod
+    def token(self, number: int) -> str:
+        """Return the token of an id."""
+
+    @abstractmethod
+    def text(self, written: Generated) -> str:
+        """Return what was written, as text."""
 
     def predict(self, text: str, top: int = 5) -> Prediction:
         """Answer a question, with the likeliest whole answers that so many beams find.
@@ -197,27 +213,25 @@ class AnswerPredictor:
         The prediction is written greedily, as `answers` are; a beam may find a likelier one.
         """
         question = self.read(text)
-        checks.integer("top", top, 1, len(ANSWER_TOKENS))
+        checks.integer("top", top, 1, self.model.config.vocab_size)
         written = self._write([question])[0]
         found = beam_search(
-            self.model, question.ids(), beams=top, max_new_tokens=self._longest, end=EOS
+            self.model, question.ids(), beams=top, max_new_tokens=self.longest, end=self.end
         )
-        answer, expected = self._text(written), str(question.answer())
+        right = question.answer()
+        answer, expected = self.text(written), None if right is None else str(right)
         return Prediction(
             expression=str(question),
             prediction=answer,
             probability=math.exp(written.log_probability),
             expected=expected,
-            correct=answer == expected,
-            top=[(self._text(beam), math.exp(beam.log_probability)) for beam in found],
+            correct=None if expected is None else answer == expected,
+            top=[(self.text(beam), math.exp(beam.log_probability)) for beam in found],
         )
 
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:
         """Return the answer to each question, and the mean loss of the right answers' tokens."""
-        questions = [one for one in asked if isinstance(one, Question)]
-        prompts = [question.ids() for question in questions]
-        wanted = [encode(question.answer_tokens(), ANSWER_TOKENS) for question in questions]
-        pairs = list(zip(prompts, wanted, strict=True))
+        pairs = [(one.ids(), self.wanted(one)) for one in asked]
         batch = pack([prompt + answer[:-1] for prompt, answer in pairs])
         targets = np.concatenate([[-1] * (len(p) - 1) + answer for p, answer in pairs])
         logits = predict_classes(self.model, batch)
@@ -226,12 +240,15 @@ class AnswerPredictor:
         missed = np.flatnonzero(wrong_sequences(batch, logits, targets))
         # Where each token of the right answer is the likeliest after those before it, that answer
         # is what the model writes. Only the others must be written to be known.
-        texts = [str(question.answer()) for question in questions]
+        texts = [
+            self.text(Generated(tokens=answer[:-1], log_probability=0.0, ended=True))
+            for _, answer in pairs
+        ]
         for first in range(0, len(missed), _PROMPTS_AT_A_TIME):
             part = missed[first : first + _PROMPTS_AT_A_TIME]
-            found = self._write([questions[place] for place in part])
+            found = self._write([asked[place] for place in part])
             for place, written in zip(part, found, strict=True):
-                texts[place] = self._text(written)
+                texts[place] = self.text(written)
         return texts, loss
 
     def sequence(self, asked: Asked) -> ReadTokens:
@@ -241,24 +258,57 @@ class AnswerPredictor:
         """
         ids = asked.ids()
         written = self._write([asked])[0].tokens[:-1]
-        tokens = [*asked.tokens(), *decode(written, ANSWER_TOKENS)]
+        tokens = [*asked.tokens(), *(self.token(number) for number in written)]
         return ReadTokens(tokens, [*ids, *written], len(ids))
+
+    def _write(self, asked: Sequence[Asked]) -> list[Generated]:
+        prompts = [question.ids() for question in asked]
+        return generate(self.model, prompts, max_new_tokens=self.longest, end=self.end)
+
+
+@dataclass(frozen=True)
+class AnswerPredictor(WritingPredictor):
+    """The decoder of a task whose questions are drawn."""
+
+    model: TransformerDecoder
+    form: Form
+
+    @property
+    def example(self) -> str:
+        """Something that it can be asked."""
+        return self.form.example
+
+    @property
+    def end(self) -> int:
+        """The id that ends an answer."""
+        return EOS
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer, with its end."""
+        return self.form.answer_digits + 1
+
+    def read(self, text: str) -> Question:
+        """Read a question; see `Predictor`."""
+        return parse_question(text, self.form, self.model.config.max_seq_len)
+
+    def wanted(self, asked: Asked) -> list[int]:
+        """Return the ids of the right answer, with its end."""
+        assert isinstance(asked, Question)
+        return encode(asked.answer_tokens(), ANSWER_TOKENS)
+
+    def token(self, number: int) -> str:
+        """Return the token of an id."""
+        return ANSWER_TOKENS[number]
+
+    def text(self, written: Generated) -> str:
+        """Return the number that was written."""
+        return self.form.read_answer(decode(written.tokens, ANSWER_TOKENS), written.ended)
 
     def score(self, answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
         """Count what is right by operation, by inner operation and by digit."""
         inner = [one.inner_operations for one in asked if isinstance(one, Question)]
         return score_numbers(answers, asked, inner if any(inner) else ())
-
-    @property
-    def _longest(self) -> int:
-        return self.form.answer_digits + 1
-
-    def _write(self, asked: Sequence[Asked]) -> list[Generated]:
-        prompts = [question.ids() for question in asked]
-        return generate(self.model, prompts, max_new_tokens=self._longest, end=EOS)
-
-    def _text(self, written: Generated) -> str:
-        return self.form.read_answer(decode(written.tokens, ANSWER_TOKENS), written.ended)
 
 
 def score_numbers(

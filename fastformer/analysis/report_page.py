@@ -230,6 +230,8 @@ def _class_cells(score: ClassScore | None) -> list[str]:
 
 def _confusion(scores: Scores) -> str:
     """Return the confusion matrix, shaded by share of a row; empty rows and columns left out."""
+    if not scores.labels:
+        return ""
     counts, names = scores.confusion.tolist(), [escape(label) for label in scores.labels]
     used = [
         place

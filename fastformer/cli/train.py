@@ -12,6 +12,9 @@ from fastformer import checks, writing
 from fastformer import threads as thread_count
 from fastformer.cli import SIGNALLED, console
 from fastformer.cli.train_options import (
+    AnswerDecoderOptions,
+    AnsweredOptions,
+    AnswerTrainingOptions,
     ClassifierOptions,
     DecoderOptions,
     ExplainedRunOptions,
@@ -231,6 +234,38 @@ classify.__annotations__ |= {
     "training": Annotated[LabelTrainingOptions | None, _TRAINING],
 }
 train.command(classify, group=_OWN_DATA, sort_key=1)
+
+
+def answers(
+    *files: Path,
+    threads: int | None = None,
+    json: Json = False,
+    options: Run = None,
+    task: Annotated[AnsweredOptions | None, _TASK] = None,
+    model: Any = None,
+    training: Any = None,
+) -> int:
+    """Learn to answer questions of your own: a decoder writes the answer.
+
+    Args:
+        files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.training.answered_run import new_answered_settings
+
+    options = options or RunOptions()
+    own = _common(options, training or AnswerTrainingOptions())
+    sizes = dict(vars(model or AnswerDecoderOptions()))
+    settings = new_answered_settings(files, task or AnsweredOptions(), sizes, **own)
+    return _new_run("answers", settings, options, threads, json)
+
+
+answers.__annotations__ |= {
+    "model": Annotated[AnswerDecoderOptions | None, _MODEL],
+    "training": Annotated[AnswerTrainingOptions | None, _TRAINING],
+}
+train.command(answers, group=_OWN_DATA, sort_key=2)
 
 
 def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from fastformer.data.answered import AnsweredTask
 from fastformer.data.answers import AnswerTask
 from fastformer.data.labelled import LabelledTask
 from fastformer.data.text import TextTask
@@ -107,6 +108,15 @@ class LabelledOptions(LabelledTask):
     labels: Annotated[tuple[str, ...], Decided] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnsweredOptions(AnsweredTask):
+    """The options of questions with answers."""
+
+    files: Annotated[tuple[str, ...], Decided] = ()
+    digest: Annotated[str, Decided] = ""
+    longest_answer: Annotated[int, Decided] = 1
+
+
 def options_of_questions(name: str) -> tuple[type[Any], type[Any], type[Any]]:
     """Return the options of one of the decoder's tasks: its own, the model's, the training's."""
     recipe = RECIPES[name]
@@ -133,6 +143,10 @@ def _subclass(options: type[Any], changed: list[tuple[str, Any, Any]]) -> type[A
     made.__module__ = __name__
     return made
 
+
+AnswerDecoderOptions = _with_defaults(DecoderOptions, RECIPES["answers"])
+AnswerTrainingOptions = _with_defaults(TrainingConfig, RECIPES["answers"])
+"""The model's and the training's options, of questions with answers."""
 
 LabelClassifierOptions = _with_defaults(ClassifierOptions, RECIPES["classify"])
 LabelTrainingOptions = _with_defaults(TrainingConfig, RECIPES["classify"])

@@ -1,6 +1,7 @@
 """Files of examples: two columns of a CSV file, or of a file with one JSON object a line."""
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,31 @@ def read_pairs(
         values = [_value(place, row, name) for name in chosen]
         found.append(Pair(values[0], values[1], place))
     if chosen is None:
-        checks.fail(f"{path} has no examples: it needs a line for each")
+        checks.fail(f"{path} has no examples: it needs a line for each, below the columns' names")
     return found, chosen
+
+
+def read_files(
+    files: Sequence[str],
+    columns: tuple[str, str],
+    known: tuple[Sequence[str], Sequence[str]],
+) -> tuple[list[Pair], tuple[str, str]]:
+    """Return the examples of some files, which have the same columns; see `read_pairs`."""
+    if not files:
+        checks.fail("give at least one file of examples, .csv or .jsonl")
+    found: list[Pair] = []
+    for file in files:
+        pairs, columns = read_pairs(file, columns, known)
+        found += pairs
+    return found, columns
+
+
+def digest_of(pairs: Sequence[Pair]) -> str:
+    """Return a digest of examples: others have another one."""
+    found = hashlib.sha256()
+    for pair in pairs:
+        found.update(f"{len(pair.first)} {len(pair.second)} {pair.first}{pair.second}".encode())
+    return found.hexdigest()[:16]
 
 
 def read_text(path: str | Path) -> str:

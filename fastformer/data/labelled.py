@@ -1,6 +1,5 @@
 """Texts with labels, of a person's own: reading them, and splitting them without leaks."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from functools import cached_property
 from typing import Final
 
 from fastformer import checks
-from fastformer.data.example_files import Pair, read_pairs
+from fastformer.data.example_files import Pair, read_files
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
 from fastformer.data.tokenizers import Tokenizer
 
@@ -121,29 +120,6 @@ class LabelledTask(TokenizedTask):
                 f", such as {min(labels)!r:.60}; choose their column with --label-column"
             )
         return pairs, columns
-
-
-def read_files(
-    files: Sequence[str],
-    columns: tuple[str, str],
-    known: tuple[Sequence[str], Sequence[str]],
-) -> tuple[list[Pair], tuple[str, str]]:
-    """Return the examples of some files, which have the same columns; see `read_pairs`."""
-    if not files:
-        checks.fail("give at least one file of examples, .csv or .jsonl")
-    found: list[Pair] = []
-    for file in files:
-        pairs, columns = read_pairs(file, columns, known)
-        found += pairs
-    return found, columns
-
-
-def digest_of(pairs: Sequence[Pair]) -> str:
-    """Return a digest of examples: others have another one."""
-    found = hashlib.sha256()
-    for pair in pairs:
-        found.update(f"{len(pair.first)} {len(pair.second)} {pair.first}{pair.second}".encode())
-    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

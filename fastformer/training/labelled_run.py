@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.data.example_files import Pair
+from fastformer.data.example_files import Pair, digest_of, read_files
 from fastformer.data.labelled import (
     KNOWN,
     LabelledTask,
     LabelledText,
-    digest_of,
-    read_files,
     split_labelled,
 )
 from fastformer.data.text import chosen_tokenizer

@@ -44,6 +44,19 @@ RECIPES: Final[dict[str, Options]] = {
     "nested": _decoder(6000, 3, 1e-3),
     "arithmetic": _decoder(4000, 2, 1e-3),
     "addition": _decoder(2500, 2, 2e-3),
+    "answers": {
+        "max_seq_len": 256,
+        "num_layers": 3,
+        "embed_dim": 96,
+        "ffn_dim": 384,
+        "epochs": 30,
+        "optimizer": "adamw",
+        "learning_rate": 1.5e-3,
+        "beta2": 0.99,
+        "schedule": "cosine",
+        "warmup_steps": 100,
+        "clip_norm": 1.0,
+    },
     # Texts of any length: all tokens are read out, and what is learned by heart costs the most.
     "classify": {
         "max_seq_len": 256,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from fastformer import checks
+from fastformer.training.answered_run import AnsweredJob, AnsweredSettings
 from fastformer.training.answers_run import AnswerJob, AnswerSettings
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.classifier_run import ClassifierJob
@@ -15,11 +16,14 @@ from fastformer.training.settings import settings_errors
 from fastformer.training.text_run import TextJob, TextSettings
 from fastformer.training.whole_run import Job, go_on, train_new
 
-AnySettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings | TextSettings
+AnySettings: TypeAlias = (
+    RunSettings | LabelledSettings | AnswerSettings | AnsweredSettings | TextSettings
+)
 _JOBS: Final[dict[type[Any], Callable[[Any], Job]]] = {
     RunSettings: ClassifierJob,
     LabelledSettings: ClassifierJob,
     AnswerSettings: AnswerJob,
+    AnsweredSettings: AnsweredJob,
     TextSettings: TextJob,
 }
 _KINDS: Final = {kind.kind: kind for kind in _JOBS}
