@@ -106,6 +106,7 @@ class TextOptions(TextTask):
 
     files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     digest: Annotated[str, Parameter(parse=False)] = ""
+    tokens_digest: Annotated[str, Parameter(parse=False)] = ""
 
 
 class TrainingOptions(TrainingConfig):
@@ -296,6 +297,7 @@ def _text_settings(
     training: TrainingOptions | None,
 ) -> "AnySettings":
     """Return the settings of a new run on text: the decoder's own, but for what is given."""
+    from fastformer.cli import progress
     from fastformer.training.text_run import new_text_settings
 
     if options.start_from is not None:
@@ -304,7 +306,8 @@ def _text_settings(
     given = {name: getattr(model, name) for name in (model.given if model else ())}
     if "pooling" in given:
         raise InvalidValueError("text trains a decoder, which reads out every token: no --pooling")
-    return new_text_settings(files, text or TextTask(), given, **own)
+    with progress.callbacks() as callbacks:
+        return new_text_settings(files, text or TextTask(), given, callbacks, **own)
 
 
 def _settings(
