@@ -13,8 +13,10 @@ import pytest
 from program import HANG, ROOT, start_program
 
 from fastformer.cli import main
+from fastformer.data.answered import AnsweredTask
 from fastformer.data.answers import AnswerTask
 from fastformer.data.digits import DigitTask
+from fastformer.data.labelled import LabelledTask
 from fastformer.data.text import TextTask
 from fastformer.models.config import DecoderConfig, TransformerConfig
 from fastformer.training.config import TrainingConfig
@@ -68,6 +70,8 @@ def test_every_command_explains_every_option(
         ("digits", (DigitTask, TransformerConfig, TrainingConfig)),
         ("nested", (AnswerTask, DecoderConfig, TrainingConfig)),
         ("text", (TextTask, DecoderConfig, TrainingConfig)),
+        ("classify", (LabelledTask, TransformerConfig, TrainingConfig)),
+        ("answers", (AnsweredTask, DecoderConfig, TrainingConfig)),
     ],
 )
 def test_train_has_every_setting_as_an_option(
@@ -79,9 +83,11 @@ def test_train_has_every_setting_as_an_option(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["train", task, "--help"]) == 0
     out = capsys.readouterr().out
-    decided = {"num_classes", "name", "files", "digest"}
-    if task != "text":  # whose tokenizer may learn so many
+    decided = {"num_classes", "name", "files", "digest", "tokens_digest", "labels"}
+    if task in ("digits", "nested"):  # a tokenizer may learn so many
         decided.add("vocab_size")
+    if task == "answers":
+        decided.add("longest_answer")
     fields = {field.name for config in configs for field in dataclasses.fields(config)} - decided
     assert [name for name in fields if f"--{name.replace('_', '-')} " not in out] == []
     assert not [name for name in decided if f"--{name.replace('_', '-')}" in out]

@@ -10,14 +10,27 @@ from models import same_bits
 
 from fastformer.analysis.loading import load_text_run
 from fastformer.cli import main
-from fastformer.data.text import Crops, windows
+from fastformer.data.text import Crops, Documents, TextTask, windows
+from fastformer.training import token_file
+from fastformer.training.callbacks import TrainingCallbacks
+from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
+from fastformer.training.text_run import TextSettings, new_text_settings
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 SIZES = [
     "--embed-dim=16", "--num-heads=2", "--num-layers=1", "--ffn-dim=32", "--max-seq-len=16",
     "--crops=60", "--batch-size=20", "--learning-rate=1e-2",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where token files are kept, for one test."""
+    place = tmp_path / "cache"
+    monkeypatch.setattr(token_file, "cache_directory", lambda: place)
+    return place
 
 
 @pytest.fixture
@@ -52,7 +65,8 @@ def test_a_text_is_learned_and_gone_on_with(text, tmp_path, capsys):
     words = ["generate", str(tmp_path / "run"), "--prompt=the", "--tokens=5", "--temperature=0"]
     assert main([*words, "--json"]) == 0
     found = result_of(capsys)
-    model, tokenizer = load_text_run(tmp_path / "run")
+    model, settings = load_text_run(tmp_path / "run")
+    tokenizer = settings.tokenizer
     assert found["text"] == tokenizer.decode(found["tokens"]) and len(found["tokens"]) == 5
     assert model.config.vocab_size == tokenizer.vocab_size == len(set(TEXT))
     # The decoder's own defaults, not those of the digit task's encoder.
@@ -90,8 +104,8 @@ def test_words_are_tokens_too(text, tmp_path, capsys):
     assert train(text, run, "--epochs=2", "--tokenizer=words", "--vocab-size=6") == 0
     bits = result_of(capsys)
     assert bits["bits_per_byte"] < bits["validation_loss"] / math.log(2) / 4, "of words' bytes"
-    _, tokenizer = load_text_run(run)
-    assert tokenizer.words == ("the", ".", "brown", "dog", "fox")
+    _, settings = load_text_run(run)
+    assert settings.tokenizer.words == ("the", ".", "brown", "dog", "fox")
     assert main(["generate", str(run), "--prompt=a brown", "--tokens=2", "--temperature=0"]) == 0
     written = capsys.readouterr().out
     assert written.startswith("a brown ") and len(written.split()) == 4
@@ -171,6 +185,112 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_never_stopped(text, tmp_pat
     capsys.readouterr()
 
 
+NAMES = [f"{a}{b}{c}" for a in "abc" for b in ("ri", "la", "no") for c in ("a", "us", "en")]
+
+
+@pytest.fixture
+def names(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(NAMES * 2))
+    return file
+
+
+@pytest.mark.smoke
+def test_documents_are_learned_with_their_ends_and_gone_on_with(names, tmp_path, capsys):
+    words = "--documents=lines", "--max-seq-len=8", "--validation-share=0.2", "--dropout=0.1"
+    assert train(names, tmp_path / "whole", "--epochs=40", *words) == 0
+    assert result_of(capsys)["validation_loss"] < 0.8 * math.log(15)
+    run = str(tmp_path / "whole")
+    found = set()
+    for seed in range(8):
+        assert main(["generate", run, "--seed", str(seed), "--temperature=0.5"]) == 0
+        found.add(capsys.readouterr().out)
+    assert all(2 < len(name) < 9 and name.count("\n") == 1 for name in found)
+    assert main(["generate", run, "--prompt=ari", "--json"]) == 0
+    added = result_of(capsys)["text"]
+    assert len(added) < 5 and "\n" not in added
+    # From the middle of an epoch on, and with names that are cut.
+    settings = TextSettings.from_run(RunDirectory.open(tmp_path / "whole"))
+    tables = settings.tables()
+    tables["training"] |= {"epochs": 3, "checkpoint_every": 2}
+    tables["model"]["max_seq_len"] = 5
+    short = TextSettings.from_tables(tables, tmp_path / "whole")
+    train_run(short, tmp_path / "expected", TrainingCallbacks())
+    with pytest.raises(KeyboardInterrupt):
+        train_run(short, tmp_path / "parts", StopAt(5))
+    resume_run(tmp_path / "parts", TrainingCallbacks())
+    parts, expected = (RunDirectory.open(tmp_path / n).latest() for n in ("parts", "expected"))
+    assert same_bits(dict(parts.tensors), dict(expected.tensors))
+
+
+class StopAt(TrainingCallbacks):
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, step, *others):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_no_document_is_on_both_sides(names, tmp_path):
+    task = TextTask(documents="lines", validation_share=0.3)
+    model = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "ffn_dim": 32, "max_seq_len": 8}
+    chosen = []
+    for seed in (0, 1):
+        own = {"training": TrainingConfig(), "seed": seed}
+        settings = new_text_settings((names,), task, model, **own)
+        found = token_file.open_tokens(settings.task, settings.tokenizer)
+        source, validation = settings.split(found)
+        documents, tokenizer = source.documents, settings.tokenizer
+        seen = pieces_of(source.documents.batch(np.arange(source.size))[0], tokenizer)
+        unseen = pieces_of(validation.inputs, tokenizer)
+        assert len(seen) == len(NAMES) * 2 - 16 and len(unseen) == 16
+        assert not {*seen} & {*unseen} and {*seen, *unseen} == {f"\n{name}" for name in NAMES}
+        chosen.append(unseen)
+        # All of it in an epoch, each sequence once, and never a target across a border.
+        batches = list(source.batches(3, 1, 7, 0))
+        assert sum(len(batch) for batch, _ in batches) == source.size
+        ends = sum(
+            int((targets == settings.tokenizer.encode("\n")).sum()) for _, targets in batches
+        )
+        assert ends == len(documents.starts)
+        last = list(source.batches(3, 1, 7, 2))
+        assert same_bits(last[0][0].tokens, batches[2][0].tokens)
+    assert chosen[0] != chosen[1]
+
+
+def pieces_of(batch, tokenizer):
+    ends = zip(batch.offsets, batch.offsets[1:], strict=False)
+    return [tokenizer.decode(batch.tokens[a:b]) for a, b in ends]
+
+
+def test_a_document_begins_with_what_ends_one_and_is_cut_where_it_is_long():
+    tokens, ending = np.array([1, 2, 3, 4, 8, 9, 5, 8, 9, 8, 9]), np.array([8, 9])
+    documents = Documents(tokens, np.array([0, 6, 9]), np.array([6, 9, 11]), ending, 4)
+    assert documents.size == 4 and documents.lengths.tolist() == [4, 3, 4, 3]
+    batch, targets = documents.batch(np.arange(4))
+    assert batch.tokens.tolist() == [8, 9, 1, 2, 3, 4, 8, 8, 9, 5, 8, 8, 9, 8]
+    assert targets.tolist() == [-1, 1, 2, 3, 4, 8, 9, -1, 5, 8, 9, -1, 8, 9]
+    assert documents.batch(np.array([2, 1]))[0].tokens.tolist() == [8, 9, 5, 8, 3, 4, 8]
+    # Without an ending, a document of one token asks for nothing.
+    bare = Documents(tokens, np.array([0, 1, 2]), np.array([1, 2, 9]), np.zeros(0, np.int64), 4)
+    assert bare.size == 2 and bare.lengths.tolist() == [4, 2]
+    batch, targets = bare.batch(np.arange(2))
+    assert (batch.tokens.tolist(), targets.tolist()) == ([3, 4, 8, 9, 5, 8], [4, 8, 9, 5, 8, 9])
+
+
+def test_files_are_documents_too(tmp_path, capsys):
+    files = [tmp_path / f"{n}.txt" for n in range(12)]
+    for n, file in enumerate(files):
+        file.write_text(f"file {n % 10} " * 5)
+    words = ["--documents=files", "--separator=<|endoftext|>", "--epochs=1"]
+    others = map(str, files[1:])
+    assert train(files[0], tmp_path / "run", *words, *others) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "run"), "--tokens=5", "--json"]) == 0
+    assert result_of(capsys)["prompt"] == ""
+
+
 def test_the_best_epoch_has_the_lowest_loss(text, tmp_path, capsys):
     assert train(text, tmp_path / "run", "--epochs=6", "--learning-rate=0.3") == 0
     best = result_of(capsys)["best_epoch"]
@@ -198,6 +318,11 @@ def test_a_text_that_has_changed_is_not_gone_on_with(text, tmp_path, capsys):
         (TEXT.encode(), ("--tokenizer=text.txt",), "or the path of a tokenizer.json"),
         (TEXT.encode(), ("--vocab-size=9",), "vocab_size must be 28, which the tokenizer"),
         (TEXT.encode(), ("--tokenizer=words", "--vocab-size=1"), "must be an integer >= 2, got 1"),
+        (TEXT.encode(), ("--documents=line",), "did you mean 'lines'?"),
+        (TEXT.encode(), ("--documents=separated",), "'separated' needs the separator"),
+        (TEXT.encode(), ("--separator=x",), "separator is for documents='separated', or 'files'"),
+        (TEXT.encode(), ("--documents=files",), "has 1 documents (files): too few different ones"),
+        (b"a\na\na", ("--documents=lines",), "3 documents (lines): too few different ones"),
         (TEXT.encode(), ("--pooling=mean",), "Unknown option: --pooling"),
         (TEXT.encode(), ("--examples=5",), "Unknown option: --examples"),
         (TEXT.encode(), ("--crops=0",), "crops must be an integer >= 1"),

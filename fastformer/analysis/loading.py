@@ -9,7 +9,6 @@ from fastformer.analysis.answer_prediction import TextAnswerPredictor
 from fastformer.analysis.label_prediction import LabelPredictor
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
 from fastformer.data.asked import Asked
-from fastformer.data.tokenizers import Tokenizer
 from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
@@ -72,8 +71,8 @@ def load_run(directory: str | Path) -> LoadedRun:
     return LoadedRun(run, settings, model, checkpoint)
 
 
-def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]:
-    """Load a run on text: its model with the best weights, and its tokenizer.
+def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, TextSettings]:
+    """Load a run on text: its model with the best weights, and its settings with a tokenizer.
 
     Raises:
         RunError: there is no such run, it is damaged or of another task, or has no checkpoint yet.
@@ -86,7 +85,7 @@ def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]
         )
     model, _ = _best_model(run, settings)
     assert isinstance(model, TransformerDecoder)
-    return model, settings.tokenizer
+    return model, settings
 
 
 def _best_model(

@@ -193,6 +193,7 @@ def text(
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
+    from fastformer.cli import progress
     from fastformer.data.text import TextTask
     from fastformer.training.text_run import new_text_settings
 
@@ -200,7 +201,8 @@ def text(
     sizes = dict(vars(model or DecoderOptions()))
     del sizes["vocab_size"]
     own = _common(options, training)
-    settings = new_text_settings(files, task or TextTask(), sizes, **own)
+    with progress.callbacks() as callbacks:
+        settings = new_text_settings(files, task or TextTask(), sizes, callbacks, **own)
     return _new_run("text", settings, options, threads, json)
 
 

@@ -97,6 +97,7 @@ class TextOptions(TextTask):
 
     files: Annotated[tuple[str, ...], Decided] = ()
     digest: Annotated[str, Decided] = ""
+    tokens_digest: Annotated[str, Decided] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

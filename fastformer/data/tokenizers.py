@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
@@ -47,6 +48,13 @@ class Tokenizer(Protocol):
             ValueError: a character that the tokenizer has not; the message names it and its place.
         """
 
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, (N,), and how many each has, (len(texts),).
+
+        Raises:
+            ValueError: as of `encode`.
+        """
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids."""
 
@@ -67,6 +75,15 @@ class _Tokenizer:
     @property
     def vocab_size(self) -> int:
         raise NotImplementedError
+
+    def encode(self, text: str) -> Ids:
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`."""
+        found = [self.encode(text) for text in texts]
+        counts = np.array([ids.size for ids in found], np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *found]), counts
 
     def file(self) -> bytes:
         raise NotImplementedError
@@ -136,6 +153,10 @@ class CharacterTokenizer(_Tokenizer):
                 f"the text; it knows {self.vocab_size} characters: {self.characters!r:.200}"
             )
         return self._order[places].astype(np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`."""
+        return self.encode("".join(texts)), np.array([len(text) for text in texts], np.int64)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return a character for each id."""
@@ -290,6 +311,16 @@ class BPETokenizer(_Tokenizer):
         """Return the ids of a text; see `Tokenizer`."""
         found = self._tokenizer.encode(_text(text), add_special_tokens=False)
         return np.array(found.ids, np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`.
+
+        The library encodes them on all cores.
+        """
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [one.ids for one in found]
+        counts = np.array([len(one) for one in ids], np.int64)
+        return np.fromiter(chain.from_iterable(ids), np.int64, int(counts.sum())), counts
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids."""

@@ -24,9 +24,9 @@ _JOBS: Final[dict[type[Any], Callable[[Any], Job]]] = {
     LabelledSettings: ClassifierJob,
     AnswerSettings: AnswerJob,
     AnsweredSettings: AnsweredJob,
-    TextSettings: TextJob,
 }
-_KINDS: Final = {kind.kind: kind for kind in _JOBS}
+_SETTINGS: Final[tuple[type[Any], ...]] = (*_JOBS, TextSettings)
+_KINDS: Final = {kind.kind: kind for kind in _SETTINGS}
 
 
 def settings_from(
@@ -75,8 +75,7 @@ def train_run(
         ValueError: settings that cannot be met, or data that has changed; then no file is made.
         TrainingInterrupted: a signal came; the run is saved.
     """
-    job = _JOBS[type(settings)](settings)
-    return train_new(job, settings, directory, callbacks, overwrite)
+    return train_new(_job(settings, callbacks), settings, directory, callbacks, overwrite)
 
 
 def resume_run(
@@ -103,4 +102,11 @@ def resume_run(
         TrainingInterrupted: a signal came; the run is saved.
     """
     kind = type(settings_of(RunDirectory.open(directory)))
-    return go_on(kind, _JOBS[kind], directory, callbacks, epochs)
+    return go_on(kind, lambda own: _job(own, callbacks), directory, callbacks, epochs)
+
+
+def _job(settings: AnySettings, callbacks: TrainingCallbacks) -> Job:
+    """Return what a run trains and tests; of a text, reading it is told."""
+    if isinstance(settings, TextSettings):
+        return TextJob(settings, callbacks)
+    return _JOBS[type(settings)](settings)
