@@ -30,6 +30,7 @@ def fit(
     *,
     directory: str | Path | None = None,
     callbacks: TrainingCallbacks | None = None,
+    class_weights: npt.ArrayLike | None = None,
     seed: int = 42,
     **settings: Any,
 ) -> list[dict[str, Any]]:
@@ -42,6 +43,8 @@ def fit(
             (N,). -1 where nothing is asked.
         directory: where metrics and checkpoints are kept, a new run; nothing is kept without one.
         callbacks: is told of each step and epoch.
+        class_weights: (V,) numbers >= 0, how much each class counts in the training loss; None
+            where all count alike. The validation's are without.
         seed: of the order of examples.
         settings: of the training, by the names of `TrainingConfig`: epochs, batch_size, optimizer,
             learning_rate, schedule, warmup_steps, clip_norm, patience and so on.
@@ -62,11 +65,21 @@ def fit(
         checks.instance("fit", "callbacks", callbacks, TrainingCallbacks)
     checks.integer("seed", seed, 0)
     config = checks.from_settings(TrainingConfig, settings)
+    weights, classes = None, model.config.num_logits
+    if class_weights is not None:
+        weights = checks.class_weights("class_weights", class_weights)
+        if weights.size != classes:
+            checks.fail(
+                f"fit: class_weights must be ({classes},), one for each logit of a row, got "
+                f"{weights.shape}"
+            )
     parts = _examples("train", model, train), _examples("validation", model, validation)
     with _place(directory) as place, RunDirectory.new(place, {"training": asdict(config)}) as run:
         told = callbacks or TrainingCallbacks()
-        decodes = isinstance(model, TransformerDecoder)
-        trainer = Trainer(model, config, *parts, run, seed, told, best_by_loss=decodes)
+        by_loss = isinstance(model, TransformerDecoder)
+        trainer = Trainer(
+            model, config, *parts, run, seed, told, best_by_loss=by_loss, class_weights=weights
+        )
         model.recompute, model.memory_limit = config.recompute, config.memory_limit
         trainer.prepare()
         told.started(trainer.total_steps, 0, f"{model.num_parameters:,} parameters, seed {seed}")
