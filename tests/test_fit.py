@@ -73,6 +73,20 @@ def test_the_same_seed_gives_the_same_bits():
     assert same_bits(found[0], found[1]) and not same_bits(found[0], found[2])
 
 
+@pytest.mark.parametrize(("best_by", "name"), [("loss", "loss"), (None, "accuracy")])
+def test_the_best_epoch_is_that_of_what_is_asked(best_by, name):
+    model, validation = classifier(), first_tokens(20, 1)
+    history = ff.fit(
+        model, first_tokens(100, 0), validation, best_by=best_by, epochs=8, learning_rate=3e-2
+    )
+    values = [record[f"validation_{name}"] for record in history]
+    best = min(values) if name == "loss" else max(values)
+    scores = ff.evaluate(model, *validation, ff.CrossEntropyLoss())
+    np.testing.assert_allclose(getattr(scores, name), best, 1e-6)
+    chosen = [record["epoch"] for record in history if record["best"]][-1]
+    assert chosen == values.index(best) + 1
+
+
 def test_what_a_class_counts_is_learned_first():
     """Of two classes that nothing tells apart, the one that counts more is answered."""
     inputs, targets = ff.pack([[1, 2]] * 40), [0, 1] * 20
@@ -80,7 +94,7 @@ def test_what_a_class_counts_is_learned_first():
     for weights, answer in (([3, 1, 0, 0, 0, 0, 0], 0), ([1, 3, 0, 0, 0, 0, 0], 1)):
         model = classifier()
         history = ff.fit(
-            model, (inputs, targets), (inputs, [answer] * 40), class_weights=weights, epochs=20,
+            model, (inputs, targets), (inputs, targets), class_weights=weights, epochs=20,
             batch_size=10, accumulation_steps=3, learning_rate=1e-2,
         )  # fmt: skip
         assert model.forward(ff.pack([[1, 2]])).argmax() == answer
@@ -133,6 +147,7 @@ def test_callbacks_patience_and_schedules():
         ({"callbacks": print}, InvalidTypeError, "callbacks must be a TrainingCallbacks"),
         ({"class_weights": [1, 2]}, InvalidValueError, r"class_weights must be \(7,\), .*\(2,\)"),
         ({"class_weights": [-1] * 7}, InvalidValueError, "class_weights must be .* >= 0, got -1"),
+        ({"best_by": "speed"}, InvalidValueError, "best_by must be one of 'accuracy', 'loss'"),
         ({"seed": -1}, InvalidValueError, "seed must be an integer >= 0"),
     ],
 )

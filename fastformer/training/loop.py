@@ -97,7 +97,7 @@ class Trainer:
             whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
                 are asked are right, and not that of tokens.
             best_by_loss: the best epoch has the lowest validation loss, not the best accuracy.
-            class_weights: (V,) how much each class counts in the training loss; None for alike.
+            class_weights: (V,) how much each class counts in the losses; None for alike.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
@@ -107,8 +107,8 @@ class Trainer:
         self.loss_fn = CrossEntropyLoss(
             weight=class_weights, label_smoothing=config.label_smoothing, backend=model.ops.name
         )
-        # What runs with and without smoothing and weights are compared by.
-        self.validation_loss = CrossEntropyLoss(backend=model.ops.name)
+        # What runs with and without smoothing are compared by.
+        self.validation_loss = CrossEntropyLoss(weight=class_weights, backend=model.ops.name)
         self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
         num_batches = -(-train.size // config.batch_size)
@@ -224,7 +224,7 @@ class Trainer:
     def _finish_epoch(self, seconds: float, examples_per_second: float) -> None:
         """Validate, log, and save the epoch's checkpoint, and the best one.
 
-        The validation loss is without label smoothing and weights, the training loss with them.
+        The validation loss is without label smoothing, the training loss with it.
         """
         progress = self.progress
         scores = evaluate(
