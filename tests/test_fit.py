@@ -73,6 +73,42 @@ def test_the_same_seed_gives_the_same_bits():
     assert same_bits(found[0], found[1]) and not same_bits(found[0], found[2])
 
 
+@pytest.mark.parametrize(("best_by", "name"), [("loss", "loss"), (None, "accuracy")])
+def test_the_best_epoch_is_that_of_what_is_asked(best_by, name):
+    model, validation = classifier(), first_tokens(20, 1)
+    history = ff.fit(
+        model, first_tokens(100, 0), validation, best_by=best_by, epochs=8, learning_rate=3e-2
+    )
+    values = [record[f"validation_{name}"] for record in history]
+    best = min(values) if name == "loss" else max(values)
+    scores = ff.evaluate(model, *validation, ff.CrossEntropyLoss())
+    np.testing.assert_allclose(getattr(scores, name), best, 1e-6)
+    chosen = [record["epoch"] for record in history if record["best"]][-1]
+    assert chosen == values.index(best) + 1
+
+
+def test_what_a_class_counts_is_learned_first():
+    """Of two classes that nothing tells apart, the one that counts more is answered."""
+    inputs, targets = ff.pack([[1, 2]] * 40), [0, 1] * 20
+    losses = []
+    for weights, answer in (([3, 1, 0, 0, 0, 0, 0], 0), ([1, 3, 0, 0, 0, 0, 0], 1)):
+        model = classifier()
+        history = ff.fit(
+            model, (inputs, targets), (inputs, targets), class_weights=weights, epochs=20,
+            batch_size=10, accumulation_steps=3, learning_rate=1e-2,
+        )  # fmt: skip
+        assert model.forward(ff.pack([[1, 2]])).argmax() == answer
+        losses.append(history[-1]["train_loss"])
+    # The mean over what targets count: -3/4 log(3/4) - 1/4 log(1/4).
+    np.testing.assert_allclose(losses, 0.5623, 0.08)
+    alike, plain = classifier(), classifier()
+    for model, options in ((alike, {"class_weights": [1.0] * 7}), (plain, {})):
+        ff.fit(model, first_tokens(40, 0), first_tokens(20, 1), epochs=1, **options)
+    np.testing.assert_allclose(
+        alike.parameters().values, plain.parameters().values, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_callbacks_patience_and_schedules():
     class Told(ff.TrainingCallbacks):
         steps, epochs, ended = 0, 0, False
@@ -109,6 +145,9 @@ def test_callbacks_patience_and_schedules():
         ({"epochs": 0}, InvalidValueError, "epochs must be an integer >= 1"),
         ({"epoch": 3}, InvalidValueError, "no setting 'epoch'; did you mean 'epochs'"),
         ({"callbacks": print}, InvalidTypeError, "callbacks must be a TrainingCallbacks"),
+        ({"class_weights": [1, 2]}, InvalidValueError, r"class_weights must be \(7,\), .*\(2,\)"),
+        ({"class_weights": [-1] * 7}, InvalidValueError, "class_weights must be .* >= 0, got -1"),
+        ({"best_by": "speed"}, InvalidValueError, "best_by must be one of 'accuracy', 'loss'"),
         ({"seed": -1}, InvalidValueError, "seed must be an integer >= 0"),
     ],
 )

@@ -30,6 +30,8 @@ def fit(
     *,
     directory: str | Path | None = None,
     callbacks: TrainingCallbacks | None = None,
+    class_weights: npt.ArrayLike | None = None,
+    best_by: str | None = None,
     seed: int = 42,
     **settings: Any,
 ) -> list[dict[str, Any]]:
@@ -42,14 +44,17 @@ def fit(
             (N,). -1 where nothing is asked.
         directory: where metrics and checkpoints are kept, a new run; nothing is kept without one.
         callbacks: is told of each step and epoch.
+        class_weights: (V,) numbers >= 0, how much each class counts in the losses; None where all
+            count alike.
+        best_by: the best epoch has the highest validation "accuracy", or the lowest "loss"; None
+            for the accuracy, but of a decoder, and with class weights, for the loss.
         seed: of the order of examples.
         settings: of the training, by the names of `TrainingConfig`: epochs, batch_size, optimizer,
             learning_rate, schedule, warmup_steps, clip_norm, patience and so on.
 
     Returns:
         A record for each epoch, as in a run's metrics.jsonl: epoch, step, train_loss,
-        validation_loss, validation_accuracy, best and more. The best epoch is the one with the
-        highest validation accuracy, and of a decoder with the lowest validation loss.
+        validation_loss, validation_accuracy, best and more.
 
     Raises:
         TypeError, ValueError: an argument that is not allowed; nothing is trained then.
@@ -61,12 +66,25 @@ def fit(
     if callbacks is not None:
         checks.instance("fit", "callbacks", callbacks, TrainingCallbacks)
     checks.integer("seed", seed, 0)
+    if best_by is not None:
+        checks.choice("best_by", best_by, ("accuracy", "loss"))
     config = checks.from_settings(TrainingConfig, settings)
+    weights, classes = None, model.config.num_logits
+    if class_weights is not None:
+        weights = checks.class_weights("class_weights", class_weights)
+        if weights.size != classes:
+            checks.fail(
+                f"fit: class_weights must be ({classes},), one for each logit of a row, got "
+                f"{weights.shape}"
+            )
     parts = _examples("train", model, train), _examples("validation", model, validation)
     with _place(directory) as place, RunDirectory.new(place, {"training": asdict(config)}) as run:
         told = callbacks or TrainingCallbacks()
-        decodes = isinstance(model, TransformerDecoder)
-        trainer = Trainer(model, config, *parts, run, seed, told, best_by_loss=decodes)
+        by_loss = isinstance(model, TransformerDecoder) or weights is not None
+        by_loss = best_by == "loss" if best_by else by_loss
+        trainer = Trainer(
+            model, config, *parts, run, seed, told, best_by_loss=by_loss, class_weights=weights
+        )
         model.recompute, model.memory_limit = config.recompute, config.memory_limit
         trainer.prepare()
         told.started(trainer.total_steps, 0, f"{model.num_parameters:,} parameters, seed {seed}")

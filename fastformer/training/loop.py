@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
@@ -85,7 +86,7 @@ class Trainer:
         callbacks: TrainingCallbacks,
         whole_answers: bool = False,
         best_by_loss: bool = False,
-        class_weights: Array | None = None,
+        class_weights: npt.ArrayLike | None = None,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
 
@@ -96,7 +97,7 @@ class Trainer:
             whole_answers: the accuracy of a decoder is that of sequences of which all tokens that
                 are asked are right, and not that of tokens.
             best_by_loss: the best epoch has the lowest validation loss, not the best accuracy.
-            class_weights: (V,), how often each class counts in the training loss; None for once.
+            class_weights: (V,) how much each class counts in the losses; None for alike.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
@@ -104,12 +105,10 @@ class Trainer:
         self.seed, self.callbacks, self.whole_answers = seed, callbacks, whole_answers
         self.optimizer = make_optimizer(model, config)
         self.loss_fn = CrossEntropyLoss(
-            weight=class_weights,
-            label_smoothing=config.label_smoothing,
-            backend=model.ops.name,
+            weight=class_weights, label_smoothing=config.label_smoothing, backend=model.ops.name
         )
         # What runs with and without smoothing are compared by.
-        self.validation_loss = CrossEntropyLoss(backend=model.ops.name)
+        self.validation_loss = CrossEntropyLoss(weight=class_weights, backend=model.ops.name)
         self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
         num_batches = -(-train.size // config.batch_size)
@@ -181,18 +180,19 @@ class Trainer:
         """Make one optimizer step on a group of batches: that of one large batch of them all."""
         progress, parameters = self.progress, self.model.parameters()
         self.model.zero_grad()
-        # What the loss is the mean of: all targets that are asked in the group.
-        ignored = self.loss_fn.ignore_index
-        counts = [int(np.count_nonzero(targets != ignored)) for _, targets in group]
-        pairs = zip(group, counts, strict=True)
-        divisor = sum(self.loss_fn.divisor_of(targets, count) for (_, targets), count in pairs)
+        # What the loss is the mean of: all targets that are asked in the group, as they count.
+        loss_fn, ignored = self.loss_fn, self.loss_fn.ignore_index
+        count = sum(
+            loss_fn.divisor_of(targets, int(np.count_nonzero(targets != ignored)))
+            for _, targets in group
+        )
         mean_loss, correct, asked, examples = 0.0, 0, 0, 0
         for batch, targets in group:
-            loss, logits = accumulate_gradients(self.model, batch, targets, self.loss_fn, divisor)
+            loss, logits = accumulate_gradients(self.model, batch, targets, loss_fn, count)
             mean_loss += loss
-            found = count_right(batch, logits, targets, self.whole_answers)
-            correct += found.right
-            asked += found.asked
+            counts = count_right(batch, logits, targets, self.whole_answers)
+            correct += counts.right
+            asked += counts.asked
             examples += batch.num_sequences
         clip = self.config.clip_norm
         norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
@@ -205,8 +205,8 @@ class Trainer:
             self._raise_diverged(mean_loss)
         progress.step += 1
         progress.batch += len(group)
-        progress.loss_sum += mean_loss * divisor
-        progress.targets += sum(counts)
+        progress.loss_sum += mean_loss * count
+        progress.targets += count
         progress.correct += correct
         progress.asked += asked
         progress.seen += examples
@@ -241,7 +241,7 @@ class Trainer:
             )
         self._refuse_damage()
         train_loss, train_accuracy = (
-            progress.loss_sum / max(1, progress.targets),
+            progress.loss_sum / (progress.targets or 1),
             Counts(progress.correct, progress.asked).accuracy,
         )
         self.tracker.update(train_loss, train_accuracy, scores.loss, scores.accuracy)
