@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.batch import Ids, PackedBatch
+from fastformer.batch import Ids, PackedBatch, pack_text
 from fastformer.data.text_files import text_pieces
 from fastformer.data.tokenizers import KINDS, LEARNED, Tokenizer, new_tokenizer, read_tokenizer
 from fastformer.errors import InvalidValueError
@@ -209,10 +209,7 @@ def windows(tokens: np.ndarray, length: int, most: int) -> tuple[PackedBatch, Id
     Args:
         most: tokens that are used at most, from the beginning on.
     """
-    used = np.asarray(tokens[: most + 1], np.int64)
-    count = used.size - 1
-    offsets = np.append(np.arange(0, count, length), count)
-    return PackedBatch(used[:-1], offsets), used[1:].copy()
+    return pack_text(np.asarray(tokens[: most + 1], np.int64), length)
 
 
 @dataclass(frozen=True)
