@@ -28,7 +28,8 @@ def _ours(task: DigitTask, seed: int) -> dict[str, Any]:
     from fastformer.models.config import TransformerConfig
     from fastformer.training.callbacks import TrainingCallbacks
     from fastformer.training.config import TrainingConfig
-    from fastformer.training.digits_run import RunSettings, train_digits
+    from fastformer.training.digits_run import RunSettings
+    from fastformer.training.runs import train_run
 
     class Clock(TrainingCallbacks):
         first = 0.0
@@ -49,7 +50,7 @@ def _ours(task: DigitTask, seed: int) -> dict[str, Any]:
     settings = RunSettings(task=task, model=model, training=TrainingConfig(), seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         try:
-            train_digits(settings, Path(directory) / "run", clock)
+            train_run(settings, Path(directory) / "run", clock)
         except _Learned:
             pass
     return {"seconds": clock.seconds, "steps": clock.steps}

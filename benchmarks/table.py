@@ -1,4 +1,4 @@
-"""Print the README's table from committed rows: `python -m benchmarks.table`.
+"""Print the table of docs/speed.md from committed rows: `python -m benchmarks.table`.
 
     python -m benchmarks.table [benchmarks/results/targets.jsonl ...]
 

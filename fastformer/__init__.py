@@ -12,7 +12,13 @@ from fastformer import threads
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fastformer.batch": ("PackedBatch", "pack", "pack_targets"),
+    "fastformer.batch": ("PackedBatch", "pack", "pack_targets", "pack_text"),
+    "fastformer.data.tokenizers": (
+        "BPETokenizer",
+        "ByteTokenizer",
+        "CharacterTokenizer",
+        "WordTokenizer",
+    ),
     "fastformer.generation": ("generate", "generate_stream"),
     "fastformer.kernels.op": ("op",),
     "fastformer.layer_check": ("check_layer",),
@@ -54,6 +60,11 @@ if TYPE_CHECKING:
     from fastformer.batch import PackedBatch as PackedBatch
     from fastformer.batch import pack as pack
     from fastformer.batch import pack_targets as pack_targets
+    from fastformer.batch import pack_text as pack_text
+    from fastformer.data.tokenizers import BPETokenizer as BPETokenizer
+    from fastformer.data.tokenizers import ByteTokenizer as ByteTokenizer
+    from fastformer.data.tokenizers import CharacterTokenizer as CharacterTokenizer
+    from fastformer.data.tokenizers import WordTokenizer as WordTokenizer
     from fastformer.generation import generate as generate
     from fastformer.generation import generate_stream as generate_stream
     from fastformer.kernels.op import op as op

@@ -258,6 +258,32 @@ def pack_targets(
     return used.astype(np.int64)
 
 
+def pack_text(ids: npt.ArrayLike, length: int) -> tuple[PackedBatch, Ids]:
+    """Pack a text, end to end, in sequences of one length, each token with the one behind it.
+
+        inputs, targets = ff.pack_text(tokenizer.encode(text), 64)
+
+    Args:
+        ids: (N + 1,) integers, the tokens of the text, N >= 1.
+        length: of each sequence; the last one has what is left. At least 1.
+
+    Returns:
+        The first N tokens as a batch, and their targets, (N,) int64: the last N.
+
+    Raises:
+        TypeError: ids are not integers.
+        ValueError: fewer than two, one that is negative, or a length below 1.
+    """
+    tokens = checks.id_array("ids", ids)
+    checks.integer("length", length, 1)
+    if tokens.size < 2:
+        checks.fail(f"ids must be at least two, so that one has another behind it: {tokens.size}")
+    count = tokens.size - 1
+    return PackedBatch(tokens[:-1], np.append(np.arange(0, count, length), count)), tokens[
+        1:
+    ].copy()
+
+
 def _pack_padded(padded: Any, lengths: Any) -> PackedBatch:
     """Pack the rows of a padded array."""
     remedy = "leave lengths out to pack those"

@@ -1,10 +1,7 @@
 """A classifier of texts, or of sequences of ids, for scikit-learn (extra `sklearn`)."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,32 +40,6 @@ MOST_IDS = 10_000_000
 
 _MODEL = "embed_dim", "num_layers", "num_heads", "ffn_dim", "max_seq_len", "pooling", "dropout"
 _TRAINING = "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "patience"
-
-
-class _WordTokenizer:
-    """An id for each word and each sign between words; all words that are not known have id 0."""
-
-    kind: ClassVar[str] = "words"
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = tuple(words)
-        self._numbers = {word: number for number, word in enumerate(self.words, 1)}
-
-    @classmethod
-    def of(cls, texts: Iterable[str], vocab_size: int) -> "_WordTokenizer":
-        counts: Counter[str] = Counter()
-        for text in texts:
-            counts.update(re.findall(r"\w+|[^\w\s]", text))
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(ranked[: vocab_size - 1])
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.words) + 1
-
-    def encode(self, text: str) -> Ids:
-        found = re.findall(r"\w+|[^\w\s]", text)
-        return np.array([self._numbers.get(word, 0) for word in found], np.int64)
 
 
 class TransformerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -268,11 +239,7 @@ class TransformerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 checks.fail(f"ids must be from 0 to {MOST_IDS}, got {largest}; number the tokens")
             self._unknown = largest + 1
             return self._unknown + 1
-        if self.tokenizer == "words":
-            self.tokenizer_ = _WordTokenizer.of(read, self.vocab_size)
-        else:
-            self.tokenizer_ = new_tokenizer(self.tokenizer, read, self.vocab_size)
-        self._unknown = 0
+        self.tokenizer_, self._unknown = new_tokenizer(self.tokenizer, read, self.vocab_size), 0
         return int(self.tokenizer_.vocab_size)
 
     def _new_model(self, vocab_size: int, seed: int, trained: PackedBatch) -> Transformer:

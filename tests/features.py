@@ -95,7 +95,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
     60: ("$ train --resume", "fastformer.training.runs:resume_run"),
     61: ("fastformer.training.settings:Settings.from_run",),
     62: ("$ plot --out", "fastformer.analysis.plots:curves_figure"),
-    63: ("$ evaluate", "fastformer.cli.console:per_operation"),
+    63: ("$ evaluate", "fastformer.cli.console:per_group"),
     64: ("$ evaluate --picture", "fastformer.analysis.evaluation_pictures:confusion_figure"),
     65: (
         "fastformer.analysis.evaluation:evaluate_answers",
@@ -135,11 +135,11 @@ FEATURES: dict[int, tuple[str, ...]] = {
     88: ("tests/test_torch_parity.py::test_logits_loss_and_gradients", "$ bench --against"),
     89: ("$ train --embed-dim --num-heads --num-layers --ffn-dim --examples --epochs",),
     90: (
-        "README.md: ## Harder tasks",
+        "docs/tasks.md: ## Harder tasks",
         "tests/test_answers.py::test_a_small_version_of_a_size_is_trained",
     ),
-    91: ("README.md: ## Which settings matter", "$ train --seeds"),
-    92: ("README.md: ## Which settings matter", "benchmarks.scaling:run"),
+    91: ("docs/settings.md: # Which settings matter", "$ train --seeds"),
+    92: ("docs/settings.md: # Which settings matter", "benchmarks.scaling:run"),
     93: ("$ train --norm --norm-type --activation --positions --pooling --qkv-bias",),
     94: (
         "$ train --precision",
@@ -152,9 +152,9 @@ FEATURES: dict[int, tuple[str, ...]] = {
     102: ("tests/test_transformer.py::test_an_encoder_learns_ten_examples_by_heart",),
     103: ("pyproject.toml: strict = true",),
     104: ("CONTRIBUTING.md: # The house", "kernels/README.md: #"),
-    106: ("README.md: ## When something is wrong", "$ doctor"),
-    107: ("README.md: ## On the command line",),
-    108: ("README.md: ## Curves, a report, a tour", "$ train --tour"),
+    106: ("docs/reliability.md: ## When something is wrong", "$ doctor"),
+    107: ("README.md: ## See what it has learned",),
+    108: ("docs/looking.md: ## Curves and a report", "$ train --tour"),
     113: (
         "tests/test_packaging.py::test_an_installed_wheel_brings_one",
         ".ci/run: #!",
@@ -168,7 +168,7 @@ FEATURES: dict[int, tuple[str, ...]] = {
 }
 
 OUT_OF_SCOPE: dict[int, str] = {
-    96: "one machine's CPU is what this is for: README.md, Limits",
+    96: "one machine's CPU is what this is for: docs/reliability.md, Limits",
     97: "the report is a page that opens from disk; nothing is served",
     98: "the library is used from any notebook, and none is kept here",
     105: "what is left to do is kept where the project is planned, not in its files",
@@ -176,5 +176,5 @@ OUT_OF_SCOPE: dict[int, str] = {
     110: "part of that course",
     111: "part of that course",
     112: "part of that course",
-    115: "training takes seconds, so weights are made, not kept: README.md, Limits",
+    115: "training takes seconds, so weights are made, not kept: docs/reliability.md, Limits",
 }

@@ -15,13 +15,15 @@ from fastformer.analysis.attention_text import (
     shade,
     summary_lines,
 )
-from fastformer.analysis.embeddings import DIGITS, embedding_report, learned_changes
+from fastformer.analysis.embeddings import embedding_report, learned_changes
 from fastformer.analysis.evaluation import evaluate_answers
 from fastformer.analysis.evaluation_pictures import confusion_figure
 from fastformer.analysis.figures import new_figure, picture_bytes, save_picture
 from fastformer.analysis.head_roles import HeadRole, Support
 from fastformer.analysis.token_roles import FIXED, ROLES
+from fastformer.data.vocabulary import DIGIT_TOKENS, DIGITS, NamedTokens
 
+TWO = NamedTokens.of(DIGIT_TOKENS, ["Max", "Min"])
 TOKENS = ["Max", "(", "4", ",", "7", ")"]
 
 
@@ -89,13 +91,13 @@ def test_the_picture_of_roles_has_every_share() -> None:
 
 
 def test_the_confusion_picture_has_counts_and_shares() -> None:
-    confusion = evaluate_answers(["1", "2", "2", "9"], ["1", "2", "1", "9"]).confusion
-    figure = confusion_figure(confusion)
+    scores = evaluate_answers(["1", "2", "2", "9"], ["1", "2", "1", "9"])
+    figure = confusion_figure(scores)
     (matrix,) = drawn(figure)
     assert matrix.shape == (10, 10)
     assert (matrix[1, 1], matrix[1, 2], matrix[2, 2], matrix[3, 3]) == (0.5, 0.5, 1.0, 0.0)
     assert sorted(text.get_text() for text in figure.axes[0].texts if text.get_text()) == ["1"] * 4
-    with_none = evaluate_answers(["12"], ["1"]).confusion
+    with_none = evaluate_answers(["12"], ["1"])
     assert drawn(confusion_figure(with_none))[0].shape == (11, 11)
 
 
@@ -111,10 +113,10 @@ def planted_tables() -> dict[int, np.ndarray]:
 
 def test_embedding_pictures_have_the_numbers_of_the_report() -> None:
     tables = planted_tables()
-    report = embedding_report(tables[4], ["Max", "Min"])
+    report = embedding_report(tables[4], TWO)
     digits, operations = drawn(embedding_pictures.cosines_figure(report))
     np.testing.assert_array_equal(digits, report.digit_cosines)
-    np.testing.assert_array_equal(operations, report.operation_cosines)
+    np.testing.assert_array_equal(operations, report.other_cosines)
     bars = embedding_pictures.norms_figure(report).axes[0].patches
     np.testing.assert_allclose([bar.get_height() for bar in bars], list(report.norms.values()))
     (line,) = embedding_pictures.distance_figure(report).axes[0].lines
@@ -130,20 +132,27 @@ def test_what_was_learned_is_seen_in_the_history() -> None:
     assert list(changes) == [1, 2, 3, 4]
     np.testing.assert_allclose(changes[2], 2 * changes[1], atol=1e-6)
     assert learned_changes({1: tables[1]}) == {}
-    figure = embedding_pictures.history_figure(tables, ["Max", "Min"])
+    figure = embedding_pictures.history_figure(tables, TWO)
     norms, trend, *maps = figure.axes
     assert len(norms.lines) == 12
-    seven = embedding_report(tables[3], ["Max", "Min"]).norms["7"]
+    seven = embedding_report(tables[3], TWO).norms["7"]
     assert norms.lines[7].get_ydata()[3] == pytest.approx(seven)
     np.testing.assert_allclose(
         trend.lines[2].get_ydata(),
-        [embedding_report(change, ["Max", "Min"]).trend for change in changes.values()],
+        [embedding_report(change, TWO).trend for change in changes.values()],
     )
     assert [axes.get_title()[-1] for axes in maps] == ["1", "3", "4"]
     # What was learned is a line through digits and operations: all of the map is on one axis.
     places = np.array([text.xy for text in maps[-1].texts])
     assert np.ptp(places[:, 1]) < 1e-3 < np.ptp(places[:, 0])
-    assert len(embedding_pictures.history_figure({3: tables[3]}, ["Max"]).axes) == 3
+    assert (
+        len(
+            embedding_pictures.history_figure(
+                {3: tables[3]}, NamedTokens.of(DIGIT_TOKENS, ["Max"])
+            ).axes
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize(

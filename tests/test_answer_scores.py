@@ -62,21 +62,22 @@ def test_every_digit_of_the_right_answers_is_in_its_row(rng: np.random.Generator
 
 def test_mistakes_come_most_frequent_first() -> None:
     scores = evaluate_answers(["1", "1", "2", "2", "9"], ["3", "3", "2", "5", "90"])
-    assert mistakes(scores.confusion) == [
+    assert mistakes(scores) == [
         Mistake("3", "1", 2),
         Mistake("0", "9", 1),
         Mistake("5", "2", 1),
         Mistake("9", NO_DIGIT, 1),
     ]
-    assert mistakes(evaluate_answers(["1"], ["1"]).confusion) == []
+    assert mistakes(evaluate_answers(["1"], ["1"])) == []
 
 
 def test_the_interval_is_that_of_wilson_and_all_of_it_is_json() -> None:
     answers = ["1"] * 998 + ["2"] * 2
-    found = evaluate_answers(answers, ["1"] * 1000, ["Max"] * 1000).as_json()
-    low, high = found["exact"]["interval_95"]
+    scores = evaluate_answers(answers, ["1"] * 1000, ["Max"] * 1000)
+    found, exact = scores.for_json(), scores.exact.as_json()
+    low, high = exact["interval_95"]
     assert (round(low, 4), round(high, 4)) == (0.9927, 0.9995)
-    assert found["exact"] | found["per_operation"]["Max"] == found["exact"]
+    assert found["operations"]["Max"] == exact
     assert found["per_digit"][0]["place"] == "units"
     assert found["confusion"]["counts"][1][:3] == [0, 998, 2]
 

@@ -22,15 +22,12 @@ from fastformer.data.answers import (
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig
-from fastformer.training.answers_run import (
-    AnswerSettings,
-    resume_answers,
-    train_answers,
-)
+from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.config import TrainingConfig
 from fastformer.training.loop import TrainingInterrupted, load_weights
-from fastformer.training.presets import PRESETS, with_preset
+from fastformer.training.presets import PRESETS, RECIPES, with_preset
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -156,7 +153,7 @@ def small_settings(name: str, **training: Any) -> AnswerSettings:
 @pytest.mark.parametrize("name", ANSWER_TASKS)
 def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> None:
     callbacks = Recorder()
-    result = train_answers(small_settings(name), tmp_path / "run", callbacks)
+    result = train_run(small_settings(name), tmp_path / "run", callbacks)
     losses = [record["train_loss"] for record in callbacks.records]
     assert losses[1] < 0.9 * losses[0]
     assert (result["steps"], result["test_examples"]) == (40, 100)
@@ -167,7 +164,7 @@ def test_a_small_version_is_trained_and_tested(name: str, tmp_path: Path) -> Non
 
 def test_test_accuracy_is_that_of_greedy_generation(tmp_path: Path) -> None:
     settings = small_settings("long-lists", epochs=10, learning_rate=1e-2)
-    result = train_answers(settings, tmp_path / "run", Recorder())
+    result = train_run(settings, tmp_path / "run", Recorder())
     model = settings.new_model()
     load_weights(model, RunDirectory.open(tmp_path / "run").best())
     drawn = draw_unseen(settings.task, 1, "test", 100)
@@ -199,10 +196,10 @@ class StopAt(Recorder):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = small_settings("addition")
-    whole = train_answers(settings, tmp_path / "whole", Recorder())
+    whole = train_run(settings, tmp_path / "whole", Recorder())
     with pytest.raises(TrainingInterrupted):
-        train_answers(settings, tmp_path / "stopped", StopAt(27))
-    resumed = resume_answers(tmp_path / "stopped", Recorder())
+        train_run(settings, tmp_path / "stopped", StopAt(27))
+    resumed = resume_run(tmp_path / "stopped", Recorder())
     for name in ("test_loss", "test_accuracy", "steps", "best_epoch"):
         assert resumed[name] == whole[name]
     runs = [RunDirectory.open(tmp_path / name).latest() for name in ("whole", "stopped")]
@@ -211,30 +208,67 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_options_go_before_a_presets() -> None:
-    words = with_preset(["train", "digits", "--preset", "nested", "--epochs=3", "--norm", "post"])
-    assert words[:7] == ["train", "digits", "--preset", "nested", "--epochs=3", "--norm", "post"]
-    added = dict(word.split("=") for word in words[7:])
-    assert added["--num-layers"] == "3"
-    assert not {"--epochs", "--norm"} & added.keys()
+    words = [
+        "train",
+        "text",
+        "a.txt",
+        "--preset",
+        "shakespeare-cpu",
+        "--epochs=3",
+        "--norm",
+        "post",
+    ]
+    words = [*words, "--no-ffn-bias"]
+    assert with_preset(words)[:9] == words
+    added = dict(word.split("=") for word in with_preset(words)[9:])
+    assert added["--num-layers"] == "4" and added["--norm-bias"] == "false"
+    assert not {"--epochs", "--ffn-bias"} & added.keys()
     assert with_preset(["train", "digits"]) == ["train", "digits"]
     assert "--examples=1000" in with_preset(["train", "digits", "--preset=small"])
 
 
-def test_presets_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     small = ["--epochs", "1", "--examples", "640", "--num-layers", "1", "--embed-dim", "16"]
-    assert main(["train", "digits", "--preset", "addition", "--json", "--out", out, *small]) == 0
+    assert main(["train", "addition", "--json", "--out", out, *small]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["steps"], result["test_examples"]) == (10, 10_000)
+    used = RunDirectory.open(out).config
+    wanted = RECIPES["addition"] | {"epochs": 1, "examples": 640, "num_layers": 1, "embed_dim": 16}
+    found = {**used["task"], **used["model"], **used["training"]}
+    assert {name: found[name] for name in wanted} == wanted
     assert main(["evaluate", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_accuracy"] == result["test_accuracy"]
-    assert main(["train", "digits", "--preset", "nestde"]) == 2
-    error = capsys.readouterr().err
-    assert "did you mean 'nested'" in error
-    assert all(name in error for name in PRESETS)
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(ANSWER_TASKS) - {"shakespeare-cpu"}))
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nestde"], "did you mean 'nested'"),
+        (["digits", "--preset", "nested"], "nested is a task, not a preset: fastformer train nes"),
+        (["digits", "--preset", "smal"], "preset of digits must be one of 'small', 'medium'"),
+        (["nested", "--preset", "small"], "Unknown option: --preset"),
+        (["addition", "--pooling", "mean"], "Unknown option: --pooling"),
+        (["addition", "--max-value", "5"], "Unknown option: --max-value"),
+        (["--resume", "x", "--examples", "5"], "leave out every other option but --epochs"),
+    ],
+)
+def test_what_a_task_does_not_take_is_refused(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_help_lists_tasks_and_what_each_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert all(f" {name} " in capsys.readouterr().out for name in ("text",))
+    assert main(["train", "nested", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--num-layers" in text and "[default: 3]" in text and "--pooling" not in text
+
+
+@pytest.mark.parametrize("name", PRESETS["digits"])
 def test_a_small_version_of_a_size_is_trained(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,7 +278,7 @@ def test_a_small_version_of_a_size_is_trained(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     config = RunDirectory.open(out).config
     used = {**config["task"], **config["model"]}
-    wanted: dict[str, Any] = PRESETS[name] | {"examples": 320}
+    wanted: dict[str, Any] = PRESETS["digits"][name] | {"examples": 320}
     assert {option: used[option] for option in wanted} == wanted
     assert (result["parameters"] == 102_036) == (name != "wide")
 

@@ -184,7 +184,7 @@ def test_a_head_that_looks_at_the_answer_is_found_with_its_operations(
     assert last.readout is not None and last.tokens is None
     assert (last.readout.best, last.readout.share) == ("the answer", 1.0)
     assert last.readout.clear
-    largest, smallest = last.by_operation["Max"], last.by_operation["Min"]
+    largest, smallest = last.by_group["Max"], last.by_group["Min"]
     assert (largest.best, largest.share) == ("the largest number", 1.0)
     assert (smallest.best, smallest.share) == ("the smallest number", 1.0)
     assert smallest.shares["the largest number"] == 0.0
@@ -239,7 +239,7 @@ def test_a_model_that_reads_the_mean_has_no_row_that_is_read_out() -> None:
     model = make_model("encoder", pooling="mean", **OPTIONS)
     assert token_attention(model, TOKENS).readout is None
     roles = head_roles(model, EXPRESSIONS)
-    assert all(r.readout is None and r.tokens is not None and not r.by_operation for r in roles)
+    assert all(r.readout is None and r.tokens is not None and not r.by_group for r in roles)
     last = make_model("encoder", pooling="last", **OPTIONS)
     assert token_attention(last, TOKENS).readout == 7
 

@@ -14,6 +14,8 @@ from fastformer.analysis.attention import attention_weights
 from fastformer.analysis.embeddings import embedding_report
 from fastformer.analysis.loading import load_run
 from fastformer.cli import main
+from fastformer.data.expressions import OPERATIONS
+from fastformer.data.vocabulary import DIGIT_TOKENS, NamedTokens
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -178,11 +180,11 @@ def test_attention_says_what_heads_do_over_the_test_examples(
     share = result["heads"][3]["readout"]["shares"]["the largest number"]
     assert share == pytest.approx(hits / result["examples"])
     out = text_of(capsys, "attention", run_directory)
-    assert out.count("all operations") == 4 and out.count("from every token") == 2
+    assert out.count("  all     ") == 4 and out.count("from every token") == 2
     mine = tmp_path / "mine.txt"
     mine.write_text("Max ( 1 2 3 )\nMax ( 3 2 1 )\n")
     result = object_of(capsys, "attention", run_directory, "--data", mine)
-    assert result["examples"] == 2 and list(result["heads"][0]["by_operation"]) == ["Max"]
+    assert result["examples"] == 2 and list(result["heads"][0]["by_group"]) == ["Max"]
     assert f"2 expressions of {mine}" in text_of(capsys, "attention", run_directory, "--data", mine)
     mine.write_text("Max ( 1 2 3 )\nMax\n")
     assert "line 2" in mistake_of(capsys, "attention", run_directory, "--data", mine)
@@ -195,7 +197,7 @@ def test_embeddings_are_those_of_the_best_epoch(
 ) -> None:
     result = object_of(capsys, "embeddings", run_directory, "--out", tmp_path / "p")
     table = load_run(run_directory).model.embedding.weight.value
-    expected = embedding_report(table)
+    expected = embedding_report(table, NamedTokens.of(DIGIT_TOKENS, OPERATIONS))
     assert result["norms"] == pytest.approx(expected.norms)
     np.testing.assert_allclose(result["digit_cosines"], expected.digit_cosines)
     assert [epoch["epoch"] for epoch in result["epochs"]] == [0, 1, 2]

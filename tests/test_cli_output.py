@@ -58,7 +58,7 @@ def test_percentages_are_rounded_down_and_aligned(share: float, decimals: int, t
 
 @pytest.mark.smoke
 def test_the_table_of_operations_has_the_hardest_first(capsys: pytest.CaptureFixture[str]) -> None:
-    console.per_operation({"First": 1.0, "Max": 0.5, "Last": 1.0, "Min": 0.975})
+    console.per_group({"First": 1.0, "Max": 0.5, "Last": 1.0, "Min": 0.975})
     assert capsys.readouterr().out.splitlines() == [
         "accuracy by operation, hardest first",
         f"  Max        {'█' * 20}{'░' * 20}  50.0 %",
@@ -71,7 +71,7 @@ def test_the_table_of_operations_has_the_hardest_first(capsys: pytest.CaptureFix
 
 
 def test_equal_operations_are_not_ranked(capsys: pytest.CaptureFixture[str]) -> None:
-    console.per_operation({"Max": 1.0, "Min": 1.0})
+    console.per_group({"Max": 1.0, "Min": 1.0})
     assert capsys.readouterr().out.splitlines()[-1] == "  all are equally hard"
 
 

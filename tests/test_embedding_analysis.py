@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fastformer.analysis.embeddings import (
-    DIGITS,
     alike,
     cosine_matrix,
     distance_trend,
@@ -15,11 +14,14 @@ from fastformer.analysis.embeddings import (
     similarity_by_distance,
 )
 from fastformer.data import DIGIT_TOKENS
+from fastformer.data.vocabulary import DIGITS, NamedTokens
+
+TWO = NamedTokens.of(DIGIT_TOKENS, ["Max", "Min"])
 
 
 def test_rows_are_those_of_the_tokens() -> None:
     table = np.arange(40, dtype=np.float32).reshape(20, 2)
-    np.testing.assert_array_equal(rows_of(table, ["0", "9", "Max"]), table[[2, 11, 15]])
+    np.testing.assert_array_equal(rows_of(table, {"0": 2, "9": 11, "Max": 15}), table[[2, 11, 15]])
 
 
 def test_cosines_are_those_of_the_angles() -> None:
@@ -91,9 +93,9 @@ def test_a_report_finds_a_planted_order_of_numbers() -> None:
     table[[DIGIT_TOKENS.index(digit) for digit in DIGITS], 0] = 2 * np.cos(angles)
     table[[DIGIT_TOKENS.index(digit) for digit in DIGITS], 1] = 2 * np.sin(angles)
     table[DIGIT_TOKENS.index("Max"), 2], table[DIGIT_TOKENS.index("Min"), 2] = 1.0, -3.0
-    report = embedding_report(table, ["Max", "Min"])
+    report = embedding_report(table, TWO)
     assert report.norms["7"] == pytest.approx(2) and report.norms["Min"] == 3.0
-    assert report.operation_cosines.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
+    assert report.other_cosines.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
     means = [part.mean for part in report.by_distance]
     np.testing.assert_allclose(means, np.cos(np.arange(1, 10) * np.pi / 18), atol=1e-6)
     assert report.trend < -0.9 and report.chance == 0.5

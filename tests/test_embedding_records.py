@@ -9,16 +9,16 @@ from runs import Recorder, everything, one_thread, small_settings, tree
 
 from fastformer.errors import CheckpointError
 from fastformer.training.checkpoint import load_checkpoint
-from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.embedding_records import MOST_NUMBERS, EmbeddingRecords
 from fastformer.training.loop import TrainingInterrupted, load_weights
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
 
 def test_a_run_keeps_the_table_of_each_epoch(tmp_path: Path) -> None:
     settings = small_settings()
-    result = train_digits(settings, tmp_path / "run", Recorder())
+    result = train_run(settings, tmp_path / "run", Recorder())
     records = EmbeddingRecords(tmp_path / "run")
     tables = records.read_all((20, 16))
     assert list(tables) == [0, 1, 2, 3]
@@ -34,7 +34,7 @@ def test_a_run_that_goes_on_keeps_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small_settings(dropout=0.1)
-    train_digits(settings, tmp_path / "whole", Recorder())
+    train_run(settings, tmp_path / "whole", Recorder())
 
     class Stop(Recorder):
         def stepped(self, step: int, *rest: object) -> None:
@@ -45,18 +45,18 @@ def test_a_run_that_goes_on_keeps_the_same_tables(
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(TrainingInterrupted):
-        train_digits(settings, tmp_path / "parts", Stop())
+        train_run(settings, tmp_path / "parts", Stop())
     records = EmbeddingRecords(tmp_path / "parts")
     assert records.epochs() == [0, 1]
     records.save(7, np.zeros((20, 16), np.float32))  # of an epoch that was given up
-    resume_digits(tmp_path / "parts", Recorder())
+    resume_run(tmp_path / "parts", Recorder())
     assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
     assert tree(tmp_path / "parts/embeddings") == tree(tmp_path / "whole/embeddings")
 
 
 def test_a_run_in_place_of_another_has_only_its_own(tmp_path: Path) -> None:
-    train_digits(small_settings(), tmp_path / "run", Recorder())
-    train_digits(small_settings(epochs=1), tmp_path / "run", Recorder(), overwrite=True)
+    train_run(small_settings(), tmp_path / "run", Recorder())
+    train_run(small_settings(epochs=1), tmp_path / "run", Recorder(), overwrite=True)
     assert EmbeddingRecords(tmp_path / "run").epochs() == [0, 1]
 
 

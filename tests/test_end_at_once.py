@@ -11,8 +11,8 @@ import pytest
 from program import HANG, ROOT
 from runs import Recorder, everything, one_thread, small_settings
 
-from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.loop import TrainingInterrupted
+from fastformer.training.runs import resume_run, train_run
 from fastformer.training.signals import SIGNALS
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -121,9 +121,9 @@ class LastMoment(Recorder):
 
 
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
-    train_digits(small_settings(), tmp_path / "unbroken", Recorder())
+    train_run(small_settings(), tmp_path / "unbroken", Recorder())
     with pytest.raises(TrainingInterrupted, match="was stopped after step 30"):
-        train_digits(small_settings(), tmp_path / "run", LastMoment())
+        train_run(small_settings(), tmp_path / "run", LastMoment())
     assert not (tmp_path / "run/result.json").exists()
-    resume_digits(tmp_path / "run", Recorder())
+    resume_run(tmp_path / "run", Recorder())
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")

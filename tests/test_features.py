@@ -17,9 +17,15 @@ LAST = 117
 
 @functools.cache
 def options_of(command: str) -> frozenset[str]:
-    """Return the names of a command's options; an unknown command has none, and raises."""
-    arguments = app[command].assemble_argument_collection()
-    return frozenset(name for argument in arguments for name in argument.names)
+    """Return the names of the options of a command, and of its own commands; or raise."""
+    found = app[command]
+    parts = [found, *(found[name] for name in found if not name.startswith("-"))]
+    return frozenset(
+        name
+        for part in parts
+        for argument in part.assemble_argument_collection()
+        for name in argument.names
+    )
 
 
 def fault(proof: str) -> str | None:

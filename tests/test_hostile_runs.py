@@ -17,7 +17,7 @@ from fastformer.analysis.loading import load_run
 from fastformer.cli import main
 from fastformer.errors import FastformerError
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
-from fastformer.training.digits_run import train_digits
+from fastformer.training.runs import train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -40,7 +40,7 @@ Spoil = Callable[[Path], object]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
-    train_digits(small_settings(epochs=2), run, Recorder())
+    train_run(small_settings(epochs=2), run, Recorder())
     return run
 
 

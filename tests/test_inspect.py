@@ -14,7 +14,7 @@ from fastformer.analysis.gradient_flow import BINS, gradient_flow, histogram
 from fastformer.analysis.landscape import loss_landscape
 from fastformer.cli import main
 from fastformer.errors import InvalidValueError
-from fastformer.training.digits_run import train_digits
+from fastformer.training.runs import train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -23,7 +23,7 @@ __all__ = ["one_thread"]  # a fixture that every test here uses
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a small model with dropout, which must not act here."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    train_digits(small_settings(dropout=0.2, examples=1000, epochs=4), directory, Recorder())
+    train_run(small_settings(dropout=0.2, examples=1000, epochs=4), directory, Recorder())
     return directory
 
 

@@ -12,9 +12,10 @@ import fastformer as ff
 from fastformer.backend import PRECISIONS, get_backend
 from fastformer.errors import InvalidTypeError, InvalidValueError, RunError
 from fastformer.layers.linear import TiedLinear
-from fastformer.training.digits_run import RunSettings, resume_digits, train_digits
+from fastformer.training.digits_run import RunSettings
 from fastformer.training.loop import TrainingInterrupted
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -144,14 +145,14 @@ class StopsAt(Recorder):
 
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(tmp_path):
     settings = small_settings(precision="bfloat16")
-    train_digits(settings, tmp_path / "whole", Recorder())
+    train_run(settings, tmp_path / "whole", Recorder())
     with pytest.raises((TrainingInterrupted, KeyboardInterrupt)):
-        train_digits(settings, tmp_path / "stopped", StopsAt(13))
+        train_run(settings, tmp_path / "stopped", StopsAt(13))
     assert RunSettings.from_run(RunDirectory.open(tmp_path / "stopped")).precision == "bfloat16"
-    resume_digits(tmp_path / "stopped", Recorder())
+    resume_run(tmp_path / "stopped", Recorder())
     whole = everything(tmp_path / "whole")
     assert everything(tmp_path / "stopped") == whole
-    train_digits(small_settings(), tmp_path / "float32", Recorder())
+    train_run(small_settings(), tmp_path / "float32", Recorder())
     assert everything(tmp_path / "float32") != whole
 
 
@@ -172,7 +173,7 @@ def test_digits_are_learned_as_well_as_in_float32(tmp_path):
         settings = small_settings(examples=2000, epochs=6, precision=precision)
         small = dataclasses.replace(settings.model, embed_dim=32, ffn_dim=64)
         settings = dataclasses.replace(settings, model=small)
-        scores[precision] = train_digits(settings, tmp_path / precision, Recorder())
+        scores[precision] = train_run(settings, tmp_path / precision, Recorder())
     accuracy, true = (scores[name]["test_accuracy"] for name in ("bfloat16", "float32"))
     assert true > 0.9 and accuracy > true - 0.03
 

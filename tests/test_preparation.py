@@ -16,7 +16,8 @@ from runs import SIZES, Recorder, one_thread, small_settings
 from test_answers import small_settings as answers
 
 import fastformer as ff
-from fastformer.training.digits_run import RunSettings, _DigitJob
+from fastformer.training.classifier_run import ClassifierJob
+from fastformer.training.digits_run import RunSettings
 from fastformer.training.examples import Examples
 from fastformer.training.preparation import batches_of_each_size
 from fastformer.training.run_directory import RunDirectory
@@ -77,7 +78,7 @@ def test_what_is_compiled_late_would_be_seen() -> None:
 
 def test_preparing_changes_nothing(tmp_path: Path) -> None:
     settings = digits({"dropout": 0.5})
-    job = _DigitJob(settings)
+    job = ClassifierJob(settings)
     run = RunDirectory.create(tmp_path / "run", settings.tables())
     trainer = job.trainer(run, Recorder())
     model, before = job.model, job.model.parameters().values.tobytes()

@@ -42,6 +42,11 @@ NAMES = {
     "generate_stream",
     "pack",
     "pack_targets",
+    "pack_text",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "WordTokenizer",
     "train_step",
 }
 HEAVY = ("numba", "matplotlib", "llvmlite")

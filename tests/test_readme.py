@@ -1,4 +1,4 @@
-"""The README's examples, executed as they are written."""
+"""The examples of the README and of the other pages, executed as they are written."""
 
 import contextlib
 import io
@@ -17,6 +17,7 @@ from program import HANG, ROOT
 from fastformer.cli import main
 
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PROMPT = "$ "
 
 
@@ -85,15 +86,27 @@ def run_examples(text: str, directory: Path) -> int:
         else:
             code, output = run_process(example, directory)
         assert code == 0, (
-            f"README.md, line {example.line}: exit code {code}\n{example.arguments[-1]}\n{output}"
+            f"line {example.line}: exit code {code}\n{example.arguments[-1]}\n{output}"
         )
     return len(examples)
 
 
-def test_the_examples_of_the_readme_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     use_one_thread()
+    text = page.read_text(encoding="utf-8")
+    assert run_examples(text, tmp_path) >= text.count("\n```python\n") + text.count("\n$ ")
+
+
+@pytest.mark.smoke
+def test_pages_have_examples_and_are_linked() -> None:
     text = README.read_text(encoding="utf-8")
-    assert run_examples(text, tmp_path) >= text.count("\n```python\n") + text.count("\n$ ") > 5
+    assert len(read_examples(text)) > 10 and text.count("\n") <= 200
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in text
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links {target}"
 
 
 @pytest.mark.smoke

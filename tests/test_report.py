@@ -17,7 +17,7 @@ from fastformer.analysis.report_page import page
 from fastformer.analysis.run_evaluation import evaluate_run
 from fastformer.cli import main
 from fastformer.errors import InvalidValueError, RunError
-from fastformer.training.digits_run import train_digits
+from fastformer.training.runs import train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -26,7 +26,7 @@ __all__ = ["one_thread"]  # a fixture that every test here uses
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a small model, not to perfection, so that there are mistakes to show."""
     run = tmp_path_factory.mktemp("runs") / "trained"
-    train_digits(small_settings(examples=1000, epochs=4), run, Recorder())
+    train_run(small_settings(examples=1000, epochs=4), run, Recorder())
     return run
 
 

@@ -17,9 +17,9 @@ from fastformer.analysis.report_page import _resource, page
 from fastformer.analysis.svg import map_places, map_svg
 from fastformer.data.answers import AnswerTask
 from fastformer.models.config import DecoderConfig
-from fastformer.training.answers_run import AnswerSettings, train_answers
+from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.config import TrainingConfig
-from fastformer.training.digits_run import train_digits
+from fastformer.training.runs import train_run
 from fastformer.writing import hundredths, percent
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -44,7 +44,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = directory / "a run & more"
     settings = small_settings(epochs=2)
     model = dataclasses.replace(settings.model, num_layers=2)
-    train_digits(dataclasses.replace(settings, model=model), run, Recorder())
+    train_run(dataclasses.replace(settings, model=model), run, Recorder())
     (directory / "report.html").write_text(page(collect_report(run, ["Max ( 5 3 9 )"])))
     return directory / "report.html"
 
@@ -166,7 +166,7 @@ def test_rows_of_a_decoder_that_write_no_answer_are_pale(browser: Browser, tmp_p
         model=DecoderConfig(vocab_size=23, **SIZES | {"num_layers": 2}),
         training=TrainingConfig(epochs=1),
     )
-    train_answers(settings, tmp_path / "run", Recorder())
+    train_run(settings, tmp_path / "run", Recorder())
     (tmp_path / "report.html").write_text(page(collect_report(tmp_path / "run", ["12 + 345"])))
     browser.open(tmp_path / "report.html")
     pale = "[...document.querySelectorAll('#weights tbody tr')].map(row => row.className)"

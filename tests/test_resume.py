@@ -11,9 +11,9 @@ import pytest
 from runs import Recorder, everything, one_thread, small_settings, tree, without_times
 
 from fastformer.errors import CheckpointError, InvalidValueError, RunError
-from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.loop import Trainer, TrainingInterrupted
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -43,9 +43,9 @@ def stop_at(directory: Path, settings: Any, step: int, number: int | None) -> No
     callbacks = Stopper(step, number)
     with pytest.raises(Crash if number is None else TrainingInterrupted):
         if directory.exists():
-            resume_digits(directory, callbacks)
+            resume_run(directory, callbacks)
         else:
-            train_digits(settings, directory, callbacks)
+            train_run(settings, directory, callbacks)
     assert callbacks.ends == 1
 
 
@@ -80,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_stop_changes_no_bit(variant: str, tmp_path: Path) -> None:
     settings = small_settings(**VARIANTS[variant], checkpoint_every=3)
-    unbroken = train_digits(settings, tmp_path / "unbroken", Recorder())
+    unbroken = train_run(settings, tmp_path / "unbroken", Recorder())
     expected = everything(tmp_path / "unbroken")
     assert len(expected) == 6  # two step checkpoints and the best, so nothing is left out
     last = unbroken["steps"]
@@ -94,7 +94,7 @@ def test_any_stop_changes_no_bit(variant: str, tmp_path: Path) -> None:
         for step, number in stops:
             stop_at(run, settings, step, number)
         callbacks = Recorder()
-        result = resume_digits(run, callbacks)
+        result = resume_run(run, callbacks)
         assert callbacks.starts[0][1] <= last
         assert without_times(result) == without_times(unbroken)
         assert everything(run) == expected
@@ -103,10 +103,10 @@ def test_any_stop_changes_no_bit(variant: str, tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_a_stop_between_epochs_changes_no_bit(tmp_path: Path) -> None:
     settings = small_settings()
-    train_digits(settings, tmp_path / "unbroken", Recorder())
+    train_run(settings, tmp_path / "unbroken", Recorder())
     stop_at(tmp_path / "run", settings, STEPS_PER_EPOCH + 4, None)
     callbacks = Recorder()
-    resume_digits(tmp_path / "run", callbacks)
+    resume_run(tmp_path / "run", callbacks)
     assert callbacks.starts[0][1] == STEPS_PER_EPOCH
     assert [step for step, *_ in callbacks.steps] == list(range(11, 31))
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
@@ -116,7 +116,7 @@ def test_the_two_ways_to_stop_are_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
     callbacks = Stopper(7, signal.SIGTERM)
     with pytest.raises(TrainingInterrupted, match="was stopped after step 7") as stopped:
-        train_digits(small_settings(), run, callbacks)
+        train_run(small_settings(), run, callbacks)
     assert stopped.value.signal == signal.SIGTERM
     assert (stopped.value.directory, stopped.value.step) == (run, 7)
     assert RunDirectory.open(run).latest().metadata["progress"]["step"] == 7
@@ -156,24 +156,24 @@ def test_a_crash_between_two_files_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = small_settings(checkpoint_every=checkpoint_every)
-    train_digits(settings, tmp_path / "unbroken", Recorder())
+    train_run(settings, tmp_path / "unbroken", Recorder())
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_after(patch, owner, name, call)
-        train_digits(settings, tmp_path / "run", Recorder())
+        train_run(settings, tmp_path / "run", Recorder())
     assert not (tmp_path / "run/result.json").exists()
-    resume_digits(tmp_path / "run", Recorder())
+    resume_run(tmp_path / "run", Recorder())
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> None:
     settings = small_settings()
-    train_digits(settings, tmp_path / "unbroken", Recorder())
+    train_run(settings, tmp_path / "unbroken", Recorder())
     stop_at(tmp_path / "run", settings, 23, None)
     newest = tmp_path / "run/checkpoints/step-00000020.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     callbacks = Recorder()
     with pytest.warns(UserWarning, match="a checkpoint is skipped: .*step-00000020"):
-        resume_digits(tmp_path / "run", callbacks)
+        resume_run(tmp_path / "run", callbacks)
     assert callbacks.starts[0][1] == STEPS_PER_EPOCH
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
 
@@ -194,12 +194,12 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(
     owner: type, name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small_settings(backend="reference", epochs=2)
-    train_digits(settings, tmp_path / "unbroken", Recorder())
+    train_run(settings, tmp_path / "unbroken", Recorder())
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_after(patch, owner, name, call)
-        train_digits(settings, tmp_path / "run", Recorder())
+        train_run(settings, tmp_path / "run", Recorder())
     callbacks = Recorder()
-    resume_digits(tmp_path / "run", callbacks)
+    resume_run(tmp_path / "run", callbacks)
     assert "run has no checkpoint yet: it starts from its beginning" in callbacks.messages[0]
     assert callbacks.starts[0][1] == 0
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
@@ -209,13 +209,13 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(
 @pytest.mark.parametrize("lost", ["checkpoints", "result too"])
 def test_a_run_that_has_lost_its_checkpoints_is_left_as_it_is(lost: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train_digits(small_settings(backend="reference", epochs=2), run, Recorder())
+    train_run(small_settings(backend="reference", epochs=2), run, Recorder())
     shutil.rmtree(run / "checkpoints")
     if lost == "result too":
         (run / "result.json").unlink()
     before = tree(run)
     with pytest.raises(CheckpointError, match="cannot go on: it has no checkpoint yet; train it"):
-        resume_digits(run, Recorder())
+        resume_run(run, Recorder())
     assert tree(run) == before
 
 
@@ -240,28 +240,28 @@ def test_more_epochs_have_the_bits_of_a_run_that_had_them_from_its_beginning(
         for epochs in (5, 3)
     )
     at = at and at // options.get("accumulation_steps", 1)
-    train_digits(long, tmp_path / "long", Recorder())
+    train_run(long, tmp_path / "long", Recorder())
     run = tmp_path / "run"
     if at is None:
-        train_digits(short, run, Recorder())
+        train_run(short, run, Recorder())
     else:
         stop_at(run, short, at, signal.SIGINT)
     callbacks = Stopper((at or 15) + 4, signal.SIGINT)
     last = (5 * 5, 5 * 2)["accumulation_steps" in options]
     if callbacks.step < last:
         with pytest.raises(TrainingInterrupted):
-            resume_digits(run, callbacks, epochs=5)
-    result = resume_digits(run, Recorder(), epochs=5)
+            resume_run(run, callbacks, epochs=5)
+    result = resume_run(run, Recorder(), epochs=5)
     assert result["epochs"] == 5 and callbacks.messages == []
     assert everything(run) == everything(tmp_path / "long")
-    assert resume_digits(run, Recorder()) == result  # as a supervisor does it
+    assert resume_run(run, Recorder()) == result  # as a supervisor does it
 
 
 def test_a_cosine_that_ends_elsewhere_is_told(tmp_path: Path) -> None:
     settings = small_settings(backend="reference", examples=200, epochs=2, schedule="cosine")
     run, callbacks = tmp_path / "run", Recorder()
-    train_digits(settings, run, Recorder())
-    resume_digits(run, callbacks, epochs=4)
+    train_run(settings, run, Recorder())
+    resume_run(run, callbacks, epochs=4)
     assert (
         "cosine of the learning rate ends with epoch 4 from now on, not 2" in callbacks.messages[0]
     )
@@ -275,11 +275,11 @@ def test_epochs_that_are_done_cannot_be_taken_back(tmp_path: Path) -> None:
     stop_at(run, settings, 7, signal.SIGINT)
     before = tree(run)
     with pytest.raises(RunError, match="has begun 2 epochs already; --epochs must be at least"):
-        resume_digits(run, Recorder(), epochs=1)
+        resume_run(run, Recorder(), epochs=1)
     with pytest.raises(InvalidValueError, match="epochs must be an integer >= 1, got 0"):
-        resume_digits(run, Recorder(), epochs=0)
+        resume_run(run, Recorder(), epochs=0)
     assert tree(run) == before
-    assert resume_digits(run, Recorder(), epochs=2)["epochs"] == 2
+    assert resume_run(run, Recorder(), epochs=2)["epochs"] == 2
 
 
 def test_a_run_without_patience_left_is_not_trained_on(tmp_path: Path) -> None:
@@ -287,15 +287,15 @@ def test_a_run_without_patience_left_is_not_trained_on(tmp_path: Path) -> None:
     settings = small_settings(
         backend="reference", examples=200, learning_rate=1e-9, patience=1, epochs=4
     )
-    ended = train_digits(settings, run, Recorder())
+    ended = train_run(settings, run, Recorder())
     assert ended["epochs"] == 2
-    assert without_times(resume_digits(run, callbacks, epochs=9)) == without_times(ended)
+    assert without_times(resume_run(run, callbacks, epochs=9)) == without_times(ended)
     assert "it had no better epoch in 1, its patience" in callbacks.messages[0]
 
 
 def test_a_comparison_that_is_blind_would_be_noticed(tmp_path: Path) -> None:
     for seed in (1, 2):
-        train_digits(small_settings(seed=seed, epochs=1), tmp_path / str(seed), Recorder())
+        train_run(small_settings(seed=seed, epochs=1), tmp_path / str(seed), Recorder())
     one, two = everything(tmp_path / "1"), everything(tmp_path / "2")
     both = one.keys() & two.keys()
     assert {"config.toml", "metrics.jsonl", "result.json", "best.safetensors"} <= both

@@ -78,6 +78,26 @@ def test_an_empty_directory_may_become_a_run(tmp_path: Path) -> None:
     RunDirectory.open(tmp_path)
 
 
+def test_files_are_there_before_the_run_is_one(tmp_path: Path) -> None:
+    files = {"tokenizer.json": b"new"}
+    run = RunDirectory.create(tmp_path / "run", CONFIG, files=files)
+    assert tree(run.path).keys() == {"config.toml", "tokenizer.json"}
+    # What a process left that was killed before `config.toml` was there; a user's file is none.
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "tokenizer.json").write_bytes(b"new")
+    RunDirectory.create(tmp_path / "a", CONFIG, files=files)
+    for place in ("b", "c"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "tokenizer.json").write_bytes(b"of a user")
+    for place, others in (("b", files), ("c", {})):
+        with pytest.raises(RunError, match="is not empty, and not a run"):
+            RunDirectory.create(tmp_path / place, CONFIG, overwrite=True, files=others)
+    run.begin_anew()
+    assert (run.path / "tokenizer.json").read_bytes() == b"new"
+    RunDirectory.create(run.path, CONFIG, overwrite=True)
+    assert tree(run.path).keys() == {"config.toml"}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

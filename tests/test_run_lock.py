@@ -16,9 +16,9 @@ from runs import Recorder, everything, one_thread, small_settings, tree
 from fastformer.analysis.seeds import resume_seeds, train_seeds
 from fastformer.cli import main
 from fastformer.errors import RunError
-from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.run_lock import LOCK_FILE, TrainingLock
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -44,7 +44,7 @@ class At(Recorder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    train_digits(SETTINGS, run, Recorder())
+    train_run(SETTINGS, run, Recorder())
     return run
 
 
@@ -57,9 +57,9 @@ def refused(run: Path) -> None:
     """Try all that would train a run, or write to it as training does."""
     opened = RunDirectory.open(run)
     for use in (
-        lambda: resume_digits(run, Recorder()),
-        lambda: resume_digits(run, Recorder(), epochs=9),
-        lambda: train_digits(SETTINGS, run, Recorder(), overwrite=True),
+        lambda: resume_run(run, Recorder()),
+        lambda: resume_run(run, Recorder(), epochs=9),
+        lambda: train_run(SETTINGS, run, Recorder(), overwrite=True),
         lambda: opened.append_metrics({"step": 99}),
         lambda: opened.save_best({}, {}),
         lambda: opened.save_step(99, {}, {}),
@@ -79,7 +79,7 @@ def test_a_run_has_one_trainer_at_a_time(run: Path) -> None:
         refused(run)
         holder.write_result(holder.read_result())  # but the one that has it may
     assert tree(run) == before  # and no lock is left
-    resume_digits(run, Recorder())
+    resume_run(run, Recorder())
 
 
 def test_training_itself_holds_its_run(tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_training_itself_holds_its_run(tmp_path: Path) -> None:
         refused(run)
         tried.append(run)
 
-    train_digits(SETTINGS, run, At(try_all))
-    train_digits(SETTINGS, run, At(try_all), overwrite=True)
+    train_run(SETTINGS, run, At(try_all))
+    train_run(SETTINGS, run, At(try_all), overwrite=True)
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").unlink()
     (run / "metrics.jsonl").unlink()
-    resume_digits(run, At(try_all))
+    resume_run(run, At(try_all))
     assert len(tried) == 3
     assert LOCK_FILE not in tree(run)
 
@@ -136,7 +136,7 @@ def test_several_seeds_have_one_trainer_at_a_time(tmp_path: Path) -> None:
             with pytest.raises(RunError, match="seeds is being trained by another process"):
                 again()
         calls.append(place)
-        return train_digits(settings, place, Recorder(), overwrite)
+        return train_run(settings, place, Recorder(), overwrite)
 
     train_seeds(train_one, SETTINGS, 2, seeds)
     assert [place.name for place in calls] == ["seed-42", "seed-43"]
@@ -147,7 +147,7 @@ def test_seeds_that_are_taken_away_are_not_made_anew(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds"
 
     def train_one(settings: Any, place: Path, overwrite: bool) -> dict[str, Any]:
-        result = train_digits(settings, place, Recorder(), overwrite)
+        result = train_run(settings, place, Recorder(), overwrite)
         seeds.rename(tmp_path / "elsewhere")
         return result
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_taken_away_is_never_said_to_be_saved(
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(RunError, match="run is gone: it was removed, renamed or replaced"):
-            train_digits(SETTINGS, run, At(act, step=7))  # within the second epoch
+            train_run(SETTINGS, run, At(act, step=7))  # within the second epoch
     finally:
         signal.signal(signal.SIGTERM, previous)
     # Nothing is made anew, or written to what took its place.
@@ -199,16 +199,16 @@ def test_a_run_that_is_taken_away_is_never_said_to_be_saved(
 def test_a_run_that_was_renamed_goes_on_by_its_new_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RunError, match="--resume and its new name"):
-        train_digits(SETTINGS, run, At(lambda: rename(run)))
-    train_digits(SETTINGS, run, Recorder())
-    resume_digits(tmp_path / "renamed", Recorder())
+        train_run(SETTINGS, run, At(lambda: rename(run)))
+    train_run(SETTINGS, run, Recorder())
+    resume_run(tmp_path / "renamed", Recorder())
     assert everything(tmp_path / "renamed") == everything(run)
 
 
 def test_a_run_that_loses_its_settings_says_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RunError, match="config.toml was removed: without it this is no run"):
-        train_digits(SETTINGS, run, At((run / "config.toml").unlink))
+        train_run(SETTINGS, run, At((run / "config.toml").unlink))
 
 
 # Links
@@ -221,8 +221,8 @@ def test_a_part_that_is_a_link_leads_nowhere(part: str, run: Path, tmp_path: Pat
     (tmp_path / "outside/.x.0123456789abcdef.tmp").touch()
     before = tree(tmp_path)
     for use in (
-        lambda: resume_digits(run, Recorder(), epochs=3),
-        lambda: train_digits(SETTINGS, run, Recorder(), overwrite=True),
+        lambda: resume_run(run, Recorder(), epochs=3),
+        lambda: train_run(SETTINGS, run, Recorder(), overwrite=True),
     ):
         with pytest.raises(RunError, match=f"{part} is a symbolic link.*Put a directory in its"):
             use()
@@ -239,7 +239,7 @@ def test_a_part_that_becomes_a_link_in_training_is_not_followed(part: str, tmp_p
         (run / part).symlink_to(outside)
 
     with pytest.raises(RunError, match=f"{part} is a symbolic link"):
-        train_digits(SETTINGS, run, At(link))
+        train_run(SETTINGS, run, At(link))
     steps = {path.name for path in outside.glob("*.safetensors")}
     assert (
         steps
@@ -260,10 +260,10 @@ def test_a_file_that_is_a_link_is_replaced_itself_or_refused(
     (run / name).symlink_to(tmp_path / "outside")
     before = (tmp_path / "outside").read_bytes()
     try:
-        resume_digits(run, Recorder(), epochs=3)
+        resume_run(run, Recorder(), epochs=3)
     except RunError as error:
         assert "Too many levels of symbolic links" in str(error)
-    train_digits(SETTINGS, run, Recorder(), overwrite=True)
+    train_run(SETTINGS, run, Recorder(), overwrite=True)
     assert (tmp_path / "outside").read_bytes() == before
 
 
@@ -283,7 +283,7 @@ def test_a_seed_that_is_a_link_leads_nowhere(run: Path, tmp_path: Path) -> None:
 
 
 def train_digits_alone(settings: Any, place: Path, overwrite: bool) -> dict[str, Any]:
-    return train_digits(settings, place, Recorder(), overwrite)
+    return train_run(settings, place, Recorder(), overwrite)
 
 
 def test_a_lock_that_is_a_link_is_refused(run: Path, tmp_path: Path) -> None:

@@ -2,16 +2,15 @@
 
 import copy
 import pickle
-import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from models import use_one_thread
-from test_readme import README
 
 import fastformer as ff
 from fastformer.errors import InvalidTypeError, InvalidValueError
@@ -108,10 +107,13 @@ def test_short_sentences_are_learned_with_the_defaults(classifier: Any, seed: in
 
 @pytest.mark.needs("sklearn")
 @pytest.mark.parametrize("tokenizer", ["words", "bytes"])
-def test_the_model_reads_the_same_texts_by_itself(classifier: Any, tokenizer: str) -> None:
+def test_the_model_reads_the_same_texts_by_itself(
+    classifier: Any, tokenizer: str, tmp_path: Path
+) -> None:
     X, y = sentences(60, 0)
     fitted = classifier(tokenizer=tokenizer, **QUICK).fit(np.array(X, object), y)
-    model = fitted.model_
+    fitted.model_.save(tmp_path / "model.safetensors")
+    model = ff.load(tmp_path / "model.safetensors")
     logits = model.forward(ff.pack([model.tokenizer.encode(text) for text in X[:5]]))
     found = [model.labels[row] for row in logits.argmax(axis=1)]
     assert found == fitted.predict(X[:5]).tolist()
@@ -249,14 +251,6 @@ def test_texts_are_no_ids(classifier: Any) -> None:
         classifier(**QUICK).fit(["a", "b"], [0, 1]).predict([[1, 2]])
     with pytest.raises(InvalidValueError, match="X must be sequences of ids, .* got texts"):
         classifier(**QUICK).fit([[1], [2]], [0, 1]).predict(["a"])
-
-
-@pytest.mark.needs("sklearn")
-def test_the_example_of_the_readme_runs(classifier: Any) -> None:
-    (example,) = re.findall(r"^```py\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
-    space: dict[str, Any] = {}
-    exec(example, space)
-    assert space["classifier"].predict(["the rain is over"]).tolist() == ["weather"]
 
 
 @pytest.mark.needs("sklearn")

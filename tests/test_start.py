@@ -13,10 +13,10 @@ from fastformer.errors import RunError
 from fastformer.models.config import DecoderConfig, TransformerConfig
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.config import TrainingConfig
-from fastformer.training.digits_run import RunSettings, resume_digits, train_digits
+from fastformer.training.digits_run import RunSettings
 from fastformer.training.loop import Trainer
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.runs import train_run
+from fastformer.training.runs import resume_run, train_run
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -28,7 +28,7 @@ class Crash(Exception):
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "first"
-    train_digits(small_settings(backend="reference", examples=200, epochs=2), run, Recorder())
+    train_run(small_settings(backend="reference", examples=200, epochs=2), run, Recorder())
     return run
 
 
@@ -56,7 +56,7 @@ def test_a_run_begins_with_the_best_weights_of_another(
     run, callbacks = tmp_path / "run", Recorder()
     with monkeypatch.context() as patch, pytest.raises(Crash):
         stop_before_the_first_step(patch)
-        train_digits(settings_from(first), run, callbacks)
+        train_run(settings_from(first), run, callbacks)
     begun = run / "checkpoints/step-00000000.safetensors"
     assert weights_digest(begun) == weights_digest(first / "checkpoints/best.safetensors")
     assert RunDirectory.open(run).latest().metadata["optimizer_steps"] == 0
@@ -70,7 +70,7 @@ def test_it_goes_on_to_the_same_bits_also_when_the_other_run_is_gone(
     after: str, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(first, tmp_path / "copy"))
-    train_digits(settings_from(copy), tmp_path / "unbroken", Recorder())
+    train_run(settings_from(copy), tmp_path / "unbroken", Recorder())
 
     def crash(*_: Any) -> None:
         raise Crash
@@ -81,10 +81,10 @@ def test_it_goes_on_to_the_same_bits_also_when_the_other_run_is_gone(
         else:
             owner: Any = Trainer if after == "the settings" else Recorder
             patch.setattr(owner, "save" if owner is Trainer else "epoch_finished", crash)
-        train_digits(settings_from(copy), tmp_path / "run", Recorder())
+        train_run(settings_from(copy), tmp_path / "run", Recorder())
     if after != "the settings":
         shutil.rmtree(copy)
-    resume_digits(tmp_path / "run", Recorder())
+    resume_run(tmp_path / "run", Recorder())
     assert everything(tmp_path / "run") == everything(tmp_path / "unbroken")
 
 
@@ -105,7 +105,7 @@ def test_weights_of_other_sizes_are_refused_before_anything_is_made(
     model: dict[str, Any], message: str, first: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match=message):
-        train_digits(settings_from(first, model), tmp_path / "run", Recorder())
+        train_run(settings_from(first, model), tmp_path / "run", Recorder())
     assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +120,7 @@ def test_another_kind_of_model_is_refused(first: Path, tmp_path: Path) -> None:
         train_run(settings, tmp_path / "run", Recorder())
     for wrong, message in ((tmp_path / "none", "does not exist"), (tmp_path, "is not a run")):
         with pytest.raises(RunError, match=message):
-            train_digits(settings_from(wrong), tmp_path / "run", Recorder())
+            train_run(settings_from(wrong), tmp_path / "run", Recorder())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_may_mislead_is_told(
     options: dict[str, Any], message: str | None, first: Path, tmp_path: Path
 ) -> None:
     callbacks = Recorder()
-    train_digits(settings_from(first, **options), tmp_path / "run", callbacks)
+    train_run(settings_from(first, **options), tmp_path / "run", callbacks)
     assert len(callbacks.messages) == (1 if message is None else 2)
     assert message is None or message in callbacks.messages[1]
 

@@ -130,20 +130,22 @@ def expression_attention(predictor: Predictor | Model, expression: str) -> Expre
     """Return the attention on one expression. Arguments and errors as of `attention_weights`."""
     if isinstance(predictor, Model):
         return token_attention(predictor, parse_expression(expression).tokens())
-    tokens, given = predictor.sequence(predictor.read(expression))
-    return token_attention(predictor.model, tokens, given)
+    read = predictor.sequence(predictor.read(expression))
+    return token_attention(predictor.model, read.tokens, read.ids, read.given)
 
 
 def token_attention(
-    model: Model, tokens: list[str], given: int | None = None
+    model: Model, tokens: list[str], ids: list[int] | None = None, given: int | None = None
 ) -> ExpressionAttention:
     """Return the attention on a list of tokens.
 
     Args:
-        model: a classifier or a decoder.    tokens: of its vocabulary.
+        model: a classifier or a decoder.    tokens: as they are shown.
+        ids: of the tokens; None for tokens of the tasks whose examples are drawn.
         given: how many of them are the expression; None for all.
     """
-    ids = encode(tokens, ANSWER_TOKENS[: model.config.vocab_size])
+    if ids is None:
+        ids = encode(tokens, ANSWER_TOKENS[: model.config.vocab_size])
     layers = [weights[0] for weights in batch_attention(model, pack([ids]))]
     causal = model.blocks[0].attention.causal
     readout = readout_position(model, len(tokens) if given is None else given)

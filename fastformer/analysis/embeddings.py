@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.data.answers import ANSWER_TOKENS
-from fastformer.data.expressions import OPERATIONS
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.parameters import Array
-
-DIGITS: Final[tuple[str, ...]] = tuple("0123456789")
 
 
 @dataclass(frozen=True)
@@ -48,20 +45,23 @@ class EmbeddingReport:
     """What is known of one table.
 
     Attributes:
-        norms: the length of each token's row.
-        digit_cosines: (10, 10).    operation_cosines: (operations, operations).
-        operations: their names, in that order.
+        norms: the length of each listed token's row.
+        digits, others: names; a person's own texts may have no digits.    others_are: "operations"
+            or "tokens".
+        digit_cosines: (digits, digits).    other_cosines: (others, others).
         by_distance: mean cosine of digits against their distance.
         trend: correlation of cosine and distance over all pairs of digits; negative where near
             numbers are more alike.
         chance: the standard deviation of the cosine of two random rows: less means nothing.
-        map: digits and operations in two dimensions.
+        map: digits and others in two dimensions.
     """
 
     norms: dict[str, float]
+    digits: list[str]
     digit_cosines: Array
-    operations: list[str]
-    operation_cosines: Array
+    others: list[str]
+    other_cosines: Array
+    others_are: str
     by_distance: list[DistanceSimilarity]
     trend: float
     chance: float
@@ -72,8 +72,8 @@ class EmbeddingReport:
         return {
             "norms": self.norms,
             "digit_cosines": self.digit_cosines.tolist(),
-            "operations": self.operations,
-            "operation_cosines": self.operation_cosines.tolist(),
+            self.others_are: self.others,
+            f"{self.others_are[:-1]}_cosines": self.other_cosines.tolist(),
             "by_distance": [vars(part) for part in self.by_distance],
             "trend": self.trend,
             "chance": self.chance,
@@ -85,10 +85,9 @@ class EmbeddingReport:
         }
 
 
-def rows_of(table: Array, tokens: Sequence[str]) -> Array:
-    """Return the rows (len(tokens), C) of a table, in float64."""
-    places = [ANSWER_TOKENS.index(token) for token in tokens]
-    return np.asarray(table[places], dtype=np.float64)
+def rows_of(table: Array, tokens: Mapping[str, int]) -> Array:
+    """Return the rows (len(tokens), C) of a table, in float64, of tokens with their ids."""
+    return np.asarray(table[list(tokens.values())], dtype=np.float64).reshape(-1, table.shape[1])
 
 
 def norms(rows: Array) -> Array:
@@ -153,11 +152,11 @@ def near_minus_far(cosines: Array) -> list[float]:
 def distance_trend(cosines: Array) -> float:
     """Return the correlation, -1 to 1, of cosine and distance over all pairs of numbers.
 
-    It is 0 where all cosines are the same.
+    It is 0 where all cosines are the same, or there are none.
     """
     first, second = np.triu_indices(len(cosines), 1)
     values = cosines[first, second]
-    if np.ptp(values) == 0:
+    if not values.size or np.ptp(values) == 0:
         return 0.0
     return float(np.corrcoef(values, second - first)[0, 1])
 
@@ -194,28 +193,27 @@ def embedding_map(rows: Array, tokens: Sequence[str]) -> EmbeddingMap:
     return EmbeddingMap(list(tokens), points, (float(shares[0]), float(shares[1])))
 
 
-def embedding_report(
-    table: npt.NDArray[Any], operations: Sequence[str] = OPERATIONS
-) -> EmbeddingReport:
-    """Describe a table of the classifier's or the decoder's vocabulary.
+def embedding_report(table: npt.NDArray[Any], tokens: NamedTokens) -> EmbeddingReport:
+    """Describe a table.
 
     Args:
         table: (V, C), float32 or float64, a row for each token of the vocabulary.
-        operations: those that the task has.
+        tokens: those that are looked at.
     """
-    digits, chosen = rows_of(table, DIGITS), rows_of(table, operations)
+    digits, others = rows_of(table, tokens.digits), rows_of(table, tokens.others)
     cosines = cosine_matrix(digits)
-    names = ANSWER_TOKENS[: len(table)]
-    lengths = norms(rows_of(table, names)).tolist()
+    lengths = norms(rows_of(table, tokens.names)).tolist()
     return EmbeddingReport(
-        norms=dict(zip(names, lengths, strict=True)),
+        norms=dict(zip(tokens.names, lengths, strict=True)),
+        digits=list(tokens.digits),
         digit_cosines=cosines,
-        operations=list(operations),
-        operation_cosines=cosine_matrix(chosen),
+        others=list(tokens.others),
+        other_cosines=cosine_matrix(others),
+        others_are=tokens.others_are,
         by_distance=similarity_by_distance(cosines),
         trend=distance_trend(cosines),
         chance=float(table.shape[1] ** -0.5),
-        map=embedding_map(np.concatenate([digits, chosen]), [*DIGITS, *operations]),
+        map=embedding_map(np.concatenate([digits, others]), list(tokens.mapped)),
     )
 
 

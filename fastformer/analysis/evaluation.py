@@ -1,12 +1,12 @@
-"""How many answers are right: whole answers, by operation, by digit, and what was taken for what.
+"""How many answers are right: whole answers, by group, by digit, and what was taken for what.
 
-Answers are text. So all of it serves a classifier, which names one token, as well as a decoder,
-which writes several digits.
+Answers are text. So all of it serves a classifier, which names one class, as well as a decoder,
+which writes several tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,171 @@ class Share:
         }
 
 
+class Scores(Protocol):
+    """What is known of a set of answers."""
+
+    @property
+    def exact(self) -> Share:
+        """Answers that are right as a whole."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the rows and columns of `confusion` stand for."""
+
+    @property
+    def confusion(self) -> Ids:
+        """(labels, labels) int64, how often each label (row) was taken for each (column)."""
+
+    @property
+    def unit(self) -> str:
+        """What a label is: "digit" or "class"."""
+
+    @property
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """Right answers of each group, by what the groups are."""
+
+    @property
+    def per_digit(self) -> list[Share]:
+        """Digits that are right, from the units up; empty where answers are no numbers."""
+
+    def for_json(self) -> dict[str, Any]:
+        """Return all but `exact`, as JSON values."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is told from the others.
+
+    Attributes:
+        recall: of its examples, those that were given this class.
+        precision: of those that were given this class, its examples; None where none were.
+    """
+
+    recall: Share
+    precision: Share | None
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 where none of its examples is found."""
+        if self.precision is None or not self.recall.correct:
+            return 0.0
+        return 2 * self.recall.correct / (self.recall.total + self.precision.total)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return precision, recall, f1, and how many examples there are."""
+        return {
+            "precision": None if self.precision is None else self.precision.accuracy,
+            "recall": self.recall.accuracy,
+            "f1": self.f1,
+            "examples": self.recall.total,
+            "correct": self.recall.correct,
+            "interval_95": list(self.recall.interval),
+        }
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What is known of a set of answers that are classes.
+
+    Attributes:
+        exact: answers that are right.    labels: the names of the classes.
+        per_class: of each class that has examples, in the order of `labels`.
+        confusion: (labels, labels) int64, how often each class (row) was taken for each (column).
+    """
+
+    exact: Share
+    labels: tuple[str, ...]
+    per_class: dict[str, ClassScore]
+    confusion: Ids
+    unit: str = "class"
+
+    @property
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """Right answers of each class."""
+        return {"class": {name: score.recall for name, score in self.per_class.items()}}
+
+    @property
+    def per_digit(self) -> list[Share]:
+        """There are no digits."""
+        return []
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1: each counts alike, however rare it is."""
+        return float(np.mean([score.f1 for score in self.per_class.values()]))
+
+    def for_json(self) -> dict[str, Any]:
+        """Return all but `exact`, as JSON values."""
+        return {
+            "macro_f1": self.macro_f1,
+            "per_class": {name: score.as_json() for name, score in self.per_class.items()},
+            "confusion": {"labels": list(self.labels), "counts": self.confusion.tolist()},
+        }
+
+
+@dataclass(frozen=True)
+class WholeScores:
+    """What is known of a set of answers that are texts of any kind.
+
+    Attributes:
+        exact: answers that are right as a whole.
+    """
+
+    exact: Share
+    labels: tuple[str, ...] = ()
+    unit: str = "answer"
+    confusion: Ids = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    @property
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """There are no groups."""
+        return {}
+
+    @property
+    def per_digit(self) -> list[Share]:
+        """There are no digits."""
+        return []
+
+    def for_json(self) -> dict[str, Any]:
+        """Return nothing else."""
+        return {}
+
+
+def evaluate_classes(
+    predicted: Sequence[str], correct: Sequence[str], labels: Sequence[str]
+) -> ClassScores:
+    """Compare classes with the right ones.
+
+    Args:
+        predicted: what a model answered.    correct: the right classes, as many, at least one.
+        labels: the names of all classes.
+
+    Raises:
+        ValueError: no answers, another number of them, or a class that is none of `labels`.
+    """
+    if not correct or len(predicted) != len(correct):
+        checks.fail(
+            "there must be at least one right class, and an answer for each, got "
+            f"{len(correct)} classes and {len(predicted)} answers"
+        )
+    places = {name: place for place, name in enumerate(labels)}
+    for name in (*predicted, *correct):
+        if name not in places:
+            checks.fail(f"there is no class {name!r:.60}; there are {', '.join(labels)!s:.200}")
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, ([places[c] for c in correct], [places[p] for p in predicted]), 1)
+    asked, given, right = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+    per_class = {
+        name: ClassScore(
+            Share(int(right[place]), int(asked[place])),
+            Share(int(right[place]), int(given[place])) if given[place] else None,
+        )
+        for name, place in places.items()
+        if asked[place]
+    }
+    return ClassScores(Share(int(right.sum()), len(correct)), tuple(labels), per_class, confusion)
+
+
 @dataclass(frozen=True)
 class AnswerScores:
     """What is known of a set of answers.
@@ -72,14 +237,21 @@ class AnswerScores:
     per_digit: list[Share]
     confusion: Ids
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the parts as JSON values."""
+    unit: str = "digit"
+    labels: tuple[str, ...] = CONFUSION_LABELS
+
+    @property
+    def shares(self) -> dict[str, dict[str, Share]]:
+        """Right answers of each operation, and of each inner one where there are such."""
+        found = {"operation": self.per_operation, "inner operation": self.per_inner_operation}
+        return {what: shares for what, shares in found.items() if shares}
+
+    def for_json(self) -> dict[str, Any]:
+        """Return all but `exact`, as JSON values."""
         return {
-            "exact": self.exact.as_json(),
-            "per_operation": {name: s.as_json() for name, s in self.per_operation.items()},
-            "per_inner_operation": {
-                name: s.as_json() for name, s in self.per_inner_operation.items()
-            },
+            "per_operation": {name: s.accuracy for name, s in self.per_operation.items()},
+            "operations": {name: s.as_json() for name, s in self.per_operation.items()},
+            "inner_operations": {name: s.as_json() for name, s in self.per_inner_operation.items()},
             "per_digit": [
                 {"place": place_name(place), **share.as_json()}
                 for place, share in enumerate(self.per_digit)
@@ -90,7 +262,7 @@ class AnswerScores:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A digit that was taken for another one, and how often."""
+    """A digit or a class that was taken for another one, and how often."""
 
     correct: str
     predicted: str
@@ -143,19 +315,25 @@ def evaluate_answers(
     )
 
 
-def mistakes(confusion: Ids) -> list[Mistake]:
-    """Return what was taken for what, the most frequent first.
-
-    Args:
-        confusion: (11, 11), of `AnswerScores`.
-    """
-    wrong = confusion.copy()
+def mistakes(scores: Scores) -> list[Mistake]:
+    """Return what was taken for what, the most frequent first."""
+    wrong, labels = scores.confusion.copy(), scores.labels
     np.fill_diagonal(wrong, 0)
     places = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda place: -wrong[place])
-    return [
-        Mistake(CONFUSION_LABELS[row], CONFUSION_LABELS[column], int(wrong[row, column]))
-        for row, column in places
-    ]
+    return [Mistake(labels[row], labels[column], int(wrong[row, column])) for row, column in places]
+
+
+def used_labels(scores: Scores) -> list[int]:
+    """Return the places of the labels that a confusion matrix shows.
+
+    Of digits all, but for that of no digit, if it is empty; of classes those that were asked for or
+    answered.
+    """
+    confusion = scores.confusion
+    used = (confusion + confusion.T).sum(axis=0) > 0
+    if scores.unit == "digit":
+        used[: len(scores.labels) - 1] = True
+    return [int(place) for place in np.flatnonzero(used)]
 
 
 def place_name(place: int) -> str:

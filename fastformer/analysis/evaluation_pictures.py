@@ -4,33 +4,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastformer.analysis.evaluation import CONFUSION_LABELS
+from fastformer import checks
+from fastformer.analysis.evaluation import Scores, used_labels
 from fastformer.analysis.figures import INK, default_style, heatmap, new_figure
-from fastformer.batch import Ids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @default_style()
-def confusion_figure(confusion: Ids, title: str = "Digits, predicted and correct") -> "Figure":
+def confusion_figure(scores: Scores, title: str = "") -> "Figure":
     """Return a figure of a confusion matrix: each row's shares as colours, counts as numbers.
 
     Args:
-        confusion: (11, 11), of `AnswerScores`. The row and column of no digit are left out where
-            they are empty.    title: above it.
+        scores: of answers; labels that are neither right nor answered are left out.
+        title: above it.
     """
-    size = len(CONFUSION_LABELS)
-    size -= not (confusion[-1].any() or confusion[:, -1].any())
-    counts, labels = confusion[:size, :size], list(CONFUSION_LABELS[:size])
+    used = used_labels(scores)
+    if not used:
+        checks.fail(
+            "there is no picture of what was taken for what: these answers are texts of any kind"
+        )
+    counts, labels = scores.confusion[np.ix_(used, used)], [scores.labels[at] for at in used]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    figure = new_figure(6.6, 5.8, title)
+    unit, plural = scores.unit, {"digit": "Digits", "class": "Classes"}[scores.unit]
+    side = max(5.8, 0.45 * len(labels))
+    figure = new_figure(side + 0.8, side, title or f"{plural}, predicted and correct")
     axes = figure.subplots()
     texts = [[f"{count:,}" if count else "" for count in row] for row in counts.tolist()]
     image = heatmap(axes, shares, labels, labels, texts=texts)
-    axes.set_xlabel("predicted digit", color=INK)
-    axes.set_ylabel("correct digit", color=INK)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the correct digit's row")
+    axes.set_xlabel(f"predicted {unit}", color=INK)
+    axes.set_ylabel(f"correct {unit}", color=INK)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label=f"share of the correct {unit}'s row")
     bar.outline.set_visible(False)
     return figure

@@ -27,9 +27,7 @@ from fastformer.analysis.token_roles import (
     role_sequence,
 )
 from fastformer.batch import Ids, pack
-from fastformer.data.answers import ANSWER_TOKENS
-from fastformer.data.questions import Asked
-from fastformer.data.vocabulary import encode
+from fastformer.data.asked import Asked
 from fastformer.models.base import Model
 from fastformer.parameters import Array
 from fastformer.writing import percent
@@ -103,7 +101,7 @@ class HeadRole:
         kind: "focused", "mixed" or "distributed".
         readout: of the examples, seen from the token that the answer is read from, of a decoder
             from each after which it writes a digit; None where it is read from all of them.
-        by_operation: the same for the examples of each operation; empty where readout is None.
+        by_group: the same for the examples of each operation or class; empty where readout is None.
         tokens: of all rows of all examples; None in a last layer of which only what is read out
             reaches the answer.
     """
@@ -113,7 +111,7 @@ class HeadRole:
     entropy: float
     kind: str
     readout: Support | None
-    by_operation: dict[str, Support]
+    by_group: dict[str, Support]
     tokens: Support | None
 
     def as_json(self) -> dict[str, Any]:
@@ -124,7 +122,7 @@ class HeadRole:
             "entropy": self.entropy,
             "kind": self.kind,
             "readout": self.readout and self.readout.as_json(),
-            "by_operation": {name: s.as_json() for name, s in self.by_operation.items()},
+            "by_group": {name: s.as_json() for name, s in self.by_group.items()},
             "tokens": self.tokens and self.tokens.as_json(),
         }
 
@@ -143,7 +141,7 @@ def head_roles(model: Model, asked: Sequence[Asked]) -> list[HeadRole]:
     ]
     looks = [np.concatenate(part) for part in zip(*(part[0] for part in parts), strict=True)]
     entropies = np.concatenate([part[1] for part in parts])
-    rows = _Rows(model, sequences, [one.operation for one in asked])
+    rows = _Rows(model, sequences, [one.group for one in asked])
     roles = []
     for place, look in enumerate(looks):
         layer, head = divmod(place, model.config.num_heads)
@@ -151,11 +149,11 @@ def head_roles(model: Model, asked: Sequence[Asked]) -> list[HeadRole]:
         readout = rows.readout
         only_readout = last and readout is not None
         entropy = float(entropies[rows.chosen(only_readout), layer, head].mean())
-        by_operation = {}
+        by_group = {}
         if readout is not None:
-            by_operation = {
-                name: rows.support(look, readout & (rows.operations == name))
-                for name in dict.fromkeys(rows.operations.tolist())
+            by_group = {
+                name: rows.support(look, readout & (rows.groups == name))
+                for name in dict.fromkeys(rows.groups.tolist())
             }
         roles.append(
             HeadRole(
@@ -164,7 +162,7 @@ def head_roles(model: Model, asked: Sequence[Asked]) -> list[HeadRole]:
                 entropy=entropy,
                 kind=kind_of(entropy),
                 readout=None if readout is None else rows.support(look, readout),
-                by_operation=by_operation,
+                by_group=by_group,
                 tokens=None if only_readout else rows.support(look, rows.chosen(False)),
             )
         )
@@ -176,8 +174,7 @@ def _look(model: Model, sequences: Sequence[RoleSequence]) -> tuple[list[Ids], A
 
     N counts the tokens of all sequences.
     """
-    vocabulary = ANSWER_TOKENS[: model.config.vocab_size]
-    batch = pack([encode(sequence.tokens, vocabulary) for sequence in sequences])
+    batch = pack([sequence.ids for sequence in sequences])
     lengths = np.diff(batch.offsets)
     causal = model.blocks[0].attention.causal
     real = np.arange(batch.longest) < lengths[:, None]
@@ -194,7 +191,7 @@ class _Rows:
     """All tokens of all sequences, one row each, and which roles their targets would play."""
 
     def __init__(
-        self, model: Model, sequences: Sequence[RoleSequence], operations: Sequence[str]
+        self, model: Model, sequences: Sequence[RoleSequence], groups: Sequence[str]
     ) -> None:
         causal = model.blocks[0].attention.causal
         lengths = np.array([len(sequence.tokens) for sequence in sequences])
@@ -209,7 +206,7 @@ class _Rows:
         last = self.starts + self.lengths - 1
         first = before[:, self.starts] - self.flags[:, self.starts]
         self.parts = (before[:, last] - first) / self.lengths
-        self.operations = np.repeat(operations, lengths)
+        self.groups = np.repeat(groups, lengths)
         self.readout: Flags | None = None
         places = [readout_position(model, sequence.given) for sequence in sequences]
         if None not in places:
@@ -231,7 +228,8 @@ class _Rows:
         names = (*TOKEN_ROLES, *PART_ROLES)
         shares = dict(zip(names, played.mean(axis=1).tolist(), strict=True))
         chance = dict(zip(names, self.parts[:, rows].mean(axis=1).tolist(), strict=True))
-        for role in PART_ROLES:
+        # Texts of a person's own have none of these roles, and some tasks have no parts.
+        for role in names if not self.flags.any() else PART_ROLES:
             if not self.flags[names.index(role)].any():
                 del shares[role], chance[role]
         one_of = 1 / self.lengths[rows]

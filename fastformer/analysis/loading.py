@@ -1,27 +1,32 @@
 """A run with its best weights, for everything that looks at what a model has learned."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
+from fastformer.analysis.answer_prediction import TextAnswerPredictor
+from fastformer.analysis.label_prediction import LabelPredictor
 from fastformer.analysis.prediction import AnswerPredictor, DigitPredictor, Predictor
-from fastformer.data.answers import ANSWER_TOKENS, kept_apart
-from fastformer.data.questions import Asked, questions_of
-from fastformer.data.tokenizers import Tokenizer
-from fastformer.data.vocabulary import encode
+from fastformer.data.asked import Asked
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.parameters import Array
+from fastformer.training.answered_run import AnsweredSettings
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.embedding_records import embedding_table
+from fastformer.training.labelled_run import LabelledSettings
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.text_run import TextSettings
+
+AskedSettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings | AnsweredSettings
+"""Of runs whose models are asked something that has one right answer."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class LoadedRun:
     """
 
     run: RunDirectory
-    settings: RunSettings | AnswerSettings
+    settings: AskedSettings
     model: Transformer | TransformerDecoder
     checkpoint: Checkpoint
 
@@ -45,27 +50,8 @@ class LoadedRun:
 
     @cached_property
     def tests(self) -> list[Asked]:
-        """Its test inputs, drawn again: the same ones, none of which was trained on."""
-        if isinstance(self.settings, AnswerSettings):
-            return [*questions_of(self.settings.unseen("test"), self.settings.form)]
-        return [*self.settings.splits().test.expressions]
-
-    def trained_on(self, asked: Sequence[Asked]) -> int | None:
-        """Return how many of some expressions were trained on; None where that is not known.
-
-        A decoder's examples are drawn fresh, and no list of them is kept.
-        """
-        if isinstance(self.settings, AnswerSettings):
-            return None
-        trained = set(self.settings.splits().train.expressions)
-        return sum(one in trained for one in asked)
-
-    def never_trained_on(self, asked: Sequence[Asked]) -> int:
-        """Return of how many of some expressions it is certain that they were not trained on."""
-        trained = self.trained_on(asked)
-        if trained is not None:
-            return len(asked) - trained
-        return int(kept_apart([encode(one.tokens(), ANSWER_TOKENS) for one in asked]).sum())
+        """Its test inputs, the same ones as in training: none of them was trained on."""
+        return self.settings.tests()
 
 
 def load_run(directory: str | Path) -> LoadedRun:
@@ -85,8 +71,8 @@ def load_run(directory: str | Path) -> LoadedRun:
     return LoadedRun(run, settings, model, checkpoint)
 
 
-def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]:
-    """Load a run on text: its model with the best weights, and its tokenizer.
+def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, TextSettings]:
+    """Load a run on text: its model with the best weights, and its settings with a tokenizer.
 
     Raises:
         RunError: there is no such run, it is damaged or of another task, or has no checkpoint yet.
@@ -99,7 +85,7 @@ def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, Tokenizer]
         )
     model, _ = _best_model(run, settings)
     assert isinstance(model, TransformerDecoder)
-    return model, settings.tokenizer
+    return model, settings
 
 
 def _best_model(
@@ -113,19 +99,22 @@ def _best_model(
     return model, checkpoint
 
 
-def predictor_of(
-    settings: RunSettings | AnswerSettings, model: Transformer | TransformerDecoder
-) -> Predictor:
+def predictor_of(settings: AskedSettings, model: Transformer | TransformerDecoder) -> Predictor:
     """Return the predictor of a model that was made by these settings."""
     if isinstance(settings, AnswerSettings):
         assert isinstance(model, TransformerDecoder)
         return AnswerPredictor(model, settings.form)
+    if isinstance(settings, AnsweredSettings):
+        assert isinstance(model, TransformerDecoder)
+        return TextAnswerPredictor(model, settings)
     assert isinstance(model, Transformer)
+    if isinstance(settings, LabelledSettings):
+        return LabelPredictor(model, settings)
     return DigitPredictor(model, settings.task)
 
 
-def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
-    """Return the operations of a run, and the embedding table (V, C) of its best weights.
+def load_embeddings(directory: str | Path) -> tuple[NamedTokens, Array]:
+    """Return the tokens of a run that are looked at, and the table (V, C) of its best weights.
 
     No model is made, so no kernel is compiled.
 
@@ -135,4 +124,4 @@ def load_embeddings(directory: str | Path) -> tuple[list[str], Array]:
     run = RunDirectory.open(directory)
     settings = settings_of(run)
     shape = (settings.model.vocab_size, settings.model.embed_dim)
-    return list(settings.operations), embedding_table(run.best(), shape)
+    return settings.named_tokens, embedding_table(run.best(), shape)

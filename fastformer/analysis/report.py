@@ -5,7 +5,7 @@ missing; a run that is still training can be looked at, too.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +18,13 @@ from fastformer.analysis.attention import (
     expression_attention,
     head_summaries,
 )
-from fastformer.analysis.embeddings import DIGITS, EmbeddingReport, embedding_report, rows_of
-from fastformer.analysis.evaluation import AnswerScores
+from fastformer.analysis.embeddings import EmbeddingReport, embedding_report, rows_of
+from fastformer.analysis.evaluation import Scores
 from fastformer.analysis.head_roles import HeadRole, head_roles
 from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.plots import Curves, missing_text, read_curves
 from fastformer.analysis.prediction import Prediction
-from fastformer.analysis.run_evaluation import score_answers
-from fastformer.data.questions import Asked
+from fastformer.data.asked import Asked
 from fastformer.errors import RunError
 from fastformer.parameters import Array
 from fastformer.training.embedding_records import EmbeddingRecords
@@ -33,7 +32,7 @@ from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import settings_of
 from fastformer.training.whole_run import checked_result
 
-EXAMPLES_PER_OPERATION: Final[int] = 3
+EXAMPLES_PER_GROUP: Final[int] = 3
 MISTAKES_SHOWN: Final[int] = 5
 MOST_WEIGHTS: Final[int] = 400_000
 """Attention weights in a page; each takes about seven characters."""
@@ -72,7 +71,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     curves: Curves | None = None
     result: dict[str, Any] | None = None
-    scores: AnswerScores | None = None
+    scores: Scores | None = None
     examples: list[Example] = field(default_factory=list)
     roles: list[HeadRole] = field(default_factory=list)
     embeddings: EmbeddingReport | None = None
@@ -111,7 +110,7 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         report.notes.append(str(error))
     predictor, tests = loaded.predictor, loaded.tests
     answers, _ = predictor.answers(tests)
-    report.scores = score_answers(answers, tests)
+    report.scores = predictor.score(answers, tests)
     asked = [predictor.read(text) for text in expressions]
     report.examples = _examples(loaded, asked, _chosen(tests, answers))
     report.roles = head_roles(loaded.model, tests)
@@ -137,11 +136,11 @@ def _readable_curves(path: Path, notes: list[str]) -> Curves | None:
 
 
 def _chosen(tests: Sequence[Asked], answers: Sequence[str]) -> list[Asked]:
-    """Choose some test inputs of each operation, and some that are answered wrongly."""
+    """Choose some test inputs of each group, and some that are answered wrongly."""
     chosen: list[Asked] = []
-    for operation in dict.fromkeys(e.operation for e in tests):
-        same = [e for e in tests if e.operation == operation]
-        chosen += same[:EXAMPLES_PER_OPERATION]
+    for group in dict.fromkeys(e.group for e in tests):
+        same = [e for e in tests if e.group == group]
+        chosen += same[:EXAMPLES_PER_GROUP]
     wrong = [e for e, answer in zip(tests, answers, strict=True) if answer != str(e.answer())]
     return chosen + wrong[:MISTAKES_SHOWN]
 
@@ -162,26 +161,26 @@ def _examples(loaded: LoadedRun, asked: Sequence[Asked], chosen: Sequence[Asked]
 
 def _add_embeddings(report: Report, loaded: LoadedRun) -> None:
     """Describe the best model's embeddings, and map those of each epoch that was kept."""
-    operations = loaded.settings.operations
+    tokens = loaded.settings.named_tokens
     table = loaded.model.embedding.weight.value
-    report.embeddings = embedding_report(table, operations)
+    report.embeddings = embedding_report(table, tokens)
     try:
         tables = EmbeddingRecords(loaded.run.path).read_all(table.shape)
     except RunError as error:
         report.notes.append(str(error))
         tables = {}
-    tokens, final = [*DIGITS, *operations], report.embeddings.map.points
+    mapped, final = tokens.mapped, report.embeddings.map.points
     # What turns the best model's rows into its map turns those of every epoch into theirs.
-    axes = np.linalg.lstsq(_centered(table, tokens), final, rcond=None)[0]
+    axes = np.linalg.lstsq(_centered(table, mapped), final, rcond=None)[0]
     epochs = list(tables)
     for epoch in epochs[:: -(-len(epochs) // MOST_MAPS) or 1]:
         report.map_labels.append(f"after epoch {epoch}" if epoch else "before training")
-        report.maps.append(_centered(tables[epoch], tokens) @ axes)
+        report.maps.append(_centered(tables[epoch], mapped) @ axes)
     report.map_labels.append("the best model")
     report.maps.append(final)
 
 
-def _centered(table: Array, tokens: Sequence[str]) -> Array:
+def _centered(table: Array, tokens: Mapping[str, int]) -> Array:
     rows = rows_of(table, tokens)
     centered: Array = rows - rows.mean(axis=0)
     return centered

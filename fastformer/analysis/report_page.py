@@ -4,7 +4,7 @@ Tables and curves are there without scripts; the attention explorer and the map'
 """
 
 import importlib.resources
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import fastformer
-from fastformer.analysis.evaluation import CONFUSION_LABELS, Share, place_name
+from fastformer.analysis.evaluation import ClassScore, ClassScores, Scores, Share, place_name
 from fastformer.analysis.head_roles import Support
 from fastformer.analysis.plots import CURVE_NAMES, PANELS, Curves, value_text
 from fastformer.analysis.report import Example, Report
@@ -86,7 +86,7 @@ def _data(report: Report) -> dict[str, Any]:
 
 def _example_data(example: Example) -> dict[str, Any]:
     prediction, attention = example.prediction, example.attention
-    wrong = "" if prediction.correct else f" (answered {prediction.prediction})"
+    wrong = f" (answered {prediction.prediction})" if prediction.correct is False else ""
     return {
         "label": f"{prediction.expression}{wrong}",
         "tokens": attention.tokens,
@@ -182,25 +182,28 @@ def _answers(report: Report) -> str:
     scores = report.scores
     if scores is None:
         return _missing("There is no model to ask.")
-    operations = ""
-    for name, shares in (
-        ("operation", scores.per_operation),
-        ("inner operation", scores.per_inner_operation),
-    ):
-        if shares:
-            ranked = sorted(shares.items(), key=lambda item: item[1].accuracy)
-            operations += _share_table("operation", ranked, f"Whole answers, hardest {name} first")
+    tables = ""
+    for what, shares in scores.shares.items():
+        ranked = sorted(shares.items(), key=lambda item: item[1].accuracy)
+        notes = scores.per_class if isinstance(scores, ClassScores) else {}
+        tables += _share_table(what, ranked, f"Right answers, hardest {what} first", notes)
     places = [(place_name(place), share) for place, share in enumerate(scores.per_digit)]
     if len(places) > 1:
-        operations += _share_table("digit", places, "By digit of the answer")
+        tables += _share_table("digit", places, "By digit of the answer")
     return (
         f'<p class="hint">On {scores.exact.total:,} test inputs, none of which was trained on.</p>'
-        f'<div class="columns wide"><div>{operations}</div>'
-        f"<div>{_confusion(scores.confusion.tolist())}</div></div>"
+        f'<div class="columns wide"><div>{tables}</div>'
+        f"<div>{_confusion(scores)}</div></div>"
     )
 
 
-def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -> str:
+def _share_table(
+    name: str,
+    shares: Iterable[tuple[str, Share]],
+    caption: str,
+    classes: Mapping[str, ClassScore] | None = None,
+) -> str:
+    """Return a table of shares; of classes with the precision and F1 of each."""
     rows = [
         [
             escape(label),
@@ -208,14 +211,28 @@ def _share_table(name: str, shares: Iterable[tuple[str, Share]], caption: str) -
             f'<span class="bar"><i style="width:{100 * share.accuracy:.2f}%"></i></span>',
             f"{share.correct:,} of {share.total:,}",
             interval(*share.interval).replace(" %", "", 1),
+            *_class_cells(classes[label] if classes else None),
         ]
         for label, share in shares
     ]
-    return _table([name, "accuracy", "", "right", "95 % interval"], rows, caption, "shares")
+    header = [name, "recall" if classes else "accuracy", "", "right", "95 % interval"]
+    if classes:
+        header += ["precision", "F1"]
+    return _table(header, rows, caption, "shares")
 
 
-def _confusion(counts: list[list[int]]) -> str:
+def _class_cells(score: ClassScore | None) -> list[str]:
+    if score is None:
+        return []
+    precision = "none" if score.precision is None else percent(score.precision.accuracy)
+    return [precision, hundredths(score.f1)]
+
+
+def _confusion(scores: Scores) -> str:
     """Return the confusion matrix, shaded by share of a row; empty rows and columns left out."""
+    if not scores.labels:
+        return ""
+    counts, names = scores.confusion.tolist(), [escape(label) for label in scores.labels]
     used = [
         place
         for place in range(len(counts))
@@ -225,12 +242,12 @@ def _confusion(counts: list[list[int]]) -> str:
     for row in used:
         total = sum(counts[row]) or 1
         cells = "".join(_heat_cell(counts[row][c] / total, str(counts[row][c] or "")) for c in used)
-        rows.append(f'<tr><th scope="row">{CONFUSION_LABELS[row]}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{CONFUSION_LABELS[place]}</th>' for place in used)
+        rows.append(f'<tr><th scope="row">{names[row]}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{names[place]}</th>' for place in used)
     return (
-        '<div class="scroll"><table class="heat compact"><caption>Right digit (row) and answered '
-        f"digit (column)</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}"
-        "</tbody></table></div>"
+        '<div class="scroll"><table class="heat compact"><caption>'
+        f"Right {scores.unit} (row) and answered {scores.unit} (column)</caption>"
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -300,23 +317,26 @@ def _embeddings(report: Report) -> str:
         if last > 0
         else ""
     )
-    distances = _table(
-        ["distance", "pairs", "mean cosine"],
-        [[str(d.distance), str(d.pairs), signed(d.mean)] for d in found.by_distance],
-        f"Digits: likeness against distance (correlation {signed(found.trend)})",
-    )
+    shown = f"Digits and {found.others_are}" if found.digits else "The first tokens"
+    distances = ""
+    if found.digits:
+        distances = _table(
+            ["distance", "pairs", "mean cosine"],
+            [[str(d.distance), str(d.pairs), signed(d.mean)] for d in found.by_distance],
+            f"Digits: likeness against distance (correlation {signed(found.trend)})",
+        )
     norms = _table(
         ["token", "length"], [[escape(t), f"{n:.3f}"] for t, n in found.norms.items()], "Lengths"
     )
     return (
-        '<p class="hint">Digits and operations, in the plane in which they differ most: it holds '
+        f'<p class="hint">{shown}, in the plane in which they differ most: it holds '
         f"{percent(first + second)} of the variance ({percent(first)} across, "
         f"{percent(second)} up). Cosines of random rows have a standard deviation of "
         f"{found.chance:.2f}: less means nothing. Those below 0 are shaded in another colour.</p>"
         f'<div class="columns"><div>{slider}{map_svg(found.map.tokens, places[-1])}</div>'
-        f"<div>{_cosines('0123456789', found.digit_cosines, 'Cosines of digits')}"
-        f"{_cosines(found.operations, found.operation_cosines, 'Cosines of operations')}"
-        f"</div><div>{distances}</div><div><details><summary>Lengths of all tokens</summary>"
+        f"<div>{_cosines(found.digits, found.digit_cosines, 'Cosines of digits')}"
+        f"{_cosines(found.others, found.other_cosines, f'Cosines of {found.others_are}')}"
+        f"</div><div>{distances}</div><div><details><summary>Lengths of tokens</summary>"
         f"{norms}</details></div></div>"
     )
 

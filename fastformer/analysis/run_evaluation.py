@@ -1,16 +1,17 @@
 """A run's best model, measured on the examples it never saw, or on a person's own."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fastformer import checks
-from fastformer.analysis.evaluation import AnswerScores, evaluate_answers
+from fastformer.analysis.evaluation import Scores
 from fastformer.analysis.loading import LoadedRun, load_run
-from fastformer.data.questions import Asked, Question
+from fastformer.data.asked import Asked
 from fastformer.errors import FastformerError, InvalidValueError
+from fastformer.training.answered_run import AnsweredSettings
 from fastformer.training.atomic_file import os_errors_as
+from fastformer.training.labelled_run import LabelledSettings
 
 _MOST_BYTES: Final[int] = 1 << 26
 
@@ -31,27 +32,20 @@ class RunScores:
     run: Path
     checkpoint: Path
     data: Path | None
-    scores: AnswerScores
+    scores: Scores
     loss: float
     trained_on: int | None
     never_trained_on: int
 
     def as_json(self) -> dict[str, Any]:
-        """Return test_accuracy, test_loss, per_operation and the rest as JSON values."""
-        parts = self.scores.as_json()
+        """Return test_accuracy, test_loss, those of each group and the rest as JSON values."""
         exact = self.scores.exact
         return {
             "test_accuracy": exact.accuracy,
             "test_loss": self.loss,
             "test_examples": exact.total,
             "interval_95": list(exact.interval),
-            "per_operation": {
-                name: share.accuracy for name, share in self.scores.per_operation.items()
-            },
-            "operations": parts["per_operation"],
-            "inner_operations": parts["per_inner_operation"],
-            "per_digit": parts["per_digit"],
-            "confusion": parts["confusion"],
+            **self.scores.for_json(),
             "trained_on": self.trained_on,
             "never_trained_on": self.never_trained_on,
             "data": None if self.data is None else str(self.data),
@@ -61,16 +55,18 @@ class RunScores:
 
 
 def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Asked]:
-    """Read a person's own expressions, one a line; empty lines are left out.
+    """Read a person's own expressions, one a line, or texts with labels, of a table.
 
     Args:
-        file: UTF-8 text.    loaded: the run whose task they must be of.
+        file: UTF-8 text, or .csv or .jsonl.    loaded: the run whose task they must be of.
 
     Raises:
         ValueError: a line that is no expression, or none of the run's task: the message has the
             line's number; a file without expressions or that is not text.
     """
     file = Path(file)
+    if isinstance(loaded.settings, LabelledSettings | AnsweredSettings):
+        return [*loaded.settings.read_file(file)]
     with os_errors_as(InvalidValueError, f"read {file}"), file.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)  # a pipe may be read, but has no size
     if len(content) > _MOST_BYTES:
@@ -106,30 +102,14 @@ def evaluate_run(directory: str | Path, data: str | Path | None = None) -> RunSc
     """
     loaded = load_run(directory)
     asked = loaded.tests if data is None else read_expressions(data, loaded)
-    scores, loss = score(loaded, asked)
+    answers, loss = loaded.predictor.answers(asked)
+    scores = loaded.predictor.score(answers, asked)
     return RunScores(
         run=loaded.run.path,
         checkpoint=loaded.checkpoint.path,
         data=None if data is None else Path(data),
         scores=scores,
         loss=loss,
-        trained_on=0 if data is None else loaded.trained_on(asked),
-        never_trained_on=len(asked) if data is None else loaded.never_trained_on(asked),
-    )
-
-
-def score(loaded: LoadedRun, asked: Sequence[Asked]) -> tuple[AnswerScores, float]:
-    """Return the scores of a run's model on at least one expression, and its mean loss."""
-    answers, loss = loaded.predictor.answers(asked)
-    return score_answers(answers, asked), loss
-
-
-def score_answers(answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
-    """Return the scores of the answers to at least one expression."""
-    inner = [one.inner_operations for one in asked if isinstance(one, Question)]
-    return evaluate_answers(
-        answers,
-        [str(one.answer()) for one in asked],
-        [one.operation for one in asked],
-        inner if any(inner) else (),
+        trained_on=0 if data is None else loaded.settings.trained_on(asked),
+        never_trained_on=len(asked) if data is None else loaded.settings.never_trained_on(asked),
     )

@@ -187,28 +187,30 @@ def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what several runs came to, as JSON values.
 
     Args:
-        results: of the runs, each with test_accuracy, per_operation, steps, seconds,
-            examples_per_second and seed.
+        results: of the runs, each with test_accuracy, steps, seconds, examples_per_second, seed,
+            and per_operation or per_class, if its kind has them.
 
     Returns:
-        test_accuracy and per_operation, the means; examples_per_second, the mean; steps and
-        seconds, the sums; seeds, the seeds; spread, mean, spread, minimum and maximum of the test
-        accuracy; operation_spread, the same for each operation; runs, the results.
+        test_accuracy, and per_operation or per_class, the means; examples_per_second, the mean;
+        steps and seconds, the sums; seeds, the seeds; spread, mean, spread, minimum and maximum of
+        the test accuracy; operation_spread or class_spread, the same for each of these; runs, the
+        results.
     """
     accuracy = spread_of([result["test_accuracy"] for result in results])
-    names = list(dict.fromkeys(name for result in results for name in result["per_operation"]))
-    operations = {
-        name: spread_of([r["per_operation"][name] for r in results if name in r["per_operation"]])
-        for name in names
-    }
+    found: dict[str, Any] = {"test_accuracy": accuracy.mean}
+    for groups in ("operation", "class"):
+        shares = [result[f"per_{groups}"] for result in results if f"per_{groups}" in result]
+        names = list(dict.fromkeys(name for share in shares for name in share))
+        spreads = {name: spread_of([s[name] for s in shares if name in s]) for name in names}
+        if spreads:
+            found[f"per_{groups}"] = {name: spread.mean for name, spread in spreads.items()}
+            found[f"{groups}_spread"] = {name: asdict(spread) for name, spread in spreads.items()}
     return {
-        "test_accuracy": accuracy.mean,
-        "per_operation": {name: spread.mean for name, spread in operations.items()},
+        **found,
         "steps": sum(result["steps"] for result in results),
         "seconds": sum(result["seconds"] for result in results),
         "examples_per_second": statistics.fmean(r["examples_per_second"] for r in results),
         "seeds": [result["seed"] for result in results],
         "spread": asdict(accuracy),
-        "operation_spread": {name: asdict(spread) for name, spread in operations.items()},
         "runs": list(results),
     }

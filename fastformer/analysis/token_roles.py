@@ -9,7 +9,11 @@ import numpy.typing as npt
 
 from fastformer.batch import Ids
 from fastformer.data.answer_formats import Form
-from fastformer.data.questions import Asked, Call, Question
+from fastformer.data.answers import ANSWER_TOKENS
+from fastformer.data.asked import Asked
+from fastformer.data.expressions import Expression
+from fastformer.data.questions import Call, Question
+from fastformer.data.vocabulary import encode
 
 Flags = npt.NDArray[np.bool_]
 
@@ -42,12 +46,14 @@ class RoleSequence:
 
     Attributes:
         tokens: T of them: the expression; for a decoder then the right answer but its last digit.
+        ids: of the tokens.
         given: how many are the expression's; the answer begins after the last of these.
         flags: (len(TOKEN_ROLES) + len(PART_ROLES), T), which tokens play which role.
         adds: (T, 2), the positions of the digits to be added in each row; -1 for none.
     """
 
     tokens: list[str]
+    ids: list[int]
     given: int
     flags: Flags
     adds: Ids
@@ -100,17 +106,20 @@ def role_flags(tokens: Sequence[str], answer: int, digits: int | None = None) ->
 
 
 def role_sequence(asked: Asked) -> RoleSequence:
-    """Return what a model reads of an expression, with the roles of its tokens."""
-    tokens = asked.tokens()
+    """Return what a model reads, with the roles of its tokens: of a person's own texts, none."""
+    tokens, ids = asked.tokens(), asked.ids()
     given = len(tokens)
     form: Form | None = None
     if isinstance(asked, Question):
         form = asked.form
-        tokens += asked.answer_tokens()[:-2]
+        written = asked.answer_tokens()[:-2]
+        tokens += written
+        ids += encode(written, ANSWER_TOKENS)
     flags = np.zeros((len(TOKEN_ROLES) + len(PART_ROLES), len(tokens)), np.bool_)
     digits = 1 if form is not None and form.number_digits == 1 else None
-    flags[: len(TOKEN_ROLES), :given] = role_flags(tokens[:given], asked.answer(), digits)
     adds = np.full((len(tokens), 2), -1)
+    if isinstance(asked, Expression | Question):
+        flags[: len(TOKEN_ROLES), :given] = role_flags(tokens[:given], asked.answer(), digits)
     if isinstance(asked, Question) and asked.form.parts is not None:
         for place, value in _part_ends(tokens[:given], asked.call):
             flags[-2, place], flags[-1, place] = True, value == asked.answer()
@@ -118,7 +127,7 @@ def role_sequence(asked: Asked) -> RoleSequence:
         plus, equals = tokens.index("+"), given - 1
         for place in range(min(len(tokens) - equals, form.number_digits)):
             adds[equals + place] = plus - 1 - place, equals - 1 - place
-    return RoleSequence(tokens, given, flags, adds)
+    return RoleSequence(tokens, ids, given, flags, adds)
 
 
 def _part_ends(tokens: Sequence[str], call: Call) -> list[tuple[int, int]]:

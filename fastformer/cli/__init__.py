@@ -181,16 +181,26 @@ def _have_environment() -> None:
     os.environ.pop("MPLBACKEND", None)  # a notebook's window system is not there
 
 
+def _with_task(words: list[str]) -> list[str]:
+    """Return the words with a task, digits where none is named, and with a preset's options."""
+    if words[:1] != ["train"]:
+        return words
+    named = any(word.partition("=")[0] in ("--resume", "--help", "-h") for word in words)
+    if not named and (len(words) == 1 or words[1].startswith("-")):
+        words = ["train", "digits", *words[1:]]
+    if any(word.startswith("--preset") for word in words):
+        from fastformer.training.presets import with_preset
+
+        return with_preset(words)
+    return words
+
+
 def _run(words: list[str]) -> int:
     """Run one command, and turn what goes wrong into a message and an exit code."""
     with warnings.catch_warnings(), _end_of_start_up(words):
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            if "train" in words[:1] and any(word.startswith("--preset") for word in words):
-                from fastformer.training.presets import with_preset
-
-                words = with_preset(words)
-            code = app(words)
+            code = app(_with_task(words))
             sys.stdout.flush()
         except CycloptsError as error:
             console.error(error)

@@ -119,8 +119,7 @@ def _show_expression(
             }
         )
         return
-    verdict = "right" if answer.correct else f"wrong, it is {answer.expected}"
-    console.line(f"{answer.expression} = {answer.prediction}   ({verdict})\n")
+    console.line(f"{answer.expression} = {answer.prediction}{answer.verdict}\n")
     for text in _expression_lines(found, layer, head):
         console.line(text)
     for path in saved:
@@ -239,8 +238,8 @@ def _show_roles(
             f"{hundredths(role.entropy)} of its maximum"
         )
         if role.readout is not None:
-            console.line(f"  all operations   {role.readout.text()}")
-        for name, support in role.by_operation.items():
+            console.line(f"  all              {role.readout.text()}")
+        for name, support in role.by_group.items():
             console.line(f"  {name:<16} {support.text()}")
         if role.tokens is not None:
             console.line(f"  from every token {role.tokens.text()}")

@@ -94,22 +94,23 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
         line(f"{name:<15} {value}")
 
 
-def per_operation(
+def per_group(
     accuracies: Mapping[str, float],
     notes: Mapping[str, str] | None = None,
     which: str = "operation",
 ) -> None:
-    """Write the accuracy of each operation as a bar, the hardest first, and name the extremes.
+    """Write the accuracy of each group as a bar, the hardest first, and name the extremes.
 
     Args:
-        accuracies: the share of right answers, 0 to 1, of each operation.
-        notes: what is written after each bar, or None.    which: operations they are.
+        accuracies: the share of right answers, 0 to 1, of each group.
+        notes: what is written after each bar, or None.    which: what the groups are.
     """
     ranked = sorted(accuracies.items(), key=lambda item: item[1])
     line(f"accuracy by {which}, hardest first")
+    widest = max(10, *map(len, accuracies))
     for name, accuracy in ranked:
         note = f"   {notes[name]}" if notes else ""
-        line(f"  {name:<10} {bar(accuracy)} {percent(accuracy)}{note}")
+        line(f"  {name:<{widest}} {bar(accuracy)} {percent(accuracy)}{note}")
     hardest, easiest = ranked[0][1], ranked[-1][1]
     if len(ranked) == 1:
         return

@@ -1,6 +1,6 @@
 """`fastformer embeddings`: what the embeddings of a run's best model have learned."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +11,12 @@ from fastformer.cli import console
 
 if TYPE_CHECKING:
     from fastformer.analysis.embeddings import EmbeddingMap, EmbeddingReport
+    from fastformer.data.vocabulary import NamedTokens
     from fastformer.parameters import Array
 
 _MAP_COLUMNS, _MAP_ROWS = 64, 20
 _PAIRS = 5
+_MATRIX = 12
 
 
 def embeddings(
@@ -36,8 +38,8 @@ def embeddings(
     from fastformer.errors import RunError
     from fastformer.training.embedding_records import EmbeddingRecords
 
-    operations, table = load_embeddings(run)
-    report = embedding_report(table, operations)
+    tokens, table = load_embeddings(run)
+    report = embedding_report(table, tokens)
     records = EmbeddingRecords(run)
     tables: dict[int, Array] = {}
     gaps, missing = [str(records.directory)], ""
@@ -49,11 +51,11 @@ def embeddings(
         if records.epochs():
             raise
         missing = str(error)
-    history = {epoch: embedding_report(each, operations) for epoch, each in tables.items()}
+    history = {epoch: embedding_report(each, tokens) for epoch, each in tables.items()}
     changes = {
-        epoch: embedding_report(each, operations) for epoch, each in learned_changes(tables).items()
+        epoch: embedding_report(each, tokens) for epoch, each in learned_changes(tables).items()
     }
-    pictures = [] if out is None else _save(report, changes, tables, out)
+    pictures = [] if out is None else _save(report, changes, tables, tokens, out)
     if json:
         epochs = [
             {
@@ -79,6 +81,7 @@ def _save(
     report: "EmbeddingReport",
     changes: "Mapping[int, EmbeddingReport]",
     tables: "Mapping[int, Array]",
+    tokens: "NamedTokens",
     out: Path,
 ) -> list[Path]:
     """Write all pictures, and return where they are."""
@@ -88,24 +91,26 @@ def _save(
     figures = {
         "norms": draw.norms_figure(report),
         "cosines": draw.cosines_figure(report),
-        "distance": draw.distance_figure(report),
         "map": draw.map_figure(report),
     }
+    if report.digits:
+        figures["distance"] = draw.distance_figure(report)
     if tables:
-        figures["epochs"] = draw.history_figure(tables, report.operations)
+        figures["epochs"] = draw.history_figure(tables, tokens)
     if changes:
         learned, what = changes[max(changes)], "what was learned"
         figures["learned-cosines"] = draw.cosines_figure(learned, what)
-        figures["learned-distance"] = draw.distance_figure(learned, what)
+        if report.digits:
+            figures["learned-distance"] = draw.distance_figure(learned, what)
     return [save_picture(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 
 def _show(report: "EmbeddingReport", changes: "Mapping[int, EmbeddingReport]") -> None:
     """Write what is known of a table, and of what training added to it, for a person."""
     console.line("norm of each token's embedding, beside the largest")
-    largest = max(report.norms.values()) or 1.0
+    largest, widest = max(report.norms.values()) or 1.0, max(8, *map(len, report.norms))
     for name, norm in report.norms.items():
-        console.line(f"  {name:<8} {console.bar(norm / largest)} {norm:7.3f}")
+        console.line(f"  {name:<{widest}} {console.bar(norm / largest)} {norm:7.3f}")
     _show_cosines(report, "embeddings")
     if changes:
         last = max(changes)
@@ -120,17 +125,27 @@ def _show(report: "EmbeddingReport", changes: "Mapping[int, EmbeddingReport]") -
 
 
 def _show_cosines(report: "EmbeddingReport", what: str) -> None:
-    """Write the cosines of digits and operations, and those of digits against their distance."""
-    from fastformer.analysis.embeddings import DIGITS, alike, near_minus_far
-
+    """Write the cosines of digits and others, and those of digits against their distance."""
     console.line(
         f"\ncosines of {what}\n(between random rows of this width they are 0 ± "
         f"{report.chance:.2f}: smaller ones say nothing)"
     )
-    _show_matrix(list(DIGITS), report.digit_cosines)
-    if len(report.operations) > 1:
+    if report.digits:
+        _show_matrix(report.digits, report.digit_cosines)
         console.line()
-        _show_matrix(report.operations, report.operation_cosines)
+    if 1 < len(report.others) <= _MATRIX:
+        _show_matrix(report.others, report.other_cosines)
+    if not report.digits:
+        _show_pairs(report.others, report.other_cosines)
+        return
+    _show_distances(report)
+    _show_pairs(report.digits, report.digit_cosines)
+
+
+def _show_distances(report: "EmbeddingReport") -> None:
+    """Write how alike digits are that lie so far apart."""
+    from fastformer.analysis.embeddings import near_minus_far
+
     console.line(
         f"\n  distance of digits {''.join(f'{p.distance:>7}' for p in report.by_distance)}"
     )
@@ -138,7 +153,18 @@ def _show_cosines(report: "EmbeddingReport", what: str) -> None:
     console.line(f"  mean cosine        {''.join(means)}")
     trend = writing.signed(report.trend)
     console.line(f"  correlation over all pairs: {trend} (negative where near numbers are alike)")
-    pairs = alike(report.digit_cosines, DIGITS)
+    nearer = sum(gain > 0 for gain in near_minus_far(report.digit_cosines))
+    console.line(
+        f"  {nearer} of {len(report.digits)} digits are more like their neighbours than like far "
+        "ones"
+    )
+
+
+def _show_pairs(names: "Sequence[str]", cosines: "Array") -> None:
+    """Write which pairs are the most and the least alike."""
+    from fastformer.analysis.embeddings import alike
+
+    pairs = alike(cosines, names)
     for label, listed in (
         ("most alike", pairs[:_PAIRS]),
         ("least alike", pairs[: -_PAIRS - 1 : -1]),
@@ -147,10 +173,6 @@ def _show_cosines(report: "EmbeddingReport", what: str) -> None:
             f"  {label:<18} "
             + ", ".join(f"{a} {b} {writing.signed(value)}" for a, b, value in listed)
         )
-    nearer = sum(gain > 0 for gain in near_minus_far(report.digit_cosines))
-    console.line(
-        f"  {nearer} of {len(DIGITS)} digits are more like their neighbours than like far ones"
-    )
 
 
 def _show_matrix(names: list[str], values: "Array") -> None:
@@ -188,19 +210,22 @@ def _show_history(
     history: "Mapping[int, EmbeddingReport]", changes: "Mapping[int, EmbeddingReport]"
 ) -> None:
     """Write a line for each epoch."""
-    from fastformer.analysis.embeddings import DIGITS
-
-    console.line("\nover the epochs: mean norms, and the correlation of cosine and distance")
-    heads = ("digits", "operations", "correlation", "learned: digits", "correlation")
+    first = next(iter(history.values()))
+    if first.digits:
+        console.line("\nover the epochs: mean norms, and the correlation of cosine and distance")
+        heads = ["digits", first.others_are, "correlation", "learned: digits", "correlation"]
+    else:
+        console.line("\nover the epochs: mean norms")
+        heads = [first.others_are, "learned"]
     console.line("  epoch" + "".join(f"  {head:>15}" for head in heads))
     for epoch, report in history.items():
-        values = [
-            f"{_mean(report, DIGITS):.3f}",
-            f"{_mean(report, report.operations):.3f}",
-            writing.signed(report.trend),
-        ]
+        values = [f"{_mean(report, report.others):.3f}"]
+        if report.digits:
+            values = [f"{_mean(report, report.digits):.3f}", *values, writing.signed(report.trend)]
         if epoch in changes:
-            values += [f"{_mean(changes[epoch], DIGITS):.3f}", writing.signed(changes[epoch].trend)]
+            changed = changes[epoch]
+            values.append(f"{_mean(changed, changed.digits or changed.others):.3f}")
+            values += [writing.signed(changed.trend)] if changed.digits else []
         console.line(f"  {epoch:>5}" + "".join(f"  {value:>15}" for value in values))
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from cyclopts import Parameter
 
 from fastformer import threads as thread_count
@@ -10,10 +11,11 @@ from fastformer import writing
 from fastformer.cli import console
 
 if TYPE_CHECKING:
-    from fastformer.analysis.evaluation import AnswerScores, Share
+    from fastformer.analysis.evaluation import Scores, Share
     from fastformer.analysis.run_evaluation import RunScores
 
 _MISTAKES_LISTED = 5
+_LABELS_SHOWN = 16
 
 
 def evaluate(
@@ -29,8 +31,9 @@ def evaluate(
 
     Args:
         run: directory of the run.
-        data: a file of your own expressions, one a line, to measure on instead.
-        picture: file for a picture of which digit was taken for which: .png, .svg or .pdf.
+        data: a file to measure on instead: your own expressions, one a line; for a run on a table,
+            another table with the same columns.
+        picture: file for a picture of which digit or class was taken for which: .png, .svg or .pdf.
         threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object and nothing else.
     """
@@ -44,7 +47,7 @@ def evaluate(
     if picture is not None:
         from fastformer.analysis.evaluation_pictures import confusion_figure
 
-        save_picture(confusion_figure(result.scores.confusion), picture)
+        save_picture(confusion_figure(result.scores), picture)
     if json:
         console.json_line(result.as_json())
         return
@@ -69,16 +72,14 @@ def _show(result: "RunScores") -> None:
         [*facts, ("test loss" if result.data is None else "loss", writing.loss(result.loss))]
     )
     console.line()
-    for which, shares in (
-        ("operation", scores.per_operation),
-        ("inner operation", scores.per_inner_operation),
-    ):
-        if shares:
-            accuracies = {name: share.accuracy for name, share in shares.items()}
-            notes = {name: _counts(share) for name, share in shares.items()}
-            console.per_operation(accuracies, notes, which)
-            console.line()
+    for which, shares in scores.shares.items():
+        accuracies = {name: share.accuracy for name, share in shares.items()}
+        notes = {name: _counts(share) for name, share in shares.items()}
+        console.per_group(accuracies, notes, which)
+        console.line()
+    _show_classes(scores)
     _show_digits(scores)
+    _show_confusion(scores)
 
 
 def _trained_on(result: "RunScores") -> str:
@@ -95,25 +96,56 @@ def _counts(share: "Share") -> str:
     return f"{share.correct:,} of {share.total:,}, 95 % interval {interval}"
 
 
-def _show_digits(scores: "AnswerScores") -> None:
-    """Write the accuracy of each place, what was taken for what, and the worst of it."""
-    from fastformer.analysis.evaluation import CONFUSION_LABELS, mistakes, place_name
+def _show_classes(scores: "Scores") -> None:
+    """Write how well each class is told from the others."""
+    from fastformer.analysis.evaluation import ClassScores
 
+    if not isinstance(scores, ClassScores):
+        return
+    widest = max(map(len, scores.per_class))
+    console.line(f"{'class':<{widest}}  precision   recall      F1  examples")
+    for name, score in scores.per_class.items():
+        precision = "none" if score.precision is None else console.percent(score.precision.accuracy)
+        console.line(
+            f"{name:<{widest}}  {precision:>9}  {console.percent(score.recall.accuracy)}  "
+            f"{writing.hundredths(score.f1):>6}  {score.recall.total:>8,}"
+        )
+    mean = writing.hundredths(scores.macro_f1)
+    console.line(f"{'mean':<{widest}}  {'':>9}  {'':>7}  {mean:>6}\n")
+
+
+def _show_digits(scores: "Scores") -> None:
+    """Write the accuracy of each place of answers that are numbers."""
+    from fastformer.analysis.evaluation import place_name
+
+    if not scores.per_digit:
+        return
     console.line("accuracy by answer digit, from the units up")
     for place, share in enumerate(scores.per_digit):
         cells = f"{console.bar(share.accuracy)} {console.percent(share.accuracy)}"
         console.line(f"  {place_name(place):<10} {cells}   {_counts(share)}")
-    console.line("\ncorrect digit (down) and predicted digit (across)")
-    confusion, size = scores.confusion, len(CONFUSION_LABELS)
-    size -= not (confusion[-1].any() or confusion[:, -1].any())
-    width = max(5, len(str(confusion.max())) + 1)
-    console.line(" " * 8 + "".join(f"{label:>{width}}" for label in CONFUSION_LABELS[:size]))
-    for label, row in zip(CONFUSION_LABELS[:size], confusion[:size, :size].tolist(), strict=True):
-        console.line(f"  {label:<6}" + "".join(f"{count or '·':>{width}}" for count in row))
-    worst = mistakes(confusion)
+    console.line()
+
+
+def _show_confusion(scores: "Scores") -> None:
+    """Write what was taken for what, and the worst of it; of many classes, the worst alone."""
+    from fastformer.analysis.evaluation import mistakes, used_labels
+
+    used = used_labels(scores)
+    if 1 < len(used) <= _LABELS_SHOWN:
+        labels, confusion = [scores.labels[place] for place in used], scores.confusion
+        console.line(f"correct {scores.unit} (down) and predicted {scores.unit} (across)")
+        first = max(6, *map(len, labels))
+        width = max(5, len(str(confusion.max())) + 1, *(len(label) + 1 for label in labels))
+        console.line(" " * (first + 2) + "".join(f"{label:>{width}}" for label in labels))
+        for label, row in zip(labels, confusion[np.ix_(used, used)].tolist(), strict=True):
+            cells = "".join(f"{count or '·':>{width}}" for count in row)
+            console.line(f"  {label:<{first}}{cells}")
+    worst = mistakes(scores)
     listed = [
         f"{wrong.correct} taken for {wrong.predicted} ({wrong.count:,})"
         for wrong in worst[:_MISTAKES_LISTED]
     ]
     more = f", and {len(worst) - _MISTAKES_LISTED} others" * (len(worst) > _MISTAKES_LISTED)
-    console.line(f"mistakes: {', '.join(listed) or 'none'}{more}")
+    if used:
+        console.line(f"mistakes: {', '.join(listed) or 'none'}{more}")

@@ -1,14 +1,19 @@
 """`fastformer generate`: what a model that has learned a text goes on with."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fastformer import checks
 from fastformer import threads as thread_count
 from fastformer.cli import console
+from fastformer.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from fastformer.data.tokenizers import Tokenizer
 
 
 def generate(
@@ -33,14 +38,16 @@ def generate(
 
     Args:
         run: directory of a run on text.
-        prompt: what comes before; without one, a new line, or a space, if the text has them.
+        prompt: what comes before; without one, the beginning of a document, or a new line, or a
+            space, if the text has them.
         tokens: how many tokens are added.
         temperature: what logits are divided by before a token is drawn; 0 takes the likeliest.
         top_k: draw from so many of the likeliest.
         top_p: draw from the likeliest that have this share of the probability together.
         min_p: draw from those that have this share of the likeliest one's probability, or more.
         repetition_penalty: above 1, tokens that are there already become less likely.
-        stop: end before this text.
+        stop: end before this text; without it, where a document ends, if the model has learned
+            documents.
         seed: of the draws: the same seed gives the same text.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write one JSON object with prompt, text and tokens, instead of text as it comes.
@@ -50,11 +57,15 @@ def generate(
     from fastformer.generation import generate_stream
 
     checks.number("temperature", temperature, at_least=0)
-    model, tokenizer = load_text_run(run)
+    model, settings = load_text_run(run)
+    tokenizer, ending = settings.tokenizer, settings.task.ending
+    # What ends a document was before the next one in training.
+    ids = tokenizer.encode(ending).tolist()
+    if stop is None and ids:
+        stop = ending
     if prompt is None:
-        known = tokenizer.decode(range(tokenizer.vocab_size))
-        prompt = next((mark for mark in "\n " if mark in known), known[0])
-    ids = tokenizer.encode(prompt).tolist()
+        prompt = "" if ids else _first_prompt(tokenizer)
+    ids += tokenizer.encode(prompt).tolist()
     if not ids:
         checks.fail("the prompt is empty: give at least one character")
     stream = generate_stream(
@@ -74,7 +85,8 @@ def generate(
         text = tokenizer.decode(found)
         console.json_line({"prompt": prompt, "text": text, "tokens": found})
         return
-    written, found = "", []
+    # Behind the prompt, for a word that follows another one has a space before it.
+    written, found = tokenizer.decode(ids), list(ids)
     sys.stdout.write(prompt.lstrip("\n"))
     for token in stream:
         found.append(token)
@@ -85,3 +97,12 @@ def generate(
             sys.stdout.flush()
             written = text
     sys.stdout.write(tokenizer.decode(found)[len(written) :] + "\n")
+
+
+def _first_prompt(tokenizer: "Tokenizer") -> str:
+    """Return a prompt for those who give none."""
+    for mark in "\n ":
+        with suppress(InvalidValueError):  # of characters that the text has not
+            if tokenizer.encode(mark).size:
+                return mark
+    return tokenizer.decode([min(1, tokenizer.vocab_size - 1)])  # of words, 0 is the unknown one

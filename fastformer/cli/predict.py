@@ -109,9 +109,9 @@ def _show(prediction: "Prediction", json: bool) -> None:
     if json:
         console.json_line(dataclasses.asdict(prediction))
         return
-    verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
     probability = writing.percent(prediction.probability, 2)
-    console.line(f"{prediction.expression} = {prediction.prediction}   {probability}   ({verdict})")
+    answer = f"{prediction.expression} = {prediction.prediction}"
+    console.line(f"{answer}   {probability}{prediction.verdict}")
     widest = max(6, *(len(answer) for answer, _ in prediction.top))
     for answer, share in prediction.top:
         console.line(f"  {answer:<{widest}} {console.bar(share)} {console.percent(share, 2)}")

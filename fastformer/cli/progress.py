@@ -83,7 +83,14 @@ class BarProgress(LineProgress):
     def __init__(self) -> None:
         """Prepare the bar; it appears when training starts."""
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         self._bar = Progress(
             BarColumn(bar_width=None),
@@ -99,6 +106,19 @@ class BarProgress(LineProgress):
             transient=True,
             speed_estimate_period=_WINDOW_SECONDS,
         )
+        self._read = Progress(
+            TextColumn("text to tokens"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._bar.console,
+            auto_refresh=False,
+            expand=True,
+            transient=True,
+        )
+        self._reading: TaskID | None = None
         self._task: TaskID | None = None
         self._window: list[tuple[float, int]] = []
         self._examples = 0
@@ -111,7 +131,20 @@ class BarProgress(LineProgress):
         traceback: TracebackType | None,
     ) -> None:
         """Take the bar away, also when training failed or was interrupted."""
+        self._read.stop()
         self._bar.stop()
+
+    def reading(self, done: int, total: int) -> None:
+        """Show how much of a text is turned into tokens, where that takes long."""
+        if self._reading is None:
+            if done == total:
+                return
+            self._reading = self._read.add_task("", total=total)
+            self._read.start()
+        self._read.update(self._reading, completed=done)
+        self._read.refresh()
+        if done == total:
+            self._read.stop()
 
     def started(self, total_steps: int, first_step: int, description: str) -> None:
         """Write what is trained, and show the bar."""

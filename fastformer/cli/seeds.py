@@ -61,9 +61,11 @@ def show_seeds(result: dict[str, Any]) -> None:
         accuracy = console.percent(run["test_accuracy"], 2)
         console.line(f"{run['seed']:>10}  {accuracy:>9}  {run['seconds']:>7.1f}  {run['run']}")
     console.line()
-    notes = {name: _range(spread) for name, spread in result["operation_spread"].items()}
-    console.per_operation(result["per_operation"], notes)
-    console.line()
+    for which in ("operation", "class"):
+        if f"per_{which}" in result:
+            notes = {name: _range(part) for name, part in result[f"{which}_spread"].items()}
+            console.per_group(result[f"per_{which}"], notes, which)
+            console.line()
     spread = result["spread"]
     console.facts(
         [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastformer.analysis.loading import LoadedRun
     from fastformer.analysis.prediction import Prediction
     from fastformer.cli.tour_data import TourData
-    from fastformer.data.questions import Asked
+    from fastformer.data.asked import Asked
     from fastformer.models.decoder import TransformerDecoder
     from fastformer.models.transformer import Transformer
     from fastformer.parameters import Array
@@ -134,7 +134,7 @@ class Tour:
         self._results(result)
         self._begin()
         for operation in self.settings.operations:
-            chosen = next((e for e in loaded.tests if e.operation == operation), None)
+            chosen = next((e for e in loaded.tests if e.group == operation), None)
             if chosen is not None:
                 self._prediction(loaded.predictor.predict(str(chosen)))
         self._begin()
@@ -201,8 +201,7 @@ class Tour:
 
     def _prediction(self, prediction: "Prediction") -> None:
         """Show an answer with the likeliest ones; an arrow is at the right one."""
-        verdict = "right" if prediction.correct else f"wrong, it is {prediction.expected}"
-        self.write(f"{prediction.expression} = {prediction.prediction}   ({verdict})")
+        self.write(f"{prediction.expression} = {prediction.prediction}{prediction.verdict}")
         widest = max(6, *(len(answer) for answer, _ in prediction.top))
         for answer, share in prediction.top:
             arrow = "->" if answer == prediction.expected else "  "
@@ -232,10 +231,11 @@ class Tour:
         """Step 10: which tokens the embedding holds for alike."""
         import numpy as np
 
-        from fastformer.analysis.embeddings import DIGITS, cosine_matrix, rows_of
+        from fastformer.analysis.embeddings import cosine_matrix, rows_of
 
-        names = [*DIGITS, *self.settings.operations]
-        cosines: Array = cosine_matrix(rows_of(loaded.model.embedding.weight.value, names))
+        tokens = self.settings.named_tokens.mapped
+        names = list(tokens)
+        cosines: Array = cosine_matrix(rows_of(loaded.model.embedding.weight.value, tokens))
         first, second = np.triu_indices(len(names), 1)
         order = np.argsort(-cosines[first, second])[:_NEAREST]
         pairs = ", ".join(
@@ -298,8 +298,7 @@ class GuessingObserver(TrainingCallbacks):
 
         load_weights(self._model, RunDirectory.open(self._directory).latest())
         guess = predictor_of(self._settings, self._model).predict(self._text)
-        verdict = "right" if guess.correct else f"wrong, it is {guess.expected}"
         probability = percent(guess.probability, 2)
         self._write(
-            f"       guess: {guess.expression} = {guess.prediction}   {probability}   ({verdict})"
+            f"       guess: {guess.expression} = {guess.prediction}   {probability}{guess.verdict}"
         )

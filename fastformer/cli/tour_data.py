@@ -7,9 +7,10 @@ from typing import Final, Protocol
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.answers import ANSWER_TOKENS, Drawn, draw_training, kept_apart
+from fastformer.data.asked import Asked
 from fastformer.data.digits import Splits
 from fastformer.data.lengths import length_statistics
-from fastformer.data.questions import Asked, questions_of
+from fastformer.data.questions import questions_of
 from fastformer.training.answers_run import AnswerSettings
 from fastformer.training.digits_run import RunSettings
 from fastformer.writing import percent
@@ -176,7 +177,7 @@ class AnswerTourData:
 
 def _show_operations(asked: Sequence[Asked], names: Sequence[str], write: Write) -> None:
     """Write how often each operation comes."""
-    counts = Counter(one.operation for one in asked)
+    counts = Counter(one.group for one in asked)
     for name in names:
         count, share = counts[name], counts[name] / counts.total()
         cells = round(share * _BAR_CELLS)

@@ -1,190 +1,306 @@
-"""`fastformer train`: a new run, or a stopped one that goes on."""
+"""`fastformer train`: a new run of a task, or a stopped one that goes on."""
 
-import dataclasses
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
 
+from fastformer import checks, writing
 from fastformer import threads as thread_count
-from fastformer import writing
 from fastformer.cli import SIGNALLED, console
+from fastformer.cli.train_options import (
+    AnswerDecoderOptions,
+    AnsweredOptions,
+    AnswerTrainingOptions,
+    ClassifierOptions,
+    DecoderOptions,
+    ExplainedRunOptions,
+    LabelClassifierOptions,
+    LabelledOptions,
+    LabelTrainingOptions,
+    RunOptions,
+    TextOptions,
+    options_of_questions,
+)
+from fastformer.data.answers import ANSWER_TASKS, ANSWER_TOKENS
 from fastformer.data.digits import DigitTask
-from fastformer.data.text import TextTask
 from fastformer.data.vocabulary import DIGIT_TOKENS
 from fastformer.errors import InvalidValueError
-from fastformer.models.config import TransformerConfig
+from fastformer.models.config import DecoderConfig, TransformerConfig
 from fastformer.training.config import TrainingConfig
-from fastformer.training.signals import EndAtOnce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fastformer.cli.progress import LineProgress
-    from fastformer.training.answers_run import AnswerSettings
-    from fastformer.training.digits_run import RunSettings
     from fastformer.training.runs import AnySettings
 
 _RUNS = Path("runs")
+_RUN, _TASK, _MODEL, _TRAINING = (
+    Parameter(name="*", group=Group(name, sort_key=place))
+    for place, name in enumerate(("Run", "Task", "Model", "Training"))
+)
+Run: TypeAlias = Annotated[RunOptions | None, _RUN]
+ExplainedRun: TypeAlias = Annotated[ExplainedRunOptions | None, _RUN]
+Classifier: TypeAlias = Annotated[ClassifierOptions | None, _MODEL]
+Decoder: TypeAlias = Annotated[DecoderOptions | None, _MODEL]
+Training: TypeAlias = Annotated[TrainingConfig | None, _TRAINING]
+Json: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+_OWN_DATA = Group("Your own data", sort_key=0)
+_DRAWN = Group("Tasks whose examples are drawn", sort_key=1)
+
+train = App(name="train", help="Train a model, and test it on inputs that it has never seen.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where a new run goes, and what it computes with."""
-
-    out: Path | None = field(
-        default=None,
-        metadata={
-            "help": "directory of the run; without it runs/digits-1 or runs/text-1, the first free"
-        },
-    )
-    start_from: Annotated[Path | None, Parameter(name="--from")] = field(
-        default=None,
-        metadata={
-            "help": "directory of a run with whose best weights this one begins; its model is that "
-            "run's where no option says otherwise"
-        },
-    )
-    overwrite: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
-        default=False, metadata={"help": "replace the run that is in the directory"}
-    )
-    tour: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
-        default=False,
-        metadata={"help": "explain the run in ten steps; at a terminal, Enter goes on"},
-    )
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": "settings with a name, which other options go before: small, medium, large or "
-            "wide; or a harder task for the decoder: double-digits, three-digits, long-lists, "
-            "nested, arithmetic, addition; or, for text, shakespeare-cpu, nanoGPT's recipe"
-        },
-    )
-    seed: int = field(default=42, metadata={"help": "same seed, same bits"})
-    seeds: int = field(
-        default=1,
-        metadata={
-            "help": "train so many runs, with this seed and those after it, into seed-42 and so on "
-            "in the directory; shows mean and spread"
-        },
-    )
-    backend: Literal["numba", "reference"] = field(
-        default="numba", metadata={"help": "compiled kernels, or their NumPy twins"}
-    )
-    dtype: Literal["float32", "float64"] = field(
-        default="float32", metadata={"help": "of parameters and activations"}
-    )
-    precision: Literal["float32", "bfloat16"] = field(
-        default="float32",
-        metadata={
-            "help": "of what linear layers multiply; bfloat16 is faster on CPUs that have "
-            "avx512_bf16 (fastformer doctor shows it)"
-        },
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitModel(TransformerConfig):
-    """The model's options. The task decides the sizes of the vocabulary and of the answer."""
-
-    vocab_size: Annotated[int, Parameter(parse=False)] = len(DIGIT_TOKENS)
-    num_classes: Annotated[int, Parameter(parse=False)] = 0
-    given: ClassVar[frozenset[str]]
-
-    def __new__(cls, **given: Any) -> "DigitModel":
-        """Note which options are given."""
-        options = super().__new__(cls)
-        object.__setattr__(options, "given", frozenset(given))
-        return options
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions(TextTask):
-    """The text's options. The texts themselves decide the rest."""
-
-    files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
-    digest: Annotated[str, Parameter(parse=False)] = ""
-    characters: Annotated[str, Parameter(parse=False)] = ""
-
-
-class TrainingOptions(TrainingConfig):
-    """The training's options.
-
-    Attributes:
-        given: names of those that were given.
-    """
-
-    given: frozenset[str]
-
-    def __new__(cls, **given: Any) -> "TrainingOptions":
-        """Note which options are given; the others have their defaults."""
-        options = super().__new__(cls)
-        object.__setattr__(options, "given", frozenset(given))
-        return options
-
-
-def train(
-    task: Literal["digits", "text"] = "digits",
-    /,
-    *files: Path,
+@train.default
+def resume(
+    *others: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     resume: Path | None = None,
+    epochs: int | None = None,
     threads: int | None = None,
-    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
-    options: Annotated[
-        RunOptions | None, Parameter(name="*", group=Group("Run", sort_key=1))
-    ] = None,
-    digits: Annotated[
-        DigitTask | None,
-        Parameter(name="*", group=Group("Digit task", sort_key=2), consume_multiple=True),
-    ] = None,
-    text: Annotated[
-        TextOptions | None, Parameter(name="*", group=Group("Text", sort_key=3))
-    ] = None,
-    model: Annotated[
-        DigitModel | None, Parameter(name="*", group=Group("Model", sort_key=4))
-    ] = None,
-    training: Annotated[
-        TrainingOptions | None, Parameter(name="*", group=Group("Training", sort_key=5))
-    ] = None,
+    json: Json = False,
 ) -> int:
-    """Train a model, and test it on inputs that it has never seen.
+    """Train a model on one of the tasks below, or go on with a run that was stopped.
 
     Args:
-        task: what to learn: digits, or text of your own.
-        files: UTF-8 text files, for text.
         resume: directory of a run, or of several seeds, that was stopped; it goes on with its own
-            settings. With --epochs it is trained to so many in all.
+            settings.
+        epochs: train so many in all, in place of those that the run was to have.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
-    given = training.given if training else frozenset()
-    parts = (options, digits, text, model, files or None)
-    others = any(part is not None for part in parts) or given - {"epochs"}
-    if resume is not None and others:
+    if resume is None:
+        known = task_names()
+        checks.choice("the task", others[0] if others else "", known)
+        raise InvalidValueError(f"give a task, {', '.join(known)}, or --resume and a run")
+    if others:
         raise InvalidValueError(
             "--resume goes on with the run's own settings; leave out every other option but "
             "--epochs, --threads and --json, or leave out --resume to start a new run"
         )
+    from fastformer.training.signals import EndAtOnce
+
     thread_count.configure(threads)
-    if resume is not None:
-        epochs = training.epochs if training else None
-        with EndAtOnce(lambda: _last_words(resume)):
-            return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
-    options = options or RunOptions()
-    if task == "text":
-        if digits is not None:
-            raise InvalidValueError("options of the digit task say nothing to text: leave them out")
-        settings = _text_settings(options, files, text, model, training)
-    elif files or text is not None:
-        raise InvalidValueError(
-            "files and options of text are for: fastformer train text FILE..., "
-            f"got {' '.join(map(str, files)) or 'options of text'}"
+    with EndAtOnce(lambda: _last_words(resume)):
+        return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the names of the tasks."""
+    return tuple(name for name in train if not name.startswith("-"))
+
+
+@train.command(group=_DRAWN, sort_key=0)
+def digits(
+    *,
+    preset: str | None = None,
+    threads: int | None = None,
+    json: Json = False,
+    options: ExplainedRun = None,
+    task: Annotated[
+        DigitTask | None,
+        Parameter(name="*", group=Group("Task", sort_key=1), consume_multiple=True),
+    ] = None,
+    model: Classifier = None,
+    training: Training = None,
+) -> int:
+    """Learn First, Second, Last, Max and Min of digits: a classifier names one digit.
+
+    Args:
+        preset: sizes with a name, which other options go before: small, medium and large are 1,000,
+            10,000 and 100,000 examples; wide is a wider model.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.training.digits_run import RunSettings
+
+    options = options or ExplainedRunOptions()
+    own = _common(options, training)
+    start = options.start_from
+    sizes = vars(_model_of(start, TransformerConfig, model) or model or ClassifierOptions())
+    settings = RunSettings(
+        task=task or DigitTask(),
+        model=TransformerConfig(**{**sizes, "vocab_size": len(DIGIT_TOKENS)}),
+        **own,
+    )
+    return _new_run("digits", settings, options, threads, json)
+
+
+def _questions(name: str) -> Callable[..., int]:
+    """Return the command of one of the tasks whose answers a decoder writes."""
+    task_class, model_class, training_class = options_of_questions(name)
+
+    def questions(
+        *,
+        threads: int | None = None,
+        json: Json = False,
+        options: ExplainedRun = None,
+        task: Any = None,
+        model: Any = None,
+        training: Any = None,
+    ) -> int:
+        from fastformer.data.answers import AnswerTask
+        from fastformer.training.answers_run import AnswerSettings
+
+        options = options or ExplainedRunOptions()
+        own = _common(options, training or training_class())
+        sizes = vars(_model_of(options.start_from, DecoderConfig, model) or model or model_class())
+        settings = AnswerSettings(
+            task=AnswerTask(**vars(task or task_class())),
+            model=DecoderConfig(**{**sizes, "vocab_size": len(ANSWER_TOKENS)}),
+            **own,
         )
-    else:
-        settings = _settings(options, digits or DigitTask(), model, training)
+        return _new_run(name, settings, options, threads, json)
+
+    from fastformer.data.answer_formats import FORMS
+
+    questions.__doc__ = f"""Learn to answer {FORMS[name].example}: a decoder writes the answer.
+
+    Args:
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    questions.__annotations__ |= {
+        "task": Annotated[task_class | None, _TASK],
+        "model": Annotated[model_class | None, _MODEL],
+        "training": Annotated[training_class | None, _TRAINING],
+    }
+    return questions
+
+
+for _name in ANSWER_TASKS:
+    train.command(_questions(_name), name=_name, group=_DRAWN, sort_key=1)
+
+
+@train.command(group=_OWN_DATA, sort_key=0)
+def text(
+    *files: Path,
+    preset: str | None = None,
+    threads: int | None = None,
+    json: Json = False,
+    options: Run = None,
+    task: Annotated[TextOptions | None, _TASK] = None,
+    model: Decoder = None,
+    training: Training = None,
+) -> int:
+    """Learn to go on with text of your own: a decoder predicts each next token.
+
+    Args:
+        files: UTF-8 text, end to end in their order.
+        preset: settings with a name, which other options go before: shakespeare-cpu is nanoGPT's.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.cli import progress
+    from fastformer.data.text import TextTask
+    from fastformer.training.text_run import new_text_settings
+
+    options = options or RunOptions()
+    sizes = dict(vars(model or DecoderOptions()))
+    del sizes["vocab_size"]
+    own = _common(options, training)
+    with progress.callbacks() as callbacks:
+        settings = new_text_settings(files, task or TextTask(), sizes, callbacks, **own)
+    return _new_run("text", settings, options, threads, json)
+
+
+def classify(
+    *files: Path,
+    threads: int | None = None,
+    json: Json = False,
+    options: Run = None,
+    task: Annotated[LabelledOptions | None, _TASK] = None,
+    model: Any = None,
+    training: Any = None,
+) -> int:
+    """Learn labels of texts of your own: a classifier names one label for each text.
+
+    Args:
+        files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.training.labelled_run import new_labelled_settings
+
+    options = options or RunOptions()
+    own = _common(options, training or LabelTrainingOptions())
+    sizes = dict(vars(model or LabelClassifierOptions()))
+    settings = new_labelled_settings(files, task or LabelledOptions(), sizes, **own)
+    return _new_run("classify", settings, options, threads, json)
+
+
+classify.__annotations__ |= {
+    "model": Annotated[LabelClassifierOptions | None, _MODEL],
+    "training": Annotated[LabelTrainingOptions | None, _TRAINING],
+}
+train.command(classify, group=_OWN_DATA, sort_key=1)
+
+
+def answers(
+    *files: Path,
+    threads: int | None = None,
+    json: Json = False,
+    options: Run = None,
+    task: Annotated[AnsweredOptions | None, _TASK] = None,
+    model: Any = None,
+    training: Any = None,
+) -> int:
+    """Learn to answer questions of your own: a decoder writes the answer.
+
+    Args:
+        files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
+        threads: number of threads; without it, as many as the machine or container allows.
+        json: write the result as one JSON object, the last line of standard output.
+    """
+    from fastformer.training.answered_run import new_answered_settings
+
+    options = options or RunOptions()
+    own = _common(options, training or AnswerTrainingOptions())
+    sizes = dict(vars(model or AnswerDecoderOptions()))
+    settings = new_answered_settings(files, task or AnsweredOptions(), sizes, **own)
+    return _new_run("answers", settings, options, threads, json)
+
+
+answers.__annotations__ |= {
+    "model": Annotated[AnswerDecoderOptions | None, _MODEL],
+    "training": Annotated[AnswerTrainingOptions | None, _TRAINING],
+}
+train.command(answers, group=_OWN_DATA, sort_key=2)
+
+
+def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:
+    """Return what the settings of every kind of run have from the same options."""
+    own: dict[str, Any] = {
+        name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")
+    }
+    own["training"] = TrainingConfig(**vars(training)) if training else TrainingConfig()
+    if isinstance(options, ExplainedRunOptions) and options.start_from is not None:
+        own["start_from"] = os.path.abspath(options.start_from)
+    return own
+
+
+def _model_of(
+    start_from: Path | None, config_class: type[Any], model: object | None
+) -> TransformerConfig | DecoderConfig | None:
+    """Return the settings of the model of a run to begin from, where no option says otherwise."""
+    from fastformer.training.run_directory import RunDirectory
+    from fastformer.training.runs import settings_of
+
+    if start_from is None or model is not None:
+        return None
+    found = settings_of(RunDirectory.open(start_from)).model
+    return found if isinstance(found, config_class) else None
+
+
+def _new_run(
+    task: str, settings: "AnySettings", options: RunOptions, threads: int | None, json: bool
+) -> int:
+    """Train a new run, or several, and return the exit code."""
+    from fastformer.training.signals import EndAtOnce
+
+    thread_count.configure(threads)
     made = options.out is None
     with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
@@ -266,14 +382,15 @@ def _start(
     """Start a new run, or several."""
     from fastformer.training.runs import train_run
 
-    if options.tour and options.seeds != 1:
+    tour = isinstance(options, ExplainedRunOptions) and options.tour
+    if tour and options.seeds != 1:
         raise InvalidValueError("--tour explains one run; leave out --seeds, or --tour")
-    if options.tour:
+    if tour:
         from fastformer.cli.tour import take_tour
-        from fastformer.training.text_run import TextSettings
+        from fastformer.training.answers_run import AnswerSettings
+        from fastformer.training.digits_run import RunSettings
 
-        if isinstance(settings, TextSettings):
-            raise InvalidValueError("--tour explains runs on the digit task")
+        assert isinstance(settings, RunSettings | AnswerSettings)  # others have no such option
         overwrite = options.overwrite
         return take_tour(settings, directory, callbacks, overwrite=overwrite, to_stderr=json)
     if options.seeds != 1:
@@ -281,85 +398,6 @@ def _start(
 
         return train_several(settings, options.seeds, directory, options.overwrite)
     return train_run(settings, directory, callbacks, overwrite=options.overwrite)
-
-
-def _common(options: RunOptions, training: TrainingOptions | None) -> dict[str, Any]:
-    """Return what the settings of every kind of run have from the same options."""
-    own = {name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")}
-    own["training"] = TrainingConfig(**dataclasses.asdict(training) if training else {})
-    return own
-
-
-def _text_settings(
-    options: RunOptions,
-    files: tuple[Path, ...],
-    text: TextTask | None,
-    model: DigitModel | None,
-    training: TrainingOptions | None,
-) -> "AnySettings":
-    """Return the settings of a new run on text: the decoder's own, but for what is given."""
-    from fastformer.training.text_run import new_text_settings
-
-    if options.start_from is not None:
-        raise InvalidValueError("--from is for the digit task")
-    own = _common(options, training)
-    given = {name: getattr(model, name) for name in (model.given if model else ())}
-    if "pooling" in given:
-        raise InvalidValueError("text trains a decoder, which reads out every token: no --pooling")
-    return new_text_settings(files, text or TextTask(), given, **own)
-
-
-def _settings(
-    options: RunOptions,
-    task: DigitTask,
-    model: DigitModel | None,
-    training: TrainingOptions | None,
-) -> "RunSettings | AnswerSettings":
-    """Return the settings of a new run: of the decoder where the preset is one of its tasks.
-
-    A group of options of which none was given has its defaults.
-    """
-    from fastformer.training.presets import is_answer_task
-
-    own = _common(options, training)
-    sizes = dataclasses.asdict(model or DigitModel())
-    if options.start_from is not None:
-        own["start_from"] = os.path.abspath(options.start_from)
-        sizes = sizes if model else _model_of(options.start_from) or sizes
-    if not is_answer_task(options.preset):
-        from fastformer.training.digits_run import RunSettings
-
-        return RunSettings(task=task, model=TransformerConfig(**sizes), **own)
-    from fastformer.data.answers import ANSWER_TOKENS, AnswerTask
-    from fastformer.models.config import DecoderConfig
-    from fastformer.training.answers_run import AnswerSettings
-
-    if dataclasses.replace(task, examples=1) != DigitTask(examples=1):
-        raise InvalidValueError(
-            f"--preset {options.preset} draws its own questions; of the digit task's options it "
-            "takes --examples alone"
-        )
-    if sizes.pop("pooling") != DigitModel().pooling:
-        raise InvalidValueError(
-            f"--preset {options.preset} trains a decoder, which reads out every token: leave out "
-            "--pooling"
-        )
-    del sizes["num_classes"]
-    return AnswerSettings(
-        task=AnswerTask(name=str(options.preset), examples=task.examples),
-        model=DecoderConfig(**sizes | {"vocab_size": len(ANSWER_TOKENS)}),
-        **own,
-    )
-
-
-def _model_of(directory: Path) -> dict[str, Any] | None:
-    """Return the settings of a classifier that a run has; None for another model."""
-    from fastformer.training.digits_run import RunSettings
-    from fastformer.training.run_directory import RunDirectory
-    from fastformer.training.runs import settings_of
-
-    settings = settings_of(RunDirectory.open(directory))
-    return dataclasses.asdict(settings.model) if isinstance(settings, RunSettings) else None
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -375,8 +413,10 @@ def _show(result: dict[str, Any]) -> None:
         loss, bits = result["validation_loss"], result["bits_per_byte"]
         scores = [("validation loss", f"{writing.loss(loss)} a token, {bits:.3f} bits a byte")]
     else:
-        console.per_operation(result["per_operation"])
-        console.line()
+        for which in ("operation", "class"):
+            if f"per_{which}" in result:
+                console.per_group(result[f"per_{which}"], which=which)
+                console.line()
         scores = [
             *console.unseen_accuracy(result),
             ("test loss", writing.loss(result["test_loss"])),

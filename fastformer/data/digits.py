@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastformer import checks
 from fastformer.data.expressions import OPERATIONS, Expression, min_arguments
+from fastformer.data.splitting import FEWEST, TEST, VALIDATION, held_out, part_sizes
 from fastformer.data.vocabulary import encode
 from fastformer.errors import InvalidTypeError
 from fastformer.random import generator
@@ -19,8 +20,6 @@ MAX_ARGUMENTS: Final[int] = 18
 
 MOST_EXAMPLES: Final[int] = 10_000_000
 """All examples of a run are in memory at once, with some 500 bytes each."""
-
-_NUM_PARTS: Final[int] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,29 +246,28 @@ def split(examples: DigitExamples, task: DigitTask, seed: int) -> Splits:
     distinct = dict.fromkeys(examples.expressions)
     for expression in distinct:
         task.check(expression)
-    held_out: dict[Expression, str] = {}
-    for index, operation in enumerate(task.operations):
-        inputs = [expression for expression in distinct if expression.operation == operation]
-        num_validation, num_test = _part_sizes(task, operation, len(inputs), len(examples))
-        order = generator(seed, "digit split", index).permutation(len(inputs))
-        for place in order[:num_validation]:
-            held_out[inputs[place]] = "validation"
-        for place in order[num_validation : num_validation + num_test]:
-            held_out[inputs[place]] = "test"
+    inputs = [e for operation in task.operations for e in distinct if e.operation == operation]
+    counts = Counter(expression.operation for expression in inputs)
+    sizes = [
+        _part_sizes(task, operation, counts[operation], len(examples))
+        for operation in task.operations
+    ]
+    groups = [expression.operation for expression in inputs]
+    kept_apart = held_out(inputs, groups, sizes, seed, "digit split")
     return Splits(
-        train=DigitExamples([e for e in examples.expressions if e not in held_out]),
-        validation=DigitExamples([e for e in distinct if held_out.get(e) == "validation"]),
-        test=DigitExamples([e for e in distinct if held_out.get(e) == "test"]),
+        train=DigitExamples([e for e in examples.expressions if e not in kept_apart]),
+        validation=DigitExamples([e for e in distinct if kept_apart.get(e) == VALIDATION]),
+        test=DigitExamples([e for e in distinct if kept_apart.get(e) == TEST]),
     )
 
 
 def _part_sizes(task: DigitTask, operation: str, count: int, drawn: int) -> tuple[int, int]:
     """Return how many of `count` inputs validation and test get; no part gets none."""
-    if count < _NUM_PARTS:
+    if count < FEWEST:
         exist = task.inputs_per_operation
         remedy = (
             "draw more examples"
-            if exist >= _NUM_PARTS
+            if exist >= FEWEST
             else "widen min_value to max_value, or raise num_arguments"
         )
         checks.fail(
@@ -277,9 +275,7 @@ def _part_sizes(task: DigitTask, operation: str, count: int, drawn: int) -> tupl
             f"and train, validation and test need at least one each ({exist} exist per operation); "
             f"{remedy}"
         )
-    validation = min(max(1, round(count * task.validation_fraction)), count - 2)
-    test = min(max(1, round(count * task.test_fraction)), count - 1 - validation)
-    return validation, test
+    return part_sizes(count, task.validation_fraction, task.test_fraction)
 
 
 def _numbered_input(task: DigitTask, number: int) -> Expression:

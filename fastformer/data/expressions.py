@@ -16,6 +16,7 @@ from fastformer.data.lexer import (
     scan,
     with_parentheses,
 )
+from fastformer.data.vocabulary import encode
 from fastformer.errors import InvalidTypeError
 
 _ANSWERS: Final[dict[str, Callable[[Sequence[int]], int]]] = {
@@ -73,6 +74,15 @@ class Expression:
         """Return the tokens that a model reads: numbers as digits, with commas between them."""
         inner = [token for number in self.arguments for token in (*str(number), ",")]
         return [self.operation, "(", *inner[:-1], ")"]
+
+    def ids(self) -> list[int]:
+        """Return the ids of these tokens in the digit task's vocabulary."""
+        return encode(self.tokens())
+
+    @property
+    def group(self) -> str:
+        """The operation: answers are counted by it."""
+        return self.operation
 
     def answer(self) -> int:
         """Return the value of the expression."""

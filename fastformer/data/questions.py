@@ -4,12 +4,11 @@ The text is free: any case of letters, any spaces, and a comma or a space betwee
 """
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from fastformer import checks
 from fastformer.data.answer_formats import PART_ARGUMENTS, PLUS, Form
 from fastformer.data.answers import ANSWER_TOKENS, Drawn
-from fastformer.data.expressions import OPERATIONS, Expression, value_of
+from fastformer.data.expressions import OPERATIONS, value_of
 from fastformer.data.lexer import (
     Token,
     check_end,
@@ -20,6 +19,7 @@ from fastformer.data.lexer import (
     scan,
     with_parentheses,
 )
+from fastformer.data.vocabulary import encode
 from fastformer.errors import InvalidTypeError
 
 
@@ -71,6 +71,15 @@ class Question:
         """The operations within it, from the left."""
         return [part.operation for part in self.call.arguments if isinstance(part, Call)]
 
+    @property
+    def group(self) -> str:
+        """The outermost operation: answers are counted by it."""
+        return self.operation
+
+    def ids(self) -> list[int]:
+        """Return the ids of the question's tokens."""
+        return encode(self.tokens(), ANSWER_TOKENS)
+
     def answer(self) -> int:
         """Return the value."""
         return self.call.answer()
@@ -86,10 +95,6 @@ class Question:
     def __str__(self) -> str:
         """Return the usual spelling, which `parse_question` reads back."""
         return str(self.call)
-
-
-Asked: TypeAlias = Expression | Question
-"""What a model of either kind can be asked."""
 
 
 def parse_question(text: str, form: Form, most_tokens: int | None = None) -> Question:

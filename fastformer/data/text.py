@@ -1,20 +1,26 @@
-"""Text files as one row of token ids, of which training takes crops."""
+"""Text as tokens, and what training takes of them: random crops, or whole documents."""
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fastformer import checks
-from fastformer.batch import Ids, PackedBatch
-from fastformer.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from fastformer.batch import Ids, PackedBatch, pack_text
+from fastformer.data.text_files import text_pieces
+from fastformer.data.tokenizers import KINDS, LEARNED, Tokenizer, new_tokenizer, read_tokenizer
 from fastformer.errors import InvalidValueError
 from fastformer.random import generator
 
-# What the tokens of a run on text are.
-TOKENIZERS = ("characters", "bytes")
+Marks = npt.NDArray[np.bool_]
+
+# Of a tokenizer that learns its tokens, where no other number is given.
+VOCAB_SIZE = 8192
+# What a text is cut into.
+DOCUMENTS = ("none", "lines", "files", "separated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +29,9 @@ class TextTask:
 
     Attributes:
         files: absolute paths, in the order in which their texts follow each other.
-        digest: of the texts, so that a run does not go on with others; "" before they are read.
-        characters: all that the text has, in their order, where they are the tokens.
+        digest: of the files, so that a run does not go on with others; "" before they are read.
+        tokens_digest: of their tokens; "" before they are made.
+        vocab_size: 0 for VOCAB_SIZE, or for what a tokenizer has that learns nothing.
 
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
@@ -32,66 +39,127 @@ class TextTask:
 
     files: tuple[str, ...] = ()
     digest: str = ""
-    characters: str = ""
+    tokens_digest: str = ""
     tokenizer: str = field(
         default="characters",
-        metadata={"help": "what is a token: characters (those that the text has) or bytes"},
+        metadata={
+            "help": "what is a token: characters (those that the text has), bytes, words, or bpe "
+            "(parts of words that it learns, as GPT-2 does; needs fastformer[text]); or the path "
+            "of a tokenizer.json, of a run or of the tokenizers library"
+        },
+    )
+    vocab_size: int = field(
+        default=0,
+        metadata={"help": f"tokens that words and bpe learn at most; 0 for {VOCAB_SIZE:,}"},
+    )
+    documents: str = field(
+        default="none",
+        metadata={
+            "help": "what the text is cut into: none (batches are random crops of all of it), or "
+            "documents, of which batches have whole ones: lines, files, or what is separated by "
+            "--separator"
+        },
+    )
+    separator: str = field(
+        default="",
+        metadata={
+            "help": "text between two documents, as <|endoftext|>, by which the model learns where "
+            "one ends; for files, it is put behind each"
+        },
     )
     crops: int = field(
         default=3000,
-        metadata={"help": "random crops of the text, of max_seq_len tokens each, in an epoch"},
+        metadata={
+            "help": "where there are no documents: random crops of the text, of max_seq_len tokens "
+            "each, in an epoch"
+        },
     )
     validation_share: float = field(
-        default=0.1, metadata={"help": "share of the text, at its end, that is not trained on"}
+        default=0.1,
+        metadata={
+            "help": "share of the text, at its end, or of the documents, drawn by the seed, that "
+            "is not trained on"
+        },
     )
 
     def __post_init__(self) -> None:
         """Check every value."""
-        checks.choice("tokenizer", self.tokenizer, TOKENIZERS)
-        for name in ("digest", "characters"):
+        for name in ("digest", "tokens_digest", "tokenizer", "separator"):
             checks.instance("TextTask", name, getattr(self, name), str)
+        checks.integer("vocab_size", self.vocab_size, 0)
         if not all(isinstance(file, str) for file in self.files):
             checks.fail(f"files must be paths, got {self.files!r:.200}")
         checks.integer("crops", self.crops, 1)
         checks.number("validation_share", self.validation_share, above=0, below=1)
+        checks.choice("documents", self.documents, DOCUMENTS)
+        if self.documents == "separated" and not self.separator:
+            checks.fail("documents='separated' needs the separator; or take lines, or files")
+        if self.documents in ("none", "lines") and self.separator:
+            checks.fail(
+                f"separator is for documents='separated', or 'files', got {self.separator!r:.60} "
+                f"with documents={self.documents!r}"
+            )
 
-    def of_texts(self, texts: Sequence[str]) -> "TextTask":
-        """Return the task with what texts decide: their digest, and their characters."""
-        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-        own = "" if self.tokenizer == "bytes" else CharacterTokenizer.of(texts).characters
-        return replace(self, digest=digest, characters=own)
+    @property
+    def separator_between(self) -> str:
+        """What separates documents within a file; "" for nothing."""
+        return "" if self.documents == "files" else self.ending
+
+    @property
+    def ending(self) -> str:
+        """What each document ends with, so that a model learns to end; "" for nothing."""
+        return "\n" if self.documents == "lines" else self.separator
 
     def new_tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the task's settings describe."""
-        if self.tokenizer == "bytes":
-            return ByteTokenizer()
-        return CharacterTokenizer(self.characters)
+        """Return the tokenizer that the files' texts decide, or that a file of its own has.
+
+        Raises:
+            ValueError: as of `chosen_tokenizer`, and of `text_pieces`.
+        """
+        return chosen_tokenizer(self.tokenizer, self._learned_from(), self.vocab_size)
+
+    def _learned_from(self) -> Iterator[str]:
+        """Yield all text, one piece in memory at a time."""
+        yield self.ending
+        for file in self.files:
+            for text, _ in text_pieces(Path(file)):
+                yield text
 
 
-def read_texts(paths: Sequence[Path]) -> list[str]:
-    """Return the texts of UTF-8 files.
+def chosen_tokenizer(name: str, texts: Iterable[str], vocab_size: int = 0) -> Tokenizer:
+    """Return the tokenizer that a user names.
+
+    Args:
+        name: a kind of `fastformer.data.tokenizers.KINDS`, or the path of a `tokenizer.json`.
+        texts: what it learns from, where it learns; each in memory for itself.
+        vocab_size: how many tokens it learns at most; 0 for VOCAB_SIZE. One that learns none must
+            have as many, but for 0.
 
     Raises:
-        ValueError: none are given, or one is missing, empty, or not UTF-8; the message names the
-            file, and the first byte that is wrong.
+        ValueError: no kind and no file, a file without a tokenizer, a size that is not allowed, or
+            that the tokenizer has not, or a library that is not installed.
     """
-    if not paths:
-        raise InvalidValueError("give at least one text file")
-    texts = []
-    for path in paths:
+    if name in LEARNED:
+        return new_tokenizer(name, texts, vocab_size or VOCAB_SIZE)
+    if name in KINDS:
+        found = new_tokenizer(name, texts, 0)
+    else:
+        path = Path(name)
+        if not path.is_file():
+            try:
+                checks.choice("tokenizer", name, KINDS)
+            except InvalidValueError as error:
+                raise InvalidValueError(f"{error}; or the path of a tokenizer.json") from None
         try:
-            text = Path(path).read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InvalidValueError(
-                f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; "
-                "convert it, for instance with iconv -f latin1 -t utf-8"
-            ) from error
+            found = read_tokenizer(path, path.read_bytes())
         except OSError as error:
             raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error
-        if not text:
-            raise InvalidValueError(f"{path} is empty")
-        texts.append(text)
-    return texts
+    if vocab_size not in (0, found.vocab_size):
+        checks.fail(
+            f"vocab_size must be {found.vocab_size}, which the tokenizer {name} has, or be left "
+            f"out, got {vocab_size}; {' and '.join(LEARNED)} learn as many as are asked for"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,13 +189,91 @@ def packed_rows(rows: Ids) -> PackedBatch:
     return PackedBatch(rows.ravel(), offsets)
 
 
+def drawn_for_validation(documents: npt.NDArray[np.uint64], seed: int, share: float) -> Marks:
+    """Return which documents are not trained on, (D,): those that are the same, all or none.
+
+    Args:
+        documents: (D, 2), of which the second is a hash.    seed: draws them.
+        share: of the documents, about.
+    """
+    factor = np.uint64(2 * int(generator(seed, "validation documents").integers(1 << 62)) + 1)
+    drawn = documents[:, 1] * factor
+    count = min(max(1, round(share * drawn.size)), drawn.size - 1)
+    chosen: Marks = drawn < np.partition(drawn, count)[count]
+    return chosen
+
+
 def windows(tokens: np.ndarray, length: int, most: int) -> tuple[PackedBatch, Ids]:
     """Return a text end to end in sequences of `length`, with their targets.
 
     Args:
         most: tokens that are used at most, from the beginning on.
     """
-    used = np.asarray(tokens[: most + 1], np.int64)
-    count = used.size - 1
-    offsets = np.append(np.arange(0, count, length), count)
-    return PackedBatch(used[:-1], offsets), used[1:].copy()
+    return pack_text(np.asarray(tokens[: most + 1], np.int64), length)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents in a row of tokens, each a sequence; of a long one, as many as it needs.
+
+    What ends a document also comes before the next, so that a model learns how one begins.
+
+    Attributes:
+        tokens: (N,) of any integer dtype.
+        starts, ends: (D,) int64: document d is tokens[starts[d]:ends[d]].
+        ending: (E,) int64, the tokens that each ends with; E may be 0.
+        length: most tokens of a sequence.
+    """
+
+    tokens: np.ndarray
+    starts: Ids
+    ends: Ids
+    ending: Ids
+    length: int
+
+    @cached_property
+    def _inputs(self) -> Ids:
+        """How many tokens of each document are read, (D,): all but its last."""
+        inputs: Ids = np.maximum(self.ends - self.starts + self.ending.size - 1, 0)
+        return inputs
+
+    @cached_property
+    def _first(self) -> Ids:
+        """The number of each document's first sequence, and of all of them, (D + 1,)."""
+        counts = -(-self._inputs // self.length)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+    @property
+    def size(self) -> int:
+        """How many sequences they are."""
+        return int(self._first[-1])
+
+    @cached_property
+    def lengths(self) -> Ids:
+        """How many tokens each sequence has, (size,)."""
+        documents, begins = self._places(np.arange(self.size))
+        lengths: Ids = np.minimum(self._inputs[documents] - begins, self.length)
+        return lengths
+
+    def _places(self, sequences: Ids) -> tuple[Ids, Ids]:
+        """Return of sequences their documents, and how many tokens of these come before."""
+        documents = np.searchsorted(self._first, sequences, side="right") - 1
+        return documents, (sequences - self._first[documents]) * self.length
+
+    def batch(self, sequences: Ids) -> tuple[PackedBatch, Ids]:
+        """Return some of the sequences, and the targets of their tokens; -1 where none is asked."""
+        documents, begins = self._places(sequences)
+        counts = np.minimum(self._inputs[documents] - begins, self.length)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        # Of each token, its place in the document with the ending before it.
+        places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], counts)
+        starts = np.repeat(self.starts[documents] - self.ending.size, counts)
+        targets = self._at(starts, places + 1)
+        targets[places + 1 < self.ending.size] = -1
+        return PackedBatch(self._at(starts, places), offsets), targets
+
+    def _at(self, starts: Ids, places: Ids) -> Ids:
+        found: Ids = self.tokens[np.maximum(starts + places, 0)].astype(np.int64)
+        before = places < self.ending.size
+        found[before] = self.ending[places[before]]
+        return found

@@ -1,11 +1,15 @@
-"""Text as token ids: by characters, by bytes, or by parts of words that a text has taught (BPE).
+"""Text as token ids: by characters, bytes, words, or parts of words that a text has taught (BPE).
 
-A tokenizer is kept beside a run as `tokenizer.json`: for BPE the standard file of the `tokenizers`
-library, for the others one that says which characters there are.
+A run keeps its tokenizer in a file of its own, `tokenizer.json`: for BPE the standard file of the
+`tokenizers` library, for the others one that says which characters or words there are.
 """
 
+import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
@@ -17,8 +21,15 @@ from fastformer.batch import Ids
 from fastformer.errors import InvalidTypeError, InvalidValueError
 
 FILE: Final = "tokenizer.json"
-KINDS: Final = ("characters", "bytes", "bpe")
+KINDS: Final = ("characters", "bytes", "words", "bpe")
+LEARNED: Final = ("words", "bpe")
+"""Kinds whose number of ids is chosen; the others have what there is."""
+
+UNKNOWN: Final = "[UNK]"
+"""The token of words that a `WordTokenizer` does not know; no text has it as a word."""
+
 _FORMAT: Final = "fastformer tokenizer"
+_WORD: Final = re.compile(r"\w+|[^\w\s]")
 
 
 class Tokenizer(Protocol):
@@ -37,14 +48,64 @@ class Tokenizer(Protocol):
             ValueError: a character that the tokenizer has not; the message names it and its place.
         """
 
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, (N,), and how many each has, (len(texts),).
+
+        Raises:
+            ValueError: as of `encode`.
+        """
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids."""
+
+    def token(self, number: int) -> str:
+        """Return the token of an id as a table or a picture shows it.
+
+        Raises:
+            ValueError, TypeError: there is no such id.
+        """
 
     def file(self) -> bytes:
         """Return the content of `tokenizer.json`."""
 
 
-class CharacterTokenizer:
+class _Tokenizer:
+    """What tokenizers have in common: two are equal if their files are."""
+
+    @property
+    def vocab_size(self) -> int:
+        raise NotImplementedError
+
+    def encode(self, text: str) -> Ids:
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`."""
+        found = [self.encode(text) for text in texts]
+        counts = np.array([ids.size for ids in found], np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *found]), counts
+
+    def file(self) -> bytes:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tokenizer) and self.file() == other.file()
+
+    def __hash__(self) -> int:
+        return hash(self.file())
+
+    def _ids(self, ids: npt.ArrayLike) -> Ids:
+        """Return ids as an array, if the tokenizer has all of them."""
+        chosen = checks.id_array("ids", ids)
+        if chosen.size and chosen.max() >= self.vocab_size:
+            raise InvalidValueError(f"ids must be below {self.vocab_size}, got {chosen.max()}")
+        return chosen
+
+    def _id(self, number: int) -> int:
+        return checks.integer("number", number, 0, self.vocab_size - 1)
+
+
+class CharacterTokenizer(_Tokenizer):
     """An id for each character that a text has, in the order of their code points."""
 
     kind: ClassVar[str] = "characters"
@@ -69,7 +130,10 @@ class CharacterTokenizer:
     @classmethod
     def of(cls, texts: Iterable[str]) -> "CharacterTokenizer":
         """Return the tokenizer of all characters of some texts."""
-        return cls("".join(sorted(set[str]().union(*texts))))
+        found = set[str]()
+        for text in texts:
+            found.update(_text(text))
+        return cls("".join(sorted(found)))
 
     @property
     def vocab_size(self) -> int:
@@ -90,23 +154,32 @@ class CharacterTokenizer:
             )
         return self._order[places].astype(np.int64)
 
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`."""
+        return self.encode("".join(texts)), np.array([len(text) for text in texts], np.int64)
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return a character for each id."""
-        chosen = checks.id_array("ids", ids)
-        if chosen.size and chosen.max() >= self.vocab_size:
-            raise InvalidValueError(f"ids must be below {self.vocab_size}, got {chosen.max()}")
-        return self._codes[chosen].tobytes().decode("utf-32-le")
+        return self._codes[self._ids(ids)].tobytes().decode("utf-32-le")
+
+    def token(self, number: int) -> str:
+        """Return the character of an id; see `Tokenizer`."""
+        return self.characters[self._id(number)]
 
     def file(self) -> bytes:
         """Return the content of `tokenizer.json`."""
         return _json({"kind": self.kind, "characters": self.characters})
 
 
-class ByteTokenizer:
+class ByteTokenizer(_Tokenizer):
     """The 256 bytes of UTF-8: any text has ids."""
 
     kind: ClassVar[str] = "bytes"
-    vocab_size: int = 256
+
+    @property
+    def vocab_size(self) -> int:
+        """How many bytes there are."""
+        return 256
 
     def encode(self, text: str) -> Ids:
         """Return an id for each byte; see `Tokenizer`."""
@@ -114,17 +187,79 @@ class ByteTokenizer:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of bytes; what is no UTF-8 becomes U+FFFD."""
-        chosen = checks.id_array("ids", ids)
-        if chosen.size and chosen.max() >= self.vocab_size:
-            raise InvalidValueError(f"ids must be below {self.vocab_size}, got {chosen.max()}")
-        return chosen.astype(np.uint8).tobytes().decode(errors="replace")
+        return self._ids(ids).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def token(self, number: int) -> str:
+        """Return the ASCII character of a byte, or the byte as <0xC3>; see `Tokenizer`."""
+        character = chr(self._id(number))
+        ascii_one = character.isascii() and character.isprintable()
+        return character if ascii_one else f"<0x{number:02X}>"
 
     def file(self) -> bytes:
         """Return the content of `tokenizer.json`."""
         return _json({"kind": self.kind})
 
 
-class BPETokenizer:
+class WordTokenizer(_Tokenizer):
+    """An id for each word and each sign between words; all words that are not known have id 0."""
+
+    kind: ClassVar[str] = "words"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Know these words, whose ids are 1, 2, ... in this order.
+
+        Raises:
+            TypeError, ValueError: no list of words, what is no single word, or one twice.
+        """
+        if isinstance(words, str) or not isinstance(words, Sequence):
+            raise InvalidTypeError(f"words must be a list of words, got {words!r:.60}")
+        for word in words:
+            if not isinstance(word, str) or not _WORD.fullmatch(word):
+                raise InvalidValueError(f"each of words must be one word or sign, got {word!r:.60}")
+        self.words = tuple(words)
+        self._numbers = {word: number for number, word in enumerate(self.words, 1)}
+        if len(self._numbers) < len(self.words):
+            double = Counter(self.words).most_common(1)[0][0]
+            raise InvalidValueError(f"words must have each word once, got {double!r:.60} again")
+
+    @classmethod
+    def of(cls, texts: Iterable[str], vocab_size: int) -> "WordTokenizer":
+        """Return the tokenizer of the most frequent words of some texts.
+
+        Args:
+            vocab_size: most ids, with that of unknown words, >= 2.
+        """
+        checks.integer("vocab_size", vocab_size, 2)
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(_WORD.findall(_text(text)))
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(ranked[: vocab_size - 1])
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, that of unknown words included."""
+        return len(self.words) + 1
+
+    def encode(self, text: str) -> Ids:
+        """Return an id for each word and sign; space is none. See `Tokenizer`."""
+        numbers = self._numbers
+        return np.array([numbers.get(word, 0) for word in _WORD.findall(_text(text))], np.int64)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Return the words of ids with a space between two: how they stood is not known."""
+        return " ".join(map(self.token, self._ids(ids).tolist()))
+
+    def token(self, number: int) -> str:
+        """Return the word of an id; see `Tokenizer`."""
+        return self.words[number - 1] if self._id(number) else UNKNOWN
+
+    def file(self) -> bytes:
+        """Return the content of `tokenizer.json`."""
+        return _json({"kind": self.kind, "words": self.words})
+
+
+class BPETokenizer(_Tokenizer):
     """Byte-pair encoding, by the library `tokenizers` (extra `text`).
 
     Source: Sennrich et al. 2016, arXiv:1508.07909, on bytes as GPT-2 has it.
@@ -138,6 +273,7 @@ class BPETokenizer:
         Raises:
             ValueError: the library is not installed, or it cannot read that.
         """
+        self._content = content
         try:
             self._tokenizer = _library().Tokenizer.from_str(content)
         except Exception as error:
@@ -164,7 +300,7 @@ class BPETokenizer:
             vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
-        return cls(tokenizer.to_str())
+        return cls(tokenizer.to_str(pretty=True))
 
     @property
     def vocab_size(self) -> int:
@@ -176,26 +312,47 @@ class BPETokenizer:
         found = self._tokenizer.encode(_text(text), add_special_tokens=False)
         return np.array(found.ids, np.int64)
 
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Return the ids of texts end to end, and how many each has; see `Tokenizer`.
+
+        The library encodes them on all cores.
+        """
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [one.ids for one in found]
+        counts = np.array([len(one) for one in ids], np.int64)
+        return np.fromiter(chain.from_iterable(ids), np.int64, int(counts.sum())), counts
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids."""
-        chosen = checks.id_array("ids", ids)
-        return str(self._tokenizer.decode(chosen.tolist(), skip_special_tokens=False))
+        return str(self._tokenizer.decode(self._ids(ids).tolist(), skip_special_tokens=False))
+
+    def token(self, number: int) -> str:
+        """Return the token of an id as the library writes it; see `Tokenizer`."""
+        return str(self._tokenizer.id_to_token(self._id(number)))
 
     def file(self) -> bytes:
         """Return the content of `tokenizer.json`, which is the library's own."""
-        return str(self._tokenizer.to_str(pretty=True)).encode()
+        return self._content.encode()
 
 
-def new_tokenizer(kind: str, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Return a tokenizer for texts.
+def new_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a tokenizer for texts, of which one is in memory at a time.
 
     Args:
-        kind: of KINDS.    vocab_size: of "bpe"; the others have what there is.
+        kind: of KINDS.    texts: gone over once, or not at all for bytes.
+        vocab_size: at most, of those of LEARNED; the others have what there is.
     """
     checks.choice("tokenizer", kind, KINDS)
     if kind == "characters":
         return CharacterTokenizer.of(texts)
+    if kind == "words":
+        return WordTokenizer.of(texts, vocab_size)
     return ByteTokenizer() if kind == "bytes" else BPETokenizer.train(texts, vocab_size)
+
+
+def tokenizer_digest(content: bytes) -> str:
+    """Return what tells one `tokenizer.json` from another: 16 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_tokenizer(path: Path, content: bytes) -> Tokenizer:
@@ -210,8 +367,10 @@ def read_tokenizer(path: Path, content: bytes) -> Tokenizer:
             raise InvalidValueError("it is no JSON object")
         if found.get("format") != _FORMAT:
             return BPETokenizer(content.decode())
-        kind = checks.choice("kind", found.get("kind"), KINDS[:2])
-        return CharacterTokenizer(found["characters"]) if kind == KINDS[0] else ByteTokenizer()
+        kind = checks.choice("kind", found.get("kind"), KINDS[:-1])
+        if kind == "characters":
+            return CharacterTokenizer(found["characters"])
+        return WordTokenizer(found["words"]) if kind == "words" else ByteTokenizer()
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidValueError(f"{path} does not hold a tokenizer: {problem}") from error
@@ -233,6 +392,6 @@ def _library() -> Any:
     except ImportError:
         raise InvalidValueError(
             "BPE needs the library tokenizers: pip install 'fastformer[text]', or choose the "
-            "tokenizer characters or bytes"
+            "tokenizer characters, bytes or words"
         ) from None
     return tokenizers

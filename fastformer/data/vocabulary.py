@@ -1,8 +1,9 @@
 """The 20 tokens of the digit task. Digit k has id k + 2."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -31,6 +32,62 @@ PAD: Final[int] = _IDS["[PAD]"]
 
 EOS: Final[int] = _IDS["[EOS]"]
 """Id of the token that ends a generated sequence. The classifier never sees it."""
+
+
+DIGITS: Final[tuple[str, ...]] = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class NamedTokens:
+    """The tokens of a model that are looked at, by their ids.
+
+    Attributes:
+        digits: the ten digits, or none.    others: what else is looked at.
+        others_are: what these are: "operations", or "tokens" of a person's own texts.
+        names: token by id, of those that are listed with their norm: all of a small vocabulary.
+    """
+
+    digits: dict[str, int]
+    others: dict[str, int]
+    others_are: str
+    names: dict[str, int]
+
+    @property
+    def mapped(self) -> dict[str, int]:
+        """The digits and the others."""
+        return {**self.digits, **self.others}
+
+    @classmethod
+    def of(cls, vocabulary: Sequence[str], operations: Sequence[str]) -> "NamedTokens":
+        """Return the digits and some operations of a vocabulary that has both."""
+        known = {token: number for number, token in enumerate(vocabulary)}
+        return cls(
+            {digit: known[digit] for digit in DIGITS},
+            {name: known[name] for name in operations},
+            "operations",
+            known,
+        )
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: "TokensById", most: int = 24) -> "NamedTokens":
+        """Return the first tokens of a tokenizer, each with its name made unique."""
+        shown: dict[str, int] = {}
+        for number in range(min(most, tokenizer.vocab_size)):
+            name = tokenizer.token(number)
+            visible = name if name.strip() and name.isprintable() else repr(name)[1:-1]
+            shown[visible if visible.strip() and visible not in shown else f"'{visible}'"] = number
+        return cls({}, shown, "tokens", shown)
+
+
+class TokensById(Protocol):
+    """What has a token for each id."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+
+    def token(self, number: int) -> str:
+        """Return the token of an id."""
 
 
 def encode(tokens: Iterable[str], vocabulary: tuple[str, ...] = DIGIT_TOKENS) -> list[int]:

@@ -177,13 +177,18 @@ class TransformerConfig(ModelConfig):
         checks.choice("pooling", self.pooling, POOLINGS)
 
 
+def _with_default(default: str, name: str) -> str:
+    """Return a field of every model with another default."""
+    return field(default=default, metadata=ModelConfig.__dataclass_fields__[name].metadata)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig):
     """The causal decoder. Its defaults are GPT-2's choices: pre-norm, GELU, learned positions."""
 
-    norm: str = "pre"
-    activation: str = "gelu"
-    positions: str = "learned"
+    norm: str = _with_default("pre", "norm")
+    activation: str = _with_default("gelu", "activation")
+    positions: str = _with_default("learned", "positions")
     tied_embeddings: bool = field(
         default=True,
         metadata={"help": "use the embedding table as output weights (Press & Wolf 2017)"},

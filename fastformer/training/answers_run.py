@@ -1,8 +1,7 @@
 """Runs of the decoder on tasks with longer answers: presets, training, going on, the test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,10 @@ from fastformer.data.answers import (
     Drawn,
     draw_training,
     draw_unseen,
+    kept_apart,
 )
+from fastformer.data.asked import Asked
+from fastformer.data.questions import questions_of
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
@@ -26,7 +28,6 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.steps import predict_classes, wrong_sequences
-from fastformer.training.whole_run import go_on, train_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,17 @@ class AnswerSettings(Settings):
         """Return so many examples as training has them first, with their targets."""
         return draw_training(self.task, self.seed, 0, count).packed(hints=True)
 
+    def tests(self) -> list[Asked]:
+        """Return the test inputs."""
+        return [*questions_of(self.unseen("test"), self.form)]
+
+    def trained_on(self, asked: Sequence[Asked]) -> None:
+        """Return that it is not known: examples are drawn fresh, and no list of them is kept."""
+
+    def never_trained_on(self, asked: Sequence[Asked]) -> int:
+        """Return of how many of some questions it is certain that training never draws them."""
+        return int(kept_apart([one.ids() for one in asked]).sum())
+
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
         return self.made(TransformerDecoder)
@@ -102,7 +114,7 @@ class AnswerStream:
             yield draw_training(self.task, seed, number, count).packed(hints=True)
 
 
-class _AnswerJob:
+class AnswerJob:
     """What a run on a task with longer answers trains and tests."""
 
     def __init__(self, settings: AnswerSettings) -> None:
@@ -160,23 +172,3 @@ class _AnswerJob:
                 str(name): float(right[names == name].mean()) for name in np.unique(names)
             },
         }
-
-
-def train_answers(
-    settings: AnswerSettings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a decoder on fresh examples, and test it on inputs that it has never seen.
-
-    Args, returns, raises: as `train_digits`. Accuracies are those of whole answers.
-    """
-    return train_new(_AnswerJob(settings), settings, directory, callbacks, overwrite)
-
-
-def resume_answers(
-    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
-) -> dict[str, Any]:
-    """Go on with a run that was stopped; it ends with the bits of one that never was.
-
-    Args, returns, raises: as `resume_digits`.
-    """
-    return go_on(AnswerSettings, _AnswerJob, directory, callbacks, epochs)

@@ -10,6 +10,13 @@ class TrainingCallbacks:
     They must not change what they are given.
     """
 
+    def reading(self, done: int, total: int) -> None:
+        """Text is turned into tokens, before training begins; about once a second.
+
+        Args:
+            done, total: bytes that are read, and that there are.
+        """
+
     def started(self, total_steps: int, first_step: int, description: str) -> None:
         """Training begins.
 

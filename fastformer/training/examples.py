@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.batches import batch_order, iterate_batches
+from fastformer.data.text import Documents
 
 
 class Source(Protocol):
@@ -48,9 +51,39 @@ class Examples:
         """How many examples there are."""
         return self.inputs.num_sequences
 
+    @property
+    def lengths(self) -> Ids:
+        """How many tokens each has, (size,)."""
+        return np.diff(self.inputs.offsets)
+
     def batches(
         self, seed: int, epoch: int, batch_size: int, start: int
     ) -> Iterator[tuple[PackedBatch, Ids]]:
         """Yield the batches of an epoch in its own order; see `Source`."""
         order = batch_order(self.size, seed, epoch)
         return iterate_batches(self.inputs, self.targets, batch_size, order, start=start)
+
+
+@dataclass(frozen=True)
+class DocumentExamples:
+    """The documents of a text, of which a batch at a time is in memory."""
+
+    documents: Documents
+
+    @property
+    def size(self) -> int:
+        """How many sequences there are."""
+        return self.documents.size
+
+    @property
+    def lengths(self) -> Ids:
+        """How many tokens each has, (size,)."""
+        return self.documents.lengths
+
+    def batches(
+        self, seed: int, epoch: int, batch_size: int, start: int
+    ) -> Iterator[tuple[PackedBatch, Ids]]:
+        """Yield the batches of an epoch in its own order; see `Source`."""
+        order = batch_order(self.size, seed, epoch)
+        for first in range(start * batch_size, order.size, batch_size):
+            yield self.documents.batch(order[first : first + batch_size])

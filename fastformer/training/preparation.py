@@ -16,7 +16,7 @@ from fastformer.key_value_cache import generation_workspace
 from fastformer.models.config import TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
-from fastformer.training.examples import Examples, Source
+from fastformer.training.examples import DocumentExamples, Examples, Source
 from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
@@ -40,8 +40,8 @@ def batches_of_each_size(
         return
     last = (source.size - 1) // batch_size
     places = [(epochs[0], place) for place in sorted({0, last})]
-    if isinstance(source, Examples):
-        lengths = np.diff(source.inputs.offsets)
+    if isinstance(source, Examples | DocumentExamples):
+        lengths = source.lengths
         if lengths.min() < lengths.max():
             places = _of_each_size(
                 (sequences, tokens, (epoch, place))

@@ -1,6 +1,7 @@
 """A run directory: everything that a training run leaves behind, in one place.
 
     config.toml                             what was asked for; its presence makes it a run
+    tokenizer.json                          what turns text into tokens, where the run has that
     metrics.jsonl                           one JSON object per line, appended as training goes on
     checkpoints/step-00000500.safetensors   the newest two, to go on from
     checkpoints/best.safetensors            the best by validation
@@ -20,11 +21,13 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy.typing as npt
 
 from fastformer import checks
+from fastformer.data.tokenizers import FILE as TOKENIZER
 from fastformer.errors import CheckpointError, FastformerError, RunError
 from fastformer.training.atomic_file import (
     is_temporary,
@@ -70,7 +73,11 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | Path, config: Mapping[str, Mapping[str, Any]], overwrite: bool = False
+        cls,
+        path: str | Path,
+        config: Mapping[str, Mapping[str, Any]],
+        overwrite: bool = False,
+        files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> "RunDirectory":
         """Make a new run.
 
@@ -79,19 +86,24 @@ class RunDirectory:
             config: the tables of `config.toml`: name to settings. None is not a TOML value.
             overwrite: replace a run that is there. Only files of fastformer are removed; others
                 in that directory stay.
+            files: names and contents of what else it holds from its beginning on.
 
         Raises:
             RunError: the path holds a run and `overwrite` is False, or it holds something else:
                 then nothing is changed. Or the operating system refused.
             TypeError: a config that TOML cannot hold. Nothing is changed.
         """
-        with cls.new(path, config, overwrite) as run:
+        with cls.new(path, config, overwrite, files) as run:
             return run
 
     @classmethod
     @contextlib.contextmanager
     def new(
-        cls, path: str | Path, config: Mapping[str, Mapping[str, Any]], overwrite: bool = False
+        cls,
+        path: str | Path,
+        config: Mapping[str, Mapping[str, Any]],
+        overwrite: bool = False,
+        files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Iterator["RunDirectory"]:
         """Make a new run, and be the one that trains it within a `with` block.
 
@@ -101,7 +113,7 @@ class RunDirectory:
         content = config_bytes(config)
         with contextlib.ExitStack() as block:
             with os_errors_as(RunError, f"create run {path}"):
-                is_replaceable(path, overwrite)
+                is_replaceable(path, overwrite, files)
                 make_directory(path.parent)
                 if not os.path.lexists(path):
                     with contextlib.suppress(FileExistsError):
@@ -109,9 +121,12 @@ class RunDirectory:
                         sync_directory(path.parent)
                 run = cls(path, {})
                 block.enter_context(run._lock.held())
-                if is_replaceable(path, overwrite):
+                if is_replaceable(path, overwrite, files):
                     run._refuse_links()
                     run._remove_files()
+                    (path / TOKENIZER).unlink(missing_ok=True)
+                for name, data in files.items():
+                    write_atomically(path / name, data)
                 # Last, so that an overwrite that is interrupted leaves a run to overwrite again.
                 write_atomically(path / CONFIG, content)
                 run.config = read_config(path)
@@ -355,7 +370,7 @@ class RunDirectory:
                 )
 
     def _remove_files(self) -> None:
-        """Remove a run's files, all but `config.toml`. Files of others stay."""
+        """Remove what training left, not what the run began with. Files of others stay."""
         if self._checkpoints.is_dir():
             for entry in self._checkpoints.iterdir():
                 if entry.name == _BEST or _STEP_NAME.fullmatch(entry.name) or is_temporary(entry):

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from fastformer.errors import RunError
 from fastformer.training.atomic_file import is_temporary, make_directory, os_errors_as
@@ -47,16 +48,32 @@ def next_free_run(parent: str | Path, stem: str) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _is_occupied(path: Path) -> bool:
-    """Tell whether a directory has anything but what a process killed in `create` left."""
+def _is_occupied(path: Path, files: Mapping[str, bytes]) -> bool:
+    """Tell whether a directory has anything but what a process killed in `create` left.
+
+    A file that is as it will be again is no loss.
+    """
     if not path.is_dir():
         raise RunError(f"{path} exists and is not a directory; choose another with --out")
-    return any(not is_temporary(entry) and entry.name != LOCK_FILE for entry in path.iterdir())
+    return any(
+        not (
+            is_temporary(entry)
+            or entry.name == LOCK_FILE
+            or (entry.is_file() and files.get(entry.name) == entry.read_bytes())
+        )
+        for entry in path.iterdir()
+    )
 
 
-def is_replaceable(path: Path, overwrite: bool) -> bool:
-    """Tell whether a path has a run, to be replaced; raise if it must not take a new one."""
-    if not os.path.lexists(path) or not _is_occupied(path):
+def is_replaceable(
+    path: Path, overwrite: bool, files: Mapping[str, bytes] = MappingProxyType({})
+) -> bool:
+    """Tell whether a path has a run, to be replaced; raise if it must not take a new one.
+
+    Args:
+        files: names and contents of what the new one holds besides `config.toml`.
+    """
+    if not os.path.lexists(path) or not _is_occupied(path, files):
         return False
     try:
         read_config(path)

@@ -1,4 +1,7 @@
-"""What `train --seeds` was asked for, kept beside its runs, so that it can go on: `seeds.json`."""
+"""What `train --seeds` was asked for, kept beside its runs, so that it can go on: `seeds.json`.
+
+Where the runs have a tokenizer, it is beside that file as well.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +60,7 @@ class SeedsRecord:
         return runs
 
     def write(self, directory: Path) -> None:
-        """Write `seeds.json`; the directory is made. An older file is replaced.
+        """Write `seeds.json`, and what it needs; the directory is made. Older files are replaced.
 
         Raises:
             RunError: the operating system refused.
@@ -71,8 +74,18 @@ class SeedsRecord:
         }
         with os_errors_as(RunError, f"write {directory / _NAME}"):
             make_directory(directory)
+            for name, content in self.settings.files().items():
+                self._write_file(directory / name, content)
             text = json_text("a record of seeds", value, indent=2) + "\n"
             write_atomically(directory / _NAME, text.encode())
+
+    def _write_file(self, path: Path, content: bytes) -> None:
+        if not self.overwrite and path.is_file() and read_file(path) != content:
+            raise RunError(
+                f"{path} is there already, with another content; choose another directory with "
+                "--out, or replace it with --overwrite"
+            )
+        write_atomically(path, content)
 
     @classmethod
     def read(cls, directory: Path) -> "SeedsRecord":
@@ -88,10 +101,12 @@ class SeedsRecord:
             checks.choice("format", value["format"], (_FORMAT,))
             checks.integer("format_version", value["format_version"], 1, _FORMAT_VERSION)
             return cls(
-                settings=settings_from(value["settings"]),
+                settings=settings_from(value["settings"], directory),
                 count=checks.integer("seeds", value["seeds"], 1, MOST_SEEDS),
                 overwrite=checks.boolean("overwrite", value["overwrite"]),
             )
+        except RunError:  # of another file, which its message names
+            raise
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise RunError(

@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from fastformer import checks
 from fastformer.backend import BACKENDS, check_precision
+from fastformer.data.tokenizers import FILE, Tokenizer, read_tokenizer, tokenizer_digest
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import CheckpointError, InvalidTypeError, RunError
 from fastformer.models.config import DTYPES, ModelConfig, TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
+from fastformer.training.atomic_file import os_errors_as, read_file
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.run_directory import RunDirectory
@@ -19,16 +23,21 @@ ModelT = TypeVar("ModelT", Transformer, TransformerDecoder)
 
 _TABLES = ("task", "model", "training")
 _OWN = ("seed", "backend", "dtype", "precision")
+_DIGEST = "tokenizer_digest"
+_MOST_TOKENIZER_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that decides the bits of a run.
 
-    A kind of run is a subclass with the classes of its task and model.
+    A kind of run is a subclass with the classes of its task and model. One with `has_tokenizer`
+    keeps its tokenizer in a file of its own, `tokenizer.json`, and in `config.toml` that file's
+    digest alone.
 
     Attributes:
         start_from: directory of the run whose best weights it begins with; "" for none.
+        tokenizer: what turns text into tokens, and back; None for a kind that has none.
 
     Raises:
         ValueError, TypeError: a value that is not allowed, or a model that the task does not fit.
@@ -38,6 +47,7 @@ class Settings:
     task_class: ClassVar[type[Any]]
     model_class: ClassVar[type[ModelConfig]]
     tokens: ClassVar[tuple[str, ...]] = ()
+    has_tokenizer: ClassVar[bool] = False
 
     task: Any
     model: ModelConfig
@@ -47,9 +57,15 @@ class Settings:
     dtype: str = "float32"
     precision: str = "float32"
     start_from: str = ""
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
+        if (self.tokenizer is not None) != self.has_tokenizer:
+            raise InvalidTypeError(
+                f"{type(self).__name__} must have {'a' if self.has_tokenizer else 'no'} tokenizer, "
+                f"got {self.tokenizer!r:.60}"
+            )
         checks.integer("seed", self.seed, 0)
         checks.choice("backend", self.backend, BACKENDS)
         checks.choice("dtype", self.dtype, DTYPES)
@@ -73,7 +89,7 @@ class Settings:
     @property
     def vocab_size(self) -> int:
         """How many token ids the task has."""
-        return len(self.tokens)
+        return len(self.tokens) if self.tokenizer is None else self.tokenizer.vocab_size
 
     @property
     def task_name(self) -> str:
@@ -105,6 +121,11 @@ class Settings:
     def operations(self) -> tuple[str, ...]:
         """The operations in the task's questions."""
         raise NotImplementedError
+
+    @property
+    def named_tokens(self) -> NamedTokens:
+        """The tokens that are looked at in the embedding."""
+        return NamedTokens.of(self.tokens, self.operations)
 
     def new_model(self) -> Transformer | TransformerDecoder:
         """Return the model with its initial weights."""
@@ -162,20 +183,36 @@ class Settings:
         own = {name: getattr(self, name) for name in ("kind", *_OWN)}
         if self.start_from:
             own["start_from"] = self.start_from
-        return {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
+        tables = {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
+        if self.tokenizer is not None:
+            tables["task"][_DIGEST] = tokenizer_digest(self.tokenizer.file())
+        return tables
+
+    def files(self) -> dict[str, bytes]:
+        """Return what the directory of a run holds besides `config.toml`: names and contents."""
+        return {} if self.tokenizer is None else {FILE: self.tokenizer.file()}
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, Mapping[str, Any]]) -> Self:
+    def from_tables(
+        cls, tables: Mapping[str, Mapping[str, Any]], directory: Path | None = None
+    ) -> Self:
         """Return the settings that tables hold.
+
+        Args:
+            tables: of `config.toml`.    directory: where `files` are; for a kind that has any.
 
         Raises:
             KeyError, ValueError, TypeError: they are missing, unknown or not allowed.
+            RunError: a file is missing, or is another one; the message names it.
         """
-        own = dict(tables["run"])
-        checks.known_keys("run", own, {"kind"} | {f.name for f in fields(cls)} - {*_TABLES})
+        own, task = dict(tables["run"]), dict(tables["task"])
+        names = {field.name for field in fields(cls)} - {*_TABLES, "tokenizer"}
+        checks.known_keys("run", own, {"kind"} | names)
         checks.choice("kind", own.pop("kind"), (cls.kind,))
+        if cls.has_tokenizer:
+            own["tokenizer"] = _read_tokenizer(task.pop(_DIGEST), directory or Path())
         found = cls(
-            task=checks.from_settings(cls.task_class, tables["task"]),
+            task=checks.from_settings(cls.task_class, task),
             model=checks.from_settings(cls.model_class, tables["model"]),
             training=checks.from_settings(TrainingConfig, tables["training"]),
             **own,
@@ -191,7 +228,21 @@ class Settings:
             RunError: they are missing, unknown or not allowed.
         """
         with settings_errors(run):
-            return cls.from_tables(run.config)
+            return cls.from_tables(run.config, run.path)
+
+
+def _read_tokenizer(digest: str, directory: Path) -> Tokenizer:
+    """Return the tokenizer of a run, if its file is the one that the run began with."""
+    path = directory / FILE
+    with os_errors_as(RunError, f"read the run's tokenizer, {path}"):
+        content = read_file(path, _MOST_TOKENIZER_BYTES)
+    found = tokenizer_digest(content)
+    if found != digest:
+        raise RunError(
+            f"{path} is not the tokenizer that the run began with: its digest is {found}, and "
+            f"config.toml has {digest!r:.60}; put the old file back, or use another run"
+        )
+    return read_tokenizer(path, content)
 
 
 @contextlib.contextmanager
@@ -199,6 +250,8 @@ def settings_errors(run: RunDirectory) -> Iterator[None]:
     """Turn what is wrong with settings into a RunError that names the run's file."""
     try:
         yield
+    except RunError:  # of another file, which its message names
+        raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise RunError(

@@ -29,7 +29,7 @@ def load_start(model: Transformer | TransformerDecoder, settings: Settings) -> l
     if kind != settings.kind:
         raise RunError(
             f"cannot begin from {run.path}: it is a run of kind {kind!r}, and this one of kind "
-            f"{settings.kind!r}; choose another run, or give a --preset of its kind"
+            f"{settings.kind!r}; choose another run, or train its task"
         )
     theirs = tables.get("model", {})
     # Dropout is for training alone, and leaves no trace in what weights mean.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,19 +10,20 @@ import numpy as np
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
-from fastformer.data.text import Crops, TextTask, read_texts, windows
+from fastformer.data.text import Crops, Documents, TextTask, drawn_for_validation, windows
+from fastformer.data.text_files import check_files, files_digest
 from fastformer.data.tokenizers import Tokenizer
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.examples import Examples, numbered_batches
+from fastformer.training.examples import DocumentExamples, Examples, Source, numbered_batches
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.steps import evaluate
-from fastformer.training.whole_run import go_on, train_new
+from fastformer.training.token_file import TokenFile, changed, open_tokens
 
 # Logits of all validation tokens are in memory at once: 128 MiB in float32.
 MOST_LOGITS = 1 << 25
@@ -35,24 +36,16 @@ class TextSettings(Settings):
     kind: ClassVar[str] = "text"
     task_class: ClassVar[type[Any]] = TextTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
+    has_tokenizer: ClassVar[bool] = True
 
     task: TextTask
     model: DecoderConfig
-
-    @property
-    def vocab_size(self) -> int:
-        """How many token ids there are."""
-        return self.tokenizer.vocab_size
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What turns text into tokens, and back."""
-        return self.task.new_tokenizer()
+    tokenizer: Tokenizer
 
     @property
     def task_name(self) -> str:
         """What the task is called in a message."""
-        return f"this text, whose tokens are {self.task.tokenizer}"
+        return f"the {self.tokenizer.kind} of this text's tokenizer"
 
     @property
     def longest(self) -> int:
@@ -69,31 +62,51 @@ class TextSettings(Settings):
         """There are none."""
         return ()
 
-    def tokens_of(self, texts: list[str]) -> Ids:
-        """Return the tokens of all texts, end to end.
+    def split(self, found: TokenFile) -> tuple[Source, Examples]:
+        """Return what is trained on, and what is not.
 
         Raises:
-            ValueError: they are not the texts that the run began with, or too short.
+            ValueError: there are too few tokens, or documents, for both.
         """
-        if self.task.of_texts(texts).digest != self.task.digest:
-            checks.fail(
-                f"the text of {', '.join(self.task.files)} has changed since the run began; put "
-                "the old text back, or start a new run"
-            )
-        tokens = np.concatenate([self.tokenizer.encode(text) for text in texts])
-        length = self.model.max_seq_len
-        shorter = min(self.first_unseen(tokens.size), tokens.size - self.first_unseen(tokens.size))
+        most = max(self.model.max_seq_len, MOST_LOGITS // self.vocab_size)
+        if self.task.documents == "none":
+            return self._split_tokens(found.tokens, most)
+        return self._split_documents(found, most)
+
+    def _split_tokens(self, tokens: np.ndarray, most: int) -> tuple[Source, Examples]:
+        count, length = tokens.size, self.model.max_seq_len
+        first = count - round(count * self.task.validation_share)
+        shorter = min(first, count - first)
         if shorter < length + 2:
             checks.fail(
-                f"the text has {tokens.size:,} tokens, of which {shorter:,} are too few for crops "
-                f"of max_seq_len={length} and the token behind them; give more text, a lower "
+                f"the text has {count:,} tokens, of which {shorter:,} are too few for crops of "
+                f"max_seq_len={length} and the token behind them; give more text, a lower "
                 "max_seq_len, or another validation_share"
             )
-        return tokens
+        crops = Crops(tokens[:first], length, self.task.crops)
+        return CropSource(crops), Examples(*windows(tokens[first:], length, most))
 
-    def first_unseen(self, count: int) -> int:
-        """Return the first token, of so many, that is not trained on."""
-        return count - round(count * self.task.validation_share)
+    def _split_documents(self, found: TokenFile, most: int) -> tuple[Source, Examples]:
+        count = len(found.documents)
+        starts = found.documents[:, 0].astype(np.int64)
+        ends = np.append(starts[1:], found.tokens.size)
+        ending, length = self.tokenizer.encode(self.task.ending), self.model.max_seq_len
+        unseen = np.zeros(count, bool)
+        if count > 1:
+            share = self.task.validation_share
+            unseen = drawn_for_validation(found.documents, self.seed, share)
+        train, test = (
+            Documents(found.tokens, starts[chosen], ends[chosen], ending, length)
+            for chosen in (~unseen, unseen)
+        )
+        if not (train.size and test.size):
+            checks.fail(
+                f"the text has {count:,} documents ({self.task.documents}): too few different ones "
+                "to train on some and to test on others; cut it otherwise with --documents, or "
+                "give more text"
+            )
+        tested = max(1, int(np.searchsorted(np.cumsum(test.lengths), most, side="right")))
+        return DocumentExamples(train), Examples(*test.batch(np.arange(tested)))
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
@@ -119,21 +132,17 @@ class CropSource:
             yield self.crops.batch(seed, number, count)
 
 
-class _TextJob:
+class TextJob:
     """What a run on text trains and tests."""
 
-    def __init__(self, settings: TextSettings) -> None:
-        """Read the text, and make the model."""
-        texts = read_texts([Path(file) for file in settings.task.files])
-        tokens = settings.tokens_of(texts)
-        self.settings, self.model = settings, settings.new_model()
-        first, length = settings.first_unseen(tokens.size), settings.model.max_seq_len
-        self.crops = Crops(tokens[:first], length, settings.task.crops)
-        most = max(length, MOST_LOGITS // settings.vocab_size)
-        self.validation = Examples(*windows(tokens[first:], length, most))
+    def __init__(self, settings: TextSettings, callbacks: TrainingCallbacks) -> None:
+        """Open the text's tokens, and make the model."""
+        found = _tokens_of(settings, callbacks)
+        self.settings, self.num_tokens = settings, found.tokens.size
+        self.source, self.validation = settings.split(found)
+        self.model = settings.new_model()
         # Of the text, for each token: what a loss per token is per byte.
-        size = sum(len(text.encode()) for text in texts)
-        self.bytes_per_token = size / tokens.size
+        self.bytes_per_token = found.text_bytes / found.tokens.size
 
     @property
     def tests(self) -> PackedBatch:
@@ -146,7 +155,7 @@ class _TextJob:
         return Trainer(
             self.model,
             settings.training,
-            CropSource(self.crops),
+            self.source,
             self.validation,
             run,
             settings.seed,
@@ -156,10 +165,12 @@ class _TextJob:
 
     def description(self) -> str:
         """Say in a line what is trained."""
-        settings = self.settings
+        settings, cut = self.settings, ""
+        if isinstance(self.source, DocumentExamples):
+            cut = f"{self.source.size:,} sequences of documents ({settings.task.documents}), "
         return (
-            f"text: {self.model.num_parameters:,} parameters, {self.crops.tokens.size:,} tokens "
-            f"of {settings.vocab_size} {settings.task.tokenizer}, "
+            f"text: {self.model.num_parameters:,} parameters, {self.num_tokens:,} tokens "
+            f"({settings.tokenizer.kind}, {settings.vocab_size:,} different), {cut}"
             f"{self.validation.inputs.num_tokens:,} for validation, {settings.computed_with}, "
             f"seed {settings.seed}"
         )
@@ -178,52 +189,52 @@ class _TextJob:
             "test_accuracy": scores.accuracy,
             "test_loss": scores.loss,
             "test_examples": self.validation.inputs.num_tokens,
-            "per_operation": {"next token": scores.accuracy},
         }
 
 
+def _tokens_of(settings: TextSettings, callbacks: TrainingCallbacks) -> TokenFile:
+    """Return the tokens that a run began with.
+
+    Raises:
+        ValueError: they are others by now, or their texts are.
+    """
+    task = settings.task
+    if files_digest([Path(file) for file in task.files]) != task.digest:
+        checks.fail(changed(task))
+    found = open_tokens(task, settings.tokenizer, callbacks.reading)
+    if found.digest != task.tokens_digest:
+        checks.fail(
+            "the run's tokenizer makes other tokens of its text than when the run began; use the "
+            "version of the tokenizers library that it began with, or start a new run"
+        )
+    return found
+
+
 def new_text_settings(
-    files: tuple[Path, ...], task: TextTask, model: dict[str, Any], **own: Any
+    files: tuple[Path, ...],
+    task: TextTask,
+    model: dict[str, Any],
+    callbacks: TrainingCallbacks | None = None,
+    **own: Any,
 ) -> TextSettings:
-    """Return the settings of a new run on text files.
+    """Return the settings of a new run on text files, whose tokens are made.
 
     Args:
         files: UTF-8.    task: its options.    model: options of `DecoderConfig` by name, without
-            the size of the vocabulary, which the text decides.    own: others of `TextSettings`.
+            the size of the vocabulary, which the text decides.    callbacks: are told of what is
+            read.    own: others of `TextSettings`.
 
     Raises:
         ValueError, TypeError: a file that cannot be read, or an option that is not allowed.
     """
-    texts = read_texts(files)
+    check_files(files)
     paths = tuple(str(Path(file).absolute()) for file in files)
-    task = TextTask(**{**_fields(task), "files": paths}).of_texts(texts)
-    vocab_size = task.new_tokenizer().vocab_size
-    settings = TextSettings(
-        task=task, model=DecoderConfig(**{**model, "vocab_size": vocab_size}), **own
-    )
-    settings.tokens_of(texts)
-    return settings
-
-
-def _fields(task: TextTask) -> dict[str, Any]:
-    return {name: getattr(task, name) for name in ("tokenizer", "crops", "validation_share")}
-
-
-def train_text(
-    settings: TextSettings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool = False
-) -> dict[str, Any]:
-    """Train a decoder on text, and measure it on what it has not seen.
-
-    Args, returns, raises: as `train_digits`; and validation_loss and bits_per_byte.
-    """
-    return train_new(_TextJob(settings), settings, directory, callbacks, overwrite)
-
-
-def resume_text(
-    directory: Path, callbacks: TrainingCallbacks, epochs: int | None = None
-) -> dict[str, Any]:
-    """Go on with a run that was stopped; it ends with the bits of one that never was.
-
-    Args, returns, raises: as `resume_digits`.
-    """
-    return go_on(TextSettings, _TextJob, directory, callbacks, epochs)
+    # Of a TextTask itself, whatever subclass a command line has made.
+    given = {field.name: getattr(task, field.name) for field in fields(TextTask)}
+    task = TextTask(**{**given, "files": paths, "digest": files_digest(files)})
+    tokenizer = task.new_tokenizer()
+    decoder = DecoderConfig(**{**model, "vocab_size": tokenizer.vocab_size})
+    settings = TextSettings(task=task, model=decoder, tokenizer=tokenizer, **own)
+    tokens = open_tokens(task, tokenizer, (callbacks or TrainingCallbacks()).reading)
+    settings.split(tokens)
+    return replace(settings, task=replace(task, tokens_digest=tokens.digest))

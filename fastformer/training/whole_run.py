@@ -23,7 +23,8 @@ _NUMBERS: Final = ("test_accuracy", "test_loss", "seconds", "examples_per_second
 # Of runs on text.
 _OF_TEXT: Final = ("validation_loss", "bits_per_byte")
 _TEXTS: Final = ("backend", "run")
-RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_OF_TEXT, *_TEXTS, "per_operation"})
+_SHARES: Final = ("per_operation", "per_class")
+RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_OF_TEXT, *_TEXTS, *_SHARES})
 """What a result has."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -43,12 +44,11 @@ def checked_result(result: dict[str, Any]) -> dict[str, Any]:
             checks.number(name, result[name], at_least=0, at_most=LARGEST)
         for name in _TEXTS:
             checks.instance("a result", name, result[name], str)
-        checks.instance("a result", "per_operation", result["per_operation"], dict)
-        shares = {"test_accuracy": result["test_accuracy"], **result["per_operation"]}
-        for name, share in shares.items():
-            checks.number(f"accuracy of {name}", share, at_least=0, at_most=1)
-        if len(shares) == 1:
-            checks.fail("per_operation is empty")
+        checks.number("test_accuracy", result["test_accuracy"], at_least=0, at_most=1)
+        for name in (name for name in _SHARES if name in result):
+            checks.instance("a result", name, result[name], dict)
+            for group, share in result[name].items():
+                checks.number(f"accuracy of {group}", share, at_least=0, at_most=1)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise RunError(
@@ -82,10 +82,11 @@ class Job(Protocol):
 def train_new(
     job: Job, settings: Settings, directory: Path, callbacks: TrainingCallbacks, overwrite: bool
 ) -> dict[str, Any]:
-    """Train a new run to its end. See `train_digits`."""
+    """Train a new run to its end. See `fastformer.training.runs.train_run`."""
     # First all that can fail; then the directory.
     _load_start(job, settings, callbacks)
-    with RunDirectory.new(directory, settings.tables(), overwrite=overwrite) as run:
+    tables, files = settings.tables(), settings.files()
+    with RunDirectory.new(directory, tables, overwrite=overwrite, files=files) as run:
         return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
 
 
@@ -96,11 +97,11 @@ def go_on(
     callbacks: TrainingCallbacks,
     epochs: int | None,
 ) -> dict[str, Any]:
-    """Go on with a run to its end. See `resume_digits`.
+    """Go on with a run to its end. See `fastformer.training.runs.resume_run`.
 
     Args:
         settings_class: of the run's settings.    job_of: makes the job of these settings.
-        directory, callbacks, epochs: as of `resume_digits`.
+        directory, callbacks, epochs: as of `fastformer.training.runs.resume_run`.
     """
     with RunDirectory.open(directory).held() as run:
         settings = settings_class.from_run(run)

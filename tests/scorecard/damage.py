@@ -14,7 +14,7 @@ import fastformer as ff
 import fastformer.training.loop as loop_module
 import fastformer.training.steps as steps_module
 from fastformer.data.batches import batch_order, iterate_batches
-from fastformer.training.digits_run import _DigitJob
+from fastformer.training.classifier_run import ClassifierJob
 from fastformer.training.loop import Trainer, TrainingDivergedError
 from fastformer.training.optimizers import NotFiniteError
 from fastformer.training.run_directory import RunDirectory
@@ -30,7 +30,7 @@ def _ready(directory: Path, optimizer: str) -> tuple[Trainer, list[Any]]:
     """Return a trainer before its first step, and batches."""
     settings = small_settings(optimizer=optimizer)
     run = RunDirectory.create(directory, settings.tables())
-    trainer = _DigitJob(settings).trainer(run, Recorder())
+    trainer = ClassifierJob(settings).trainer(run, Recorder())
     trainer.stop = SimpleNamespace(signal=None)
     examples = trainer.train_examples
     order = batch_order(examples.inputs.num_sequences, 1, 0)

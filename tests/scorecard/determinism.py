@@ -14,8 +14,8 @@ from typing import Any
 from program import HANG, ROOT
 from runs import Recorder, everything, small_settings
 
-from fastformer.training.digits_run import resume_digits, train_digits
 from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import resume_run, train_run
 from tests.scorecard.files import MEMORY
 from tests.scorecard.rows import Finding, Row, Tier
 
@@ -104,7 +104,7 @@ class Copier(Recorder):
 
 def resumed_equals(copy: Path, expected: dict[str, object]) -> bool:
     """Go on with a run and tell whether it ends with the bits that are expected."""
-    resume_digits(copy, Recorder())
+    resume_run(copy, Recorder())
     return everything(copy) == expected
 
 
@@ -141,7 +141,7 @@ def measure_resume(tier: Tier, epochs: int = 20) -> Finding:
         whole, copies = Path(name) / "whole", Path(name) / "copies"
         copies.mkdir()
         settings = small_settings(epochs=epochs, checkpoint_every=1, dropout=0.1)
-        train_digits(settings, whole, Copier(whole, copies))
+        train_run(settings, whole, Copier(whole, copies))
         expected = everything(whole)
         steps = sorted(int(path.name) for path in copies.iterdir())
         planted = 0

@@ -24,10 +24,9 @@ from fastformer.analysis.run_evaluation import read_expressions
 from fastformer.data import parse_expression
 from fastformer.kernels._cache import _Files
 from fastformer.training.checkpoint import load_checkpoint, save_checkpoint
-from fastformer.training.digits_run import train_digits
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.runs import settings_of
+from fastformer.training.runs import settings_of, train_run
 from tests.scorecard.files import mutated, small_checkpoint
 
 Load = Callable[[], object]
@@ -284,7 +283,7 @@ def loads(place: Path, cases: int) -> Iterator[Loads]:
         place: an empty directory.    cases: how many checkpoints are fuzzed.
     """
     run, outside, small = place / "run", place / "outside", place / "small"
-    train_digits(small_settings(epochs=1), run, Recorder())
+    train_run(small_settings(epochs=1), run, Recorder())
     outside.write_bytes(pickled(place / MARKER))
     small.mkdir(mode=0o700)
     (run / "questions.txt").write_text("Max ( 5 3 9 )\n")

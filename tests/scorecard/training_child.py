@@ -21,7 +21,8 @@ from fastformer.backend import get_backend
 from fastformer.data import DigitTask
 from fastformer.models.config import TransformerConfig
 from fastformer.training.config import TrainingConfig
-from fastformer.training.digits_run import RunSettings, train_digits
+from fastformer.training.digits_run import RunSettings
+from fastformer.training.runs import train_run
 from tests.scorecard.files import MEMORY
 from tests.scorecard.planted_kernels import sum_of_squares_by_threads
 
@@ -53,7 +54,7 @@ def main() -> None:
     elif fault == "order-of-hashes":
         seed += 10 * [*WORDS].index("Max") + [*WORDS].index("Min")
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-        result = train_digits(settings(seed, epochs), Path(name) / "run", Recorder())
+        result = train_run(settings(seed, epochs), Path(name) / "run", Recorder())
         digest = hashlib.sha256(repr(everything(Path(name) / "run")).encode()).hexdigest()
     layer, threads = numba.threading_layer(), numba.get_num_threads()
     found = {"digest": digest, "steps": result["steps"], "layer": layer, "threads": threads}
