@@ -370,6 +370,25 @@ def class_weights(name: str, given: Any) -> npt.NDArray[np.float64]:
     return weights
 
 
+def numbers(name: str, given: Any, count: int, dtype: Any) -> npt.NDArray[Any]:
+    """Return so many finite numbers as a new array of a dtype.
+
+    Raises:
+        TypeError: not numbers.    ValueError: another shape, or one that is not finite.
+    """
+    try:
+        array = np.array(given)
+    except ValueError:  # lists of several lengths
+        array = np.array(given, object)
+    if array.dtype.kind not in "fiu":
+        raise InvalidTypeError(f"{name} must be ({count},) numbers, got {given!r:.60}")
+    if array.shape != (count,):
+        raise InvalidValueError(f"{name} must be ({count},) numbers, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
+    return array.astype(dtype)
+
+
 def target_array(owner: str, targets: Any, rows: int | None = None) -> npt.NDArray[np.int64]:
     """Return targets, a list or array of integers, as a new (rows,) int64 array.
 

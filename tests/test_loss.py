@@ -232,7 +232,7 @@ def test_bad_arguments_are_refused(
         ({"weight": [1, [2]]}, InvalidTypeError, r"^weight must be .* got \[1, \[2\]\]$"),
         ({"weight": "1"}, InvalidTypeError, "^weight must be a list or array .* got '1'$"),
         ({"weight": [True]}, InvalidTypeError, r"^weight must be .* of numbers, got \[True\]$"),
-        ({"reduction": "none"}, InvalidValueError, "^reduction must be one of 'mean', 'sum'"),
+        ({"reduction": "max"}, InvalidValueError, "^reduction must be one of 'mean', 'sum'"),
         ({"backend": "torch"}, InvalidValueError, "^backend must be one of 'numba', 'reference'"),
     ],
 )
@@ -272,3 +272,29 @@ def test_against_torch(
     loss_fn = ff.CrossEntropyLoss(weight=weight, **options)
     assert loss_fn.forward(logits, targets) == pytest.approx(loss.item(), rel=1e-12)
     np.testing.assert_allclose(loss_fn.backward(), theirs.grad.numpy(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_losses_of_each_target_and_their_gradient(rng: np.random.Generator, backend: str) -> None:
+    logits, targets = rng.standard_normal((5, 4)), [0, -1, 3, 2, 2]
+    each = ff.CrossEntropyLoss(reduction="none", backend=backend)
+    whole = ff.CrossEntropyLoss(reduction="sum", backend=backend)
+    losses = each.forward(logits, targets)
+    assert losses.shape == (5,) and losses[1] == 0
+    np.testing.assert_allclose(losses.sum(), whole.forward(logits, targets), rtol=1e-12)
+    np.testing.assert_array_equal(each.backward(), whole.backward())
+    shares = rng.uniform(0, 2, 5)
+    expected = whole.backward() * shares[:, None]
+    np.testing.assert_allclose(each.backward(shares), expected, rtol=1e-12, atol=1e-15)
+    for share, complaint in (
+        (shares[:4], r"share must be \(5,\) numbers, got \(4,\)"),
+        ([np.nan] * 5, "share must be finite"),
+        (["a"] * 5, r"share must be \(5,\) numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=complaint):
+            each.backward(share)
+    model = ff.Transformer(ff.TransformerConfig(vocab_size=4, embed_dim=4, num_heads=1, ffn_dim=4))
+    with pytest.raises(ValueError, match="no one value to train on"):
+        ff.accumulate_gradients(
+            model, ff.pack([[1, 2]]), [1], ff.CrossEntropyLoss(reduction="none")
+        )

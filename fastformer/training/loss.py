@@ -13,16 +13,17 @@ from fastformer.errors import InvalidTypeError, NotForwardedError
 from fastformer.fixed import Fixed
 from fastformer.parameters import Array
 
-REDUCTIONS = ("mean", "sum")
+REDUCTIONS = ("mean", "sum", "none")
 
 
 class _Kept:
     """What a forward keeps for backward."""
 
-    __slots__ = ("count", "divisor", "row_max", "logits", "targets", "row_sum", "value")
+    __slots__ = ("count", "divisor", "losses", "row_max", "logits", "targets", "row_sum", "value")
 
     count: int
     divisor: float
+    losses: Array
     row_max: Array
     logits: Array
     targets: Ids
@@ -57,7 +58,8 @@ class CrossEntropyLoss(Fixed):
                 None where all count alike.
             ignore_index: a target, < 0, whose row counts neither in the loss nor in its gradient.
             label_smoothing: the share that is spread, 0 to 1, as PyTorch has it.
-            reduction: "mean" or "sum" over the targets.
+            reduction: "mean" or "sum" over the targets; or "none", for the loss of each target: for
+                those who call forward and backward themselves.
             backend: "numba" or "reference".
 
         Raises:
@@ -80,7 +82,7 @@ class CrossEntropyLoss(Fixed):
 
     @property
     def value(self) -> float:
-        """The loss, mean or sum, of this thread's last forward."""
+        """The loss of this thread's last forward: the mean, or else the sum."""
         return self._last.value
 
     @property
@@ -98,7 +100,7 @@ class CrossEntropyLoss(Fixed):
 
         That is `count` for a mean, with weights what the targets count, and 1 for a sum.
         """
-        if self.reduction == "sum":
+        if self.reduction != "mean":
             return 1
         if self.weight is None:
             return count
@@ -133,8 +135,8 @@ class CrossEntropyLoss(Fixed):
             ) from None
         return kept
 
-    def forward(self, logits: Array, targets: npt.ArrayLike) -> float:
-        """Return the mean or the sum; 0.0 if all targets are ignored.
+    def forward(self, logits: Array, targets: npt.ArrayLike) -> Any:
+        """Return the mean or the sum, 0.0 if all targets are ignored; or the losses, (N,).
 
         A mean over targets whose weights are all 0 is not divided, and so not NaN.
 
@@ -161,35 +163,41 @@ class CrossEntropyLoss(Fixed):
         kept, ignored = _Kept(), self.ignore_index
         kept.targets, kept.count = checks.target_ids("CrossEntropyLoss", targets, N, V, ignored)
         kept.logits = logits.view()
-        losses, kept.row_max, kept.row_sum = np.empty((3, N), logits.dtype)
+        kept.losses, kept.row_max, kept.row_sum = np.empty((3, N), logits.dtype)
         total = self.ops.cross_entropy_forward(
             kept.logits, kept.targets, self.label_smoothing,
-            losses, kept.row_max, kept.row_sum, *weights,
+            kept.losses, kept.row_max, kept.row_sum, *weights,
         )  # fmt: skip
         kept.divisor = self.divisor_of(kept.targets, kept.count) or 1
         kept.value = float(total) / kept.divisor
         self._of_thread.kept = kept
-        return kept.value
+        return kept.losses if self.reduction == "none" else kept.value
 
-    def backward(self, share: float = 1.0) -> Array:
+    def backward(self, share: npt.ArrayLike = 1.0) -> Array:
         """Return the gradient by the logits, (N, V): 0 in the rows that are ignored.
 
         Args:
             share: what the loss is multiplied by: that of these targets, of all of a batch which
-                is computed in parts.
+                is computed in parts. With the reduction "none", also (N,), one for each target:
+                the gradient by the losses.
 
         Raises:
             NotForwardedError: there was no forward in this thread.
-            TypeError, ValueError: a share that is not a finite number.
+            TypeError, ValueError: a share that is not a finite number, or not (N,) of them.
         """
         kept = self._last
         dlogits = np.empty_like(kept.logits)
+        each = None
+        if self.reduction == "none" and np.ndim(share):
+            each, share = checks.numbers("share", share, kept.targets.size, dlogits.dtype), 1.0
         scale = checks.number("share", share) / kept.divisor
         weights = self._own_weights(dlogits.shape[1], dlogits.dtype)
         self.ops.cross_entropy_backward(
             kept.logits, kept.targets, kept.row_max, kept.row_sum, self.label_smoothing,
             scale, dlogits, *weights,
         )  # fmt: skip
+        if each is not None:
+            dlogits *= each[:, None]
         return dlogits
 
 

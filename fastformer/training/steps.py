@@ -117,6 +117,11 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
+    if loss_fn.reduction == "none":
+        checks.fail(
+            "accumulate_gradients: a loss with the reduction 'none' has no one value to train on; "
+            "make it with 'mean' or 'sum', or call its forward and backward yourself"
+        )
     rows = model.rows_of(batch)
     classes, ignored = model.config.num_logits, loss_fn.ignore_index
     ids, asked = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
