@@ -239,8 +239,7 @@ class TransformerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 checks.fail(f"ids must be from 0 to {MOST_IDS}, got {largest}; number the tokens")
             self._unknown = largest + 1
             return self._unknown + 1
-        self.tokenizer_ = new_tokenizer(self.tokenizer, read, self.vocab_size)
-        self._unknown = 0
+        self.tokenizer_, self._unknown = new_tokenizer(self.tokenizer, read, self.vocab_size), 0
         return int(self.tokenizer_.vocab_size)
 
     def _new_model(self, vocab_size: int, seed: int, trained: PackedBatch) -> Transformer:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,13 @@ def test_short_sentences_are_learned_with_the_defaults(classifier: Any, seed: in
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "bytes"])
-def test_the_model_reads_the_same_texts_by_itself(classifier: Any, tokenizer: str) -> None:
+def test_the_model_reads_the_same_texts_by_itself(
+    classifier: Any, tokenizer: str, tmp_path: Path
+) -> None:
     X, y = sentences(60, 0)
     fitted = classifier(tokenizer=tokenizer, **QUICK).fit(np.array(X, object), y)
-    model = fitted.model_
+    fitted.model_.save(tmp_path / "model.safetensors")
+    model = ff.load(tmp_path / "model.safetensors")
     logits = model.forward(ff.pack([model.tokenizer.encode(text) for text in X[:5]]))
     found = [model.labels[row] for row in logits.argmax(axis=1)]
     assert found == fitted.predict(X[:5]).tolist()
