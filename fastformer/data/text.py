@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack_text
-from fastformer.data.text_files import text_pieces
+from fastformer.data.text_files import PART, parts, text_pieces
 from fastformer.data.tokenizers import KINDS, LEARNED, Tokenizer, new_tokenizer, read_tokenizer
 from fastformer.errors import InvalidValueError
 from fastformer.random import generator
@@ -119,11 +119,11 @@ class TextTask:
         return chosen_tokenizer(self.tokenizer, self._learned_from(), self.vocab_size)
 
     def _learned_from(self) -> Iterator[str]:
-        """Yield all text, one piece in memory at a time."""
+        """Yield all text in small parts: the tokenizers library has some hundreds at a time."""
         yield self.ending
         for file in self.files:
             for text, _ in text_pieces(Path(file)):
-                yield text
+                yield from parts(text, PART)
 
 
 def chosen_tokenizer(name: str, texts: Iterable[str], vocab_size: int = 0) -> Tokenizer:

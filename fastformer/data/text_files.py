@@ -16,6 +16,9 @@ from fastformer.errors import InvalidValueError
 PIECE: Final = 1 << 22
 """Bytes that are read at once."""
 
+PART: Final = 1 << 14
+"""Characters that a tokenizer is given at once, of which several threads may have some each."""
+
 _MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 # Between two lines, neither of them empty: no tokenizer's words go on across it.
 _LINE_END: Final = re.compile(r"(?:(?<=\S\n)|(?<=\S\r\n))(?=\S)")

@@ -124,8 +124,9 @@ class CharacterTokenizer(_Tokenizer):
             )
         self.characters = characters
         self._codes = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
-        self._order = np.argsort(self._codes, kind="stable")
-        self._sorted = self._codes[self._order]
+        # Of each code point up to the highest, its id; -1 for what is not known.
+        self._numbers = np.full(int(self._codes.max()) + 2, -1, np.int32)
+        self._numbers[self._codes] = np.arange(self._codes.size)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "CharacterTokenizer":
@@ -143,16 +144,15 @@ class CharacterTokenizer(_Tokenizer):
     def encode(self, text: str) -> Ids:
         """Return an id for each character; see `Tokenizer`."""
         codes = np.frombuffer(_text(text).encode("utf-32-le", "surrogatepass"), np.uint32)
-        places = np.searchsorted(self._sorted, codes)
-        places[places == self._sorted.size] = 0
-        unknown = self._sorted[places] != codes
+        ids = self._numbers[np.minimum(codes, self._numbers.size - 1)]
+        unknown = ids < 0
         if unknown.any():
             place = int(unknown.argmax())
             raise InvalidValueError(
                 f"the model has never seen the character {text[place]!r}, at place {place + 1} of "
                 f"the text; it knows {self.vocab_size} characters: {self.characters!r:.200}"
             )
-        return self._order[places].astype(np.int64)
+        return ids.astype(np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
         """Return the ids of texts end to end, and how many each has; see `Tokenizer`."""

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -48,8 +49,6 @@ _TOKENS, _DOCUMENTS, _ABOUT = "tokens.bin", "documents.bin", "tokens.json"
 _PROGRESS, _PARTIAL = "progress.json", ".partial"
 _KEY: Final = re.compile(r"[0-9a-f]{32}(\.partial)?")
 _SECONDS_BETWEEN_SAVES: Final = 1.0
-# Characters that the tokenizers library is given at once for one thread.
-_PART: Final = 1 << 16
 
 Told = Callable[[int, int], None]
 """Is told of how many bytes of how many are read."""
@@ -117,7 +116,7 @@ def open_tokens(
 
 def _key(task: TextTask, tokenizer: Tokenizer) -> str:
     """Return a name that no other text, tokenizer or way to cut has."""
-    parts = [FORMAT_VERSION, text_files.PIECE, _PART, task.digest]
+    parts = [FORMAT_VERSION, text_files.PIECE, text_files.PART, task.digest]
     parts += [tokenizer_digest(tokenizer.file()), task.documents, task.separator]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -281,12 +280,12 @@ class _Making:
         texts, over = [one for one, keep in zip(texts, kept, strict=True) if keep], over[kept]
         if not texts:
             return
-        pieces = [text_files.parts(one, _PART) for one in texts]
-        ids, counts = self.tokenizer.encode_batch([part for one in pieces for part in one])
-        owners = np.repeat(np.arange(len(texts)), [len(one) for one in pieces])
+        pieces = [text_files.parts(one, text_files.PART) for one in texts]
+        ids, counts = self.tokenizer.encode_batch(list(chain.from_iterable(pieces)))
+        owners = np.repeat(np.arange(len(texts)), list(map(len, pieces)))
         lengths = np.bincount(owners, counts, len(texts)).astype(np.int64)
         ids = ids.astype(self.dtype)
-        progress.text_bytes += sum(len(one.encode()) for one in texts)
+        progress.text_bytes += len("".join(texts).encode())
         if self.end is not None:
             ids = np.insert(
                 ids,
@@ -309,20 +308,21 @@ class _Making:
         ends = np.cumsum(lengths)
         starts = ends - lengths
         found = []
+        first, begun = starts[over] + progress.tokens, hashlib.blake2b(digest_size=8)
+        if progress.begun >= 0 and first.size:
+            tokens.flush()
+            tokens.seek(progress.begun * size)
+            while (left := (progress.tokens * size) - tokens.tell()) > 0:
+                begun.update(tokens.read(min(left, text_files.PIECE)))
+            tokens.seek(0, 2)
+            first[0], progress.begun = progress.begun, -1
         for start, end in zip(starts[over].tolist(), ends[over].tolist(), strict=True):
-            hashed = hashlib.blake2b(digest_size=8)
-            if progress.begun >= 0:
-                tokens.flush()
-                tokens.seek(progress.begun * size)
-                for place in range(progress.begun, progress.tokens, text_files.PIECE):
-                    count = min(text_files.PIECE, progress.tokens - place)
-                    hashed.update(tokens.read(count * size))
-                tokens.seek(0, 2)
-            hashed.update(data[start * size : end * size])
-            first = progress.begun if progress.begun >= 0 else progress.tokens + start
-            found.append((first, int.from_bytes(hashed.digest(), "little")))
-            progress.begun = -1
-        out.write(np.array(found, np.uint64).tobytes())
+            begun.update(data[start * size : end * size])
+            found.append(begun.digest())
+            begun = hashlib.blake2b(digest_size=8)
+        rows = np.empty((len(found), 2), np.uint64)
+        rows[:, 0], rows[:, 1] = first, np.frombuffer(b"".join(found), np.uint64)
+        out.write(rows.tobytes())
         progress.documents += len(found)
         if not over[-1] and progress.begun < 0:
             progress.begun = progress.tokens + int(starts[-1])
