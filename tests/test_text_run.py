@@ -90,6 +90,39 @@ def test_options_of_draws_and_texts_longer_than_the_model(text, tmp_path, capsys
     assert capsys.readouterr().out == TEXT[:40] + stopped + "\n"
 
 
+def test_several_texts_are_written_and_a_long_one_is_told_once(text, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train(text, run, "--epochs=1") == 0
+    capsys.readouterr()
+    words = ["generate", run, "--prompt=the", "--tokens=40", "--seed=5"]
+    assert main([*words, "--num-samples=3"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("The text may become longer than the 16 tokens") == 1
+    texts = out.split("\n---\n")
+    assert len(texts) == len(set(texts)) == 3
+    assert main([*words, "--num-samples=3", "--json"]) == 0
+    found = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert [f"the{one}" for one in found] == [*texts[:2], texts[2].removesuffix("\n")]
+    assert main([*words]) == 0
+    assert capsys.readouterr().out.removesuffix("\n") == texts[0], "the same without others"
+    assert main([*words, "--num-samples=2", "--temperature=0"]) == 2
+    assert "need a temperature" in capsys.readouterr().err
+    assert main(["generate", run, "--prompt=the", "--tokens=3"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stop_is_looked_for_in_the_text_and_not_in_its_tokens(text, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert train(text, run, "--epochs=1", "--tokenizer=words") == 0
+    capsys.readouterr()
+    words = ["generate", run, "--prompt=the", "--tokens=9"]
+    assert main(words) == 0
+    whole = capsys.readouterr().out.removesuffix("\n")
+    stop = whole[9:13]  # of no whole words
+    assert main([*words, "--stop", stop]) == 0
+    assert capsys.readouterr().out == whole[: whole.index(stop, 3)] + "\n"
+
+
 def test_bytes_are_tokens_too(tmp_path, capsys):
     file = tmp_path / "text.txt"
     file.write_text("naïve 文字 " * 200)
@@ -113,7 +146,6 @@ def test_words_are_tokens_too(text, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("the "), "the most frequent word"
 
 
-@pytest.mark.needs("tokenizers")
 def test_parts_of_words_are_tokens_too(text, tmp_path, capsys):
     run = tmp_path / "run"
     words = "--epochs=1", "--tokenizer=bpe", "--vocab-size=280"

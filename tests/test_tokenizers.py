@@ -136,7 +136,6 @@ def test_a_file_that_holds_none_is_refused(content):
         read_tokenizer(PLACE, content)
 
 
-@pytest.mark.needs("tokenizers")
 def test_bpe_there_and_back():
     tokenizer = BPETokenizer.train([TEXTS[0] * 50], 300)
     assert 256 < tokenizer.vocab_size <= 300

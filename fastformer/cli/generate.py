@@ -1,6 +1,7 @@
 """`fastformer generate`: what a model that has learned a text goes on with."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,13 +29,12 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     stop: str | None = None,
+    num_samples: int = 1,
     seed: int = 0,
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Let a run's best model go on with a prompt, token after token.
-
-    A text may become longer than the model reads: it then goes on from its last part.
 
     Args:
         run: directory of a run on text.
@@ -48,9 +48,11 @@ def generate(
         repetition_penalty: above 1, tokens that are there already become less likely.
         stop: end before this text; without it, where a document ends, if the model has learned
             documents.
-        seed: of the draws: the same seed gives the same text.
+        num_samples: how many texts are written; more than one need a temperature.
+        seed: of the draws: the same seed gives the same texts.
         threads: number of threads; without it, as many as the machine or container allows.
-        json: write one JSON object with prompt, text and tokens, instead of text as it comes.
+        json: write one JSON object with prompt, text and tokens for each text, instead of text as
+            it comes.
     """
     thread_count.configure(threads)
     from fastformer.analysis.loading import load_text_run
@@ -68,35 +70,68 @@ def generate(
     ids += tokenizer.encode(prompt).tolist()
     if not ids:
         checks.fail("the prompt is empty: give at least one character")
-    stream = generate_stream(
-        model,
-        ids,
-        max_new_tokens=tokens,
-        temperature=temperature or None,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=[tokenizer.encode(stop).tolist()] if stop else None,
-        seed=seed,
-    )
-    if json:
-        found = list(stream)
-        text = tokenizer.decode(found)
-        console.json_line({"prompt": prompt, "text": text, "tokens": found})
-        return
-    # Behind the prompt, for a word that follows another one has a space before it.
-    written, found = tokenizer.decode(ids), list(ids)
-    sys.stdout.write(prompt.lstrip("\n"))
+    checks.integer("num_samples", num_samples, 1)
+    if num_samples > 1 and not temperature:
+        checks.fail("num_samples above 1 need a temperature: without one, all texts are the same")
+    longest = model.config.max_seq_len
+    if len(ids) + tokens > longest + 1:
+        console.notice(
+            f"The text may become longer than the {longest} tokens that the model reads: from "
+            "there on it sees the last part alone."
+        )
+    for sample in range(num_samples):
+        stream = generate_stream(
+            model,
+            ids,
+            max_new_tokens=tokens,
+            temperature=temperature or None,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed + sample,
+        )
+        found: list[int] = []
+        pieces = _pieces(tokenizer, ids, stream, stop, found)
+        if json:
+            text = "".join(pieces)
+            console.json_line({"prompt": prompt, "text": text, "tokens": found})
+            continue
+        if sample:
+            console.line("---")
+        sys.stdout.write(prompt.lstrip("\n"))
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+def _pieces(
+    tokenizer: "Tokenizer",
+    ids: list[int],
+    stream: Iterator[int],
+    stop: str | None,
+    found: list[int],
+) -> Iterator[str]:
+    """Yield the new text as it comes, which ends before `stop`, and note its tokens in `found`.
+
+    A character may have several tokens: what may still change, or may become the stop, is held
+    back. Texts are decoded behind the prompt, for a word that follows one has a space before it.
+    """
+    begin, written = len(tokenizer.decode(ids)), 0
     for token in stream:
         found.append(token)
-        text = tokenizer.decode(found)
-        # A character may have several tokens: what may still change is held back.
-        if not text.endswith("\ufffd"):
-            sys.stdout.write(text[len(written) :])
-            sys.stdout.flush()
-            written = text
-    sys.stdout.write(tokenizer.decode(found)[len(written) :] + "\n")
+        text = tokenizer.decode([*ids, *found])[begin:]
+        if stop and stop in text:
+            yield text[written : text.index(stop)]
+            return
+        held = 0
+        if stop:
+            held = next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))
+        if not text.endswith("\ufffd") and len(text) - held > written:
+            yield text[written : len(text) - held]
+            written = len(text) - held
+    yield tokenizer.decode([*ids, *found])[begin + written :]
 
 
 def _first_prompt(tokenizer: "Tokenizer") -> str:
