@@ -134,7 +134,6 @@ def test_words_have_no_token_for_a_line_end(tmp_path):
     assert found.documents[:, 0].tolist() == [0, 2] and found.tokens.size == 3
 
 
-@pytest.mark.needs("tokenizers")
 def test_parts_of_words_are_those_of_the_whole_text(tmp_path):
     tokenizer = BPETokenizer.train([TEXT], 300)
     found = open_tokens(task_of(tmp_path, TEXT), tokenizer)
