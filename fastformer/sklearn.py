@@ -12,6 +12,7 @@ from fastformer.data.tokenizers import new_tokenizer
 from fastformer.errors import InvalidTypeError, InvalidValueError
 from fastformer.models.config import TransformerConfig
 from fastformer.models.transformer import Transformer
+from fastformer.training.classifier_run import forget_untrained
 from fastformer.training.fit import fit
 from fastformer.training.loop import TrainingInterrupted
 from fastformer.training.steps import predict_classes
@@ -249,9 +250,7 @@ class TransformerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             **{name: getattr(self, name) for name in _MODEL},
         )  # fmt: skip
         model = Transformer(config, seed=seed, backend=self.backend)
-        weights = model.state_dict()
-        weights["embedding.weight"][np.delete(np.arange(vocab_size), np.unique(trained.tokens))] = 0
-        model.load_state_dict(weights)
+        forget_untrained(model, trained)
         return model
 
     def _packed(self, read: list[Any]) -> PackedBatch:

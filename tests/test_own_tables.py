@@ -11,6 +11,7 @@ from commands import mistake_of, object_of, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastformer as ff
 from fastformer.analysis.evaluation import evaluate_classes
 from fastformer.analysis.loading import load_run
 from fastformer.cli import main
@@ -143,6 +144,17 @@ def test_a_text_is_asked_and_looked_into(run: Path, capsys: pytest.CaptureFixtur
     roles = object_of(capsys, "attention", run)
     assert "itself" in json.dumps(roles) and "the largest number" not in json.dumps(roles)
     assert "the text ' ' has no token" in mistake_of(capsys, "predict", run, " ")
+
+
+def test_words_that_were_never_trained_on_mean_nothing(run: Path) -> None:
+    loaded = load_run(run)
+    table = loaded.model.embedding.weight.value
+    assert not table[0].any() and table[1:].any(axis=1).any()
+    logits = [
+        loaded.model.forward(ff.pack([loaded.predictor.read(text).ids()]))
+        for text in ("snow quagga", "snow zzz")
+    ]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_pictures_and_pages_show_labels(

@@ -108,6 +108,17 @@ class ClassifierSettings(Settings):
         return self.made(Transformer)
 
 
+def forget_untrained(model: Transformer, trained: PackedBatch) -> None:
+    """Let the tokens of the vocabulary that are never trained on mean nothing: zeros, not noise.
+
+    Among them is the token of all words that are not known.
+    """
+    weights = model.state_dict()
+    others = np.delete(np.arange(model.config.vocab_size), np.unique(trained.tokens))
+    weights["embedding.weight"][others] = 0
+    model.load_state_dict(weights)
+
+
 class ClassifierJob:
     """What a classifier's run trains and tests."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastformer import checks
+from fastformer.batch import pack
 from fastformer.data.example_files import Pair, digest_of, read_files
 from fastformer.data.labelled import (
     KNOWN,
@@ -22,7 +23,12 @@ from fastformer.data.tokenizers import Tokenizer
 from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import InvalidValueError
 from fastformer.models.config import TransformerConfig
-from fastformer.training.classifier_run import ClassifierSettings, Parts
+from fastformer.training.classifier_run import (
+    ClassifierJob,
+    ClassifierSettings,
+    Parts,
+    forget_untrained,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +140,15 @@ class LabelledSettings(ClassifierSettings):
         return np.array(
             [len(parts.train) / (len(counts) * max(1, counts[label])) for label in self.labels]
         )
+
+
+class LabelledJob(ClassifierJob):
+    """What a run on texts with labels trains and tests."""
+
+    def __init__(self, settings: LabelledSettings) -> None:
+        """Read the examples, and make the model."""
+        super().__init__(settings)
+        forget_untrained(self.model, pack([one.ids() for one in self.parts.train]))
 
 
 def new_labelled_settings(

@@ -10,7 +10,7 @@ from fastformer.training.answers_run import AnswerJob, AnswerSettings
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.classifier_run import ClassifierJob
 from fastformer.training.digits_run import RunSettings
-from fastformer.training.labelled_run import LabelledSettings
+from fastformer.training.labelled_run import LabelledJob, LabelledSettings
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import settings_errors
 from fastformer.training.text_run import TextJob, TextSettings
@@ -21,7 +21,7 @@ AnySettings: TypeAlias = (
 )
 _JOBS: Final[dict[type[Any], Callable[[Any], Job]]] = {
     RunSettings: ClassifierJob,
-    LabelledSettings: ClassifierJob,
+    LabelledSettings: LabelledJob,
     AnswerSettings: AnswerJob,
     AnsweredSettings: AnsweredJob,
 }
