@@ -134,7 +134,7 @@ def test_no_part_is_empty(count: int, validation: float, test: float) -> None:
 
 
 def test_a_text_is_asked_and_looked_into(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = object_of(capsys, "predict", run, "snow and zebras")
+    found = object_of(capsys, "predict", run, "there is snow and fog and zebras")
     assert found["prediction"] == "weather" and found["expected"] is found["correct"] is None
     assert sum(share for _, share in found["top"]) == pytest.approx(1)
     out = text_of(capsys, "predict", run, "butter and basil")
