@@ -65,7 +65,7 @@ class TransformerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         *,
         tokenizer: str = "words",
         vocab_size: int = 10_000,
-        max_seq_len: int = 128,
+        max_seq_len: int = 256,
         embed_dim: int = 64,
         num_layers: int = 1,
         num_heads: int = 4,

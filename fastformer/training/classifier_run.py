@@ -47,6 +47,8 @@ class ClassifierSettings(Settings):
 
     model_class: ClassVar[type[ModelConfig]] = TransformerConfig
     groups_are: ClassVar[str] = "class"
+    # On few examples, an early epoch may have as many right as a later one that is surer of them.
+    best_by_loss: ClassVar[bool] = True
 
     model: TransformerConfig
 
@@ -145,6 +147,7 @@ class ClassifierJob:
             run,
             settings.seed,
             callbacks,
+            best_by_loss=settings.best_by_loss,
             class_weights=settings.class_weights(parts),
         )
 

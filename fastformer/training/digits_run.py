@@ -17,6 +17,7 @@ class RunSettings(ClassifierSettings):
     kind: ClassVar[str] = "digits"
     task_class: ClassVar[type[Any]] = DigitTask
     groups_are: ClassVar[str] = "operation"
+    best_by_loss: ClassVar[bool] = False
     tokens: ClassVar[tuple[str, ...]] = DIGIT_TOKENS
 
     task: DigitTask
