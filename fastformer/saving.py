@@ -3,11 +3,12 @@
 The file is a checkpoint, a safetensors file in which every damaged bit is noticed.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fastformer import checks
+from fastformer.backend import BACKENDS
 from fastformer.data.tokenizers import read_tokenizer
 from fastformer.errors import CheckpointError, InvalidTypeError
 from fastformer.layers.feed_forward import FeedForward
@@ -16,6 +17,8 @@ from fastformer.models.config import DecoderConfig, TransformerConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastformer.training.run_directory import RunDirectory
+from fastformer.training.runs import best_model, settings_of
 
 _KINDS: dict[str, tuple[type, type]] = {
     "Transformer": (Transformer, TransformerConfig),
@@ -66,18 +69,23 @@ def save(model: Transformer | TransformerDecoder, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, backend: str = "numba") -> Any:
-    """Return the model of a file that `save` wrote, to train on or to ask.
+    """Return the model of a file that `save` wrote, or the best one of a run.
 
     Args:
-        path: the file.    backend: "numba" or "reference".
+        path: the file, or the directory of a run.    backend: "numba" or "reference".
 
     Returns:
-        A `Transformer` or a `TransformerDecoder`, with the `tokenizer` and the `labels` that it was
-        saved with.
+        A `Transformer` or a `TransformerDecoder`, to train on or to ask, with the `tokenizer` and
+        the `labels` that it was saved with, or that its run has.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, of a newer version, or no model.
+        RunError: the directory is no run, is damaged, or has no checkpoint yet.
     """
+    if Path(path).is_dir():
+        run = RunDirectory.open(path)
+        checks.choice("backend", backend, BACKENDS)
+        return best_model(run, replace(settings_of(run), backend=backend))[0]
     checkpoint = load_checkpoint(path)
     try:
         kind = checks.choice("model", checkpoint.metadata["model"], tuple(_KINDS))

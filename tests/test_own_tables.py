@@ -19,6 +19,7 @@ from fastformer.data.example_files import read_pairs
 from fastformer.data.labelled import LabelledTask, LabelledText, split_labelled
 from fastformer.data.splitting import held_out, part_sizes
 from fastformer.data.tokenizers import WordTokenizer
+from fastformer.errors import RunError
 from fastformer.training.labelled_run import new_labelled_settings
 from fastformer.training.run_directory import RunDirectory
 
@@ -155,6 +156,23 @@ def test_words_that_were_never_trained_on_mean_nothing(run: Path) -> None:
         for text in ("snow quagga", "snow zzz")
     ]
     np.testing.assert_array_equal(*logits)
+
+
+def test_the_model_of_a_run_is_loaded_with_its_words_and_labels(run: Path, sums: Path) -> None:
+    for directory, backend in ((run, "numba"), (run, "reference"), (sums, "numba")):
+        model, loaded = ff.load(directory, backend=backend), load_run(directory)
+        assert model.ops.name == backend and model.tokenizer == loaded.settings.tokenizer
+        for name, array in loaded.model.state_dict().items():
+            np.testing.assert_array_equal(model.state_dict()[name], array)
+        assert (model.labels == LABELS) == (directory == run)
+    (directory / "checkpoints/best.safetensors").rename(directory / "kept")
+    with pytest.raises(RunError, match="checkpoint"):
+        ff.load(directory)
+    (directory / "kept").rename(directory / "checkpoints/best.safetensors")
+    with pytest.raises(RunError, match="is not a run of fastformer"):
+        ff.load(directory.parent)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        ff.load(directory, backend="torch")
 
 
 def test_pictures_and_pages_show_labels(

@@ -20,9 +20,8 @@ from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.embedding_records import embedding_table
 from fastformer.training.labelled_run import LabelledSettings
-from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.runs import AnySettings, settings_of
+from fastformer.training.runs import best_model, settings_of
 from fastformer.training.text_run import TextSettings
 
 AskedSettings: TypeAlias = RunSettings | LabelledSettings | AnswerSettings | AnsweredSettings
@@ -67,7 +66,7 @@ def load_run(directory: str | Path) -> LoadedRun:
             f"run {run.path} has learned a text, and has no questions to answer: use "
             f"fastformer generate {run.path}"
         )
-    model, checkpoint = _best_model(run, settings)
+    model, checkpoint = best_model(run, settings)
     return LoadedRun(run, settings, model, checkpoint)
 
 
@@ -83,20 +82,9 @@ def load_text_run(directory: str | Path) -> tuple[TransformerDecoder, TextSettin
         raise RunError(
             f"run {run.path} was not trained on text: ask it with fastformer predict {run.path}"
         )
-    model, _ = _best_model(run, settings)
+    model, _ = best_model(run, settings)
     assert isinstance(model, TransformerDecoder)
     return model, settings
-
-
-def _best_model(
-    run: RunDirectory, settings: AnySettings
-) -> tuple[Transformer | TransformerDecoder, Checkpoint]:
-    """Return the model with the weights of the best epoch, and where they are from."""
-    checkpoint = run.best()
-    settings.check_sizes(checkpoint)
-    model = settings.new_model()
-    load_weights(model, checkpoint)
-    return model, checkpoint
 
 
 def predictor_of(settings: AskedSettings, model: Transformer | TransformerDecoder) -> Predictor:

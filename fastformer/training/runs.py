@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from fastformer import checks
+from fastformer.models.decoder import TransformerDecoder
+from fastformer.models.transformer import Transformer
 from fastformer.training.answered_run import AnsweredJob, AnsweredSettings
 from fastformer.training.answers_run import AnswerJob, AnswerSettings
 from fastformer.training.callbacks import TrainingCallbacks
+from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.classifier_run import ClassifierJob
 from fastformer.training.digits_run import RunSettings
 from fastformer.training.labelled_run import LabelledJob, LabelledSettings
+from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import settings_errors
 from fastformer.training.text_run import TextJob, TextSettings
@@ -50,6 +54,26 @@ def settings_of(run: RunDirectory) -> AnySettings:
     """
     with settings_errors(run):
         return settings_from(run.config, run.path)
+
+
+def best_model(
+    run: RunDirectory, settings: AnySettings
+) -> tuple[Transformer | TransformerDecoder, Checkpoint]:
+    """Return the model with the weights of the best epoch, and where they are from.
+
+    It has its run's tokenizer, and the names of its classes, where there are such.
+
+    Raises:
+        RunError: the run has no checkpoint yet, or one that is damaged.
+    """
+    checkpoint = run.best()
+    settings.check_sizes(checkpoint)
+    model = settings.new_model()
+    load_weights(model, checkpoint)
+    model.tokenizer = settings.tokenizer
+    if isinstance(settings, LabelledSettings):
+        model.labels = settings.labels
+    return model, checkpoint
 
 
 def train_run(
