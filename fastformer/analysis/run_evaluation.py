@@ -9,9 +9,8 @@ from fastformer.analysis.evaluation import Scores
 from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.data.asked import Asked
 from fastformer.errors import FastformerError, InvalidValueError
-from fastformer.training.answered_run import AnsweredSettings
 from fastformer.training.atomic_file import os_errors_as
-from fastformer.training.labelled_run import LabelledSettings
+from fastformer.training.table_run import TableSettings
 
 _MOST_BYTES: Final[int] = 1 << 26
 
@@ -65,7 +64,7 @@ def read_expressions(file: str | Path, loaded: LoadedRun) -> list[Asked]:
             line's number; a file without expressions or that is not text.
     """
     file = Path(file)
-    if isinstance(loaded.settings, LabelledSettings | AnsweredSettings):
+    if isinstance(loaded.settings, TableSettings):
         return [*loaded.settings.read_file(file)]
     with os_errors_as(InvalidValueError, f"read {file}"), file.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)  # a pipe may be read, but has no size

@@ -12,18 +12,15 @@ from fastformer import checks, writing
 from fastformer import threads as thread_count
 from fastformer.cli import SIGNALLED, console
 from fastformer.cli.train_options import (
-    AnswerDecoderOptions,
     AnsweredOptions,
-    AnswerTrainingOptions,
     ClassifierOptions,
     DecoderOptions,
     ExplainedRunOptions,
-    LabelClassifierOptions,
     LabelledOptions,
-    LabelTrainingOptions,
     RunOptions,
     TextOptions,
     options_of_questions,
+    options_of_table,
 )
 from fastformer.data.answers import ANSWER_TASKS, ANSWER_TOKENS
 from fastformer.data.digits import DigitTask
@@ -128,6 +125,17 @@ def digits(
     return _new_run("digits", settings, options, threads, json)
 
 
+def _taking(
+    command: Callable[..., int], options_of: tuple[type[Any], type[Any], type[Any]]
+) -> Callable[..., int]:
+    """Return a command that takes these options of the task, the model and the training."""
+    for name, kind, where in zip(
+        ("task", "model", "training"), options_of, (_TASK, _MODEL, _TRAINING), strict=True
+    ):
+        command.__annotations__[name] = Annotated[kind | None, where]
+    return command
+
+
 def _questions(name: str) -> Callable[..., int]:
     """Return the command of one of the tasks whose answers a decoder writes."""
     task_class, model_class, training_class = options_of_questions(name)
@@ -162,12 +170,7 @@ def _questions(name: str) -> Callable[..., int]:
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
-    questions.__annotations__ |= {
-        "task": Annotated[task_class | None, _TASK],
-        "model": Annotated[model_class | None, _MODEL],
-        "training": Annotated[training_class | None, _TRAINING],
-    }
-    return questions
+    return _taking(questions, (task_class, model_class, training_class))
 
 
 for _name in ANSWER_TASKS:
@@ -206,68 +209,72 @@ def text(
     return _new_run("text", settings, options, threads, json)
 
 
-def classify(
-    *files: Path,
-    threads: int | None = None,
-    json: Json = False,
-    options: Run = None,
-    task: Annotated[LabelledOptions | None, _TASK] = None,
-    model: Any = None,
-    training: Any = None,
-) -> int:
-    """Learn labels of texts of your own: a classifier names one label for each text.
+def _table(
+    name: str,
+    summary: str,
+    options_of: tuple[type[Any], type[Any], type[Any]],
+    new_settings: Callable[..., "AnySettings"],
+) -> Callable[..., int]:
+    """Return the command of a task on tables.
+
+    Args:
+        options_of: the classes of its own options, the model's, and the training's.
+        new_settings: makes the settings of a run of files, these options, and others by name.
+    """
+    task_class, model_class, training_class = options_of
+
+    def table(
+        *files: Path,
+        threads: int | None = None,
+        json: Json = False,
+        options: Run = None,
+        task: Any = None,
+        model: Any = None,
+        training: Any = None,
+    ) -> int:
+        options = options or RunOptions()
+        own = _common(options, training or training_class())
+        sizes = dict(vars(model or model_class()))
+        settings = new_settings(files, task or task_class(), sizes, **own)
+        return _new_run(name, settings, options, threads, json)
+
+    table.__doc__ = f"""{summary}
 
     Args:
         files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
+    return _taking(table, options_of)
+
+
+def _new_labelled(*given: Any, **own: Any) -> "AnySettings":
     from fastformer.training.labelled_run import new_labelled_settings
 
-    options = options or RunOptions()
-    own = _common(options, training or LabelTrainingOptions())
-    sizes = dict(vars(model or LabelClassifierOptions()))
-    settings = new_labelled_settings(files, task or LabelledOptions(), sizes, **own)
-    return _new_run("classify", settings, options, threads, json)
+    return new_labelled_settings(*given, **own)
 
 
-classify.__annotations__ |= {
-    "model": Annotated[LabelClassifierOptions | None, _MODEL],
-    "training": Annotated[LabelTrainingOptions | None, _TRAINING],
-}
-train.command(classify, group=_OWN_DATA, sort_key=1)
-
-
-def answers(
-    *files: Path,
-    threads: int | None = None,
-    json: Json = False,
-    options: Run = None,
-    task: Annotated[AnsweredOptions | None, _TASK] = None,
-    model: Any = None,
-    training: Any = None,
-) -> int:
-    """Learn to answer questions of your own: a decoder writes the answer.
-
-    Args:
-        files: .csv whose first line names the columns, .tsv, or .jsonl with an object a line.
-        threads: number of threads; without it, as many as the machine or container allows.
-        json: write the result as one JSON object, the last line of standard output.
-    """
+def _new_answered(*given: Any, **own: Any) -> "AnySettings":
     from fastformer.training.answered_run import new_answered_settings
 
-    options = options or RunOptions()
-    own = _common(options, training or AnswerTrainingOptions())
-    sizes = dict(vars(model or AnswerDecoderOptions()))
-    settings = new_answered_settings(files, task or AnsweredOptions(), sizes, **own)
-    return _new_run("answers", settings, options, threads, json)
+    return new_answered_settings(*given, **own)
 
 
-answers.__annotations__ |= {
-    "model": Annotated[AnswerDecoderOptions | None, _MODEL],
-    "training": Annotated[AnswerTrainingOptions | None, _TRAINING],
-}
-train.command(answers, group=_OWN_DATA, sort_key=2)
+for _name, _summary, _options, _new in (
+    (
+        "classify",
+        "Learn labels of texts of your own: a classifier names one label for each text.",
+        (LabelledOptions, *options_of_table("classify", ClassifierOptions)),
+        _new_labelled,
+    ),
+    (
+        "answers",
+        "Learn to answer questions of your own: a decoder writes the answer.",
+        (AnsweredOptions, *options_of_table("answers", DecoderOptions)),
+        _new_answered,
+    ),
+):
+    train.command(_table(_name, _summary, _options, _new), name=_name, group=_OWN_DATA, sort_key=1)
 
 
 def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:

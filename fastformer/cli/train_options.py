@@ -129,6 +129,11 @@ def options_of_questions(name: str) -> tuple[type[Any], type[Any], type[Any]]:
     )
 
 
+def options_of_table(name: str, model: type[Any]) -> tuple[type[Any], type[Any]]:
+    """Return the options of the model and of the training of a task on tables."""
+    return _with_defaults(model, RECIPES[name]), _with_defaults(TrainingConfig, RECIPES[name])
+
+
 def _with_defaults(options: type[Any], defaults: dict[str, Any]) -> type[Any]:
     """Return the same options, some of them with other defaults."""
     changed = [
@@ -143,12 +148,3 @@ def _subclass(options: type[Any], changed: list[tuple[str, Any, Any]]) -> type[A
     made = make_dataclass(options.__name__, changed, bases=(options,), frozen=True, kw_only=True)
     made.__module__ = __name__
     return made
-
-
-AnswerDecoderOptions = _with_defaults(DecoderOptions, RECIPES["answers"])
-AnswerTrainingOptions = _with_defaults(TrainingConfig, RECIPES["answers"])
-"""The model's and the training's options, of questions with answers."""
-
-LabelClassifierOptions = _with_defaults(ClassifierOptions, RECIPES["classify"])
-LabelTrainingOptions = _with_defaults(TrainingConfig, RECIPES["classify"])
-"""The model's and the training's options, of texts with labels."""

@@ -7,17 +7,15 @@ These two tokens come after those of the tokenizer.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 from fastformer import checks
-from fastformer.data.example_files import Pair, read_files
 from fastformer.data.labelled import TokenizedTask
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
 from fastformer.data.tokenizers import Tokenizer
 
 QUESTION_COLUMNS: Final = ("question", "prompt", "input", "source")
 ANSWER_COLUMNS: Final = ("answer", "completion", "output", "target")
-KNOWN: Final = (QUESTION_COLUMNS, ANSWER_COLUMNS)
 MARKS: Final = ("[ANSWER]", "[END]")
 """What asks for an answer, and what ends it."""
 
@@ -32,6 +30,9 @@ class AnsweredTask(TokenizedTask):
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
     """
+
+    column_names: ClassVar[tuple[str, str]] = ("question_column", "answer_column")
+    known: ClassVar[tuple[Sequence[str], Sequence[str]]] = (QUESTION_COLUMNS, ANSWER_COLUMNS)
 
     tokenizer: str = field(
         default="characters",
@@ -57,12 +58,6 @@ class AnsweredTask(TokenizedTask):
         """Check every value."""
         super().__post_init__()
         checks.integer("longest_answer", self.longest_answer, 1)
-        for name in ("question_column", "answer_column"):
-            checks.instance("AnsweredTask", name, getattr(self, name), str)
-
-    def read(self) -> tuple[list[Pair], tuple[str, str]]:
-        """Return the examples of the files, and the names of their columns; see `read_pairs`."""
-        return read_files(self.files, (self.question_column, self.answer_column), KNOWN)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import ClassVar, Final
 
 from fastformer import checks
 from fastformer.data.example_files import Pair, read_files
@@ -13,7 +13,6 @@ from fastformer.data.tokenizers import Tokenizer
 
 TEXT_COLUMNS: Final = ("text", "sentence", "tokens", "input")
 LABEL_COLUMNS: Final = ("label", "class", "category", "target")
-KNOWN: Final = (TEXT_COLUMNS, LABEL_COLUMNS)
 # Labels beyond these are texts in the wrong column.
 MOST_LABELS: Final = 10_000
 
@@ -23,12 +22,17 @@ class TokenizedTask:
     """What tasks on tables have in common: files, tokens, and how examples are split.
 
     Attributes:
+        column_names: of the kind: which options name the two columns.
+        known: of the kind: usual names of either column.
         files: absolute paths.
         digest: of the examples, so that a run does not go on with others; "" before they are read.
 
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
     """
+
+    column_names: ClassVar[tuple[str, str]]
+    known: ClassVar[tuple[Sequence[str], Sequence[str]]]
 
     files: tuple[str, ...] = ()
     digest: str = ""
@@ -64,6 +68,18 @@ class TokenizedTask:
                 "validation_fraction + test_fraction must be < 1, to leave inputs for training, "
                 f"got {self.validation_fraction} + {self.test_fraction}"
             )
+        for name in self.column_names:
+            checks.instance(type(self).__name__, name, getattr(self, name), str)
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The names of the two columns; "" where they are to be found."""
+        first, second = self.column_names
+        return getattr(self, first), getattr(self, second)
+
+    def read(self) -> tuple[list[Pair], tuple[str, str]]:
+        """Return the examples of the files, and the names of their columns; see `read_pairs`."""
+        return read_files(self.files, self.columns, self.known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +92,9 @@ class LabelledTask(TokenizedTask):
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
     """
+
+    column_names: ClassVar[tuple[str, str]] = ("text_column", "label_column")
+    known: ClassVar[tuple[Sequence[str], Sequence[str]]] = (TEXT_COLUMNS, LABEL_COLUMNS)
 
     labels: tuple[str, ...] = ()
     text_column: str = field(
@@ -100,8 +119,6 @@ class LabelledTask(TokenizedTask):
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
-        for name in ("text_column", "label_column"):
-            checks.instance("LabelledTask", name, getattr(self, name), str)
         checks.boolean("balance", self.balance)
         if not all(isinstance(label, str) for label in self.labels):
             checks.fail(f"labels must be names, got {self.labels!r:.200}")
@@ -112,7 +129,7 @@ class LabelledTask(TokenizedTask):
         Raises:
             ValueError: as of `read_pairs`; or fewer than two labels, or far too many.
         """
-        pairs, columns = read_files(self.files, (self.text_column, self.label_column), KNOWN)
+        pairs, columns = super().read()
         labels = {pair.second for pair in pairs}
         if not 2 <= len(labels) <= MOST_LABELS:
             checks.fail(

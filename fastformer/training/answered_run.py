@@ -1,52 +1,33 @@
 """Runs of the decoder on questions with answers of one's own."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fastformer import checks
-from fastformer.batch import Ids, PackedBatch, pack
-from fastformer.data.answered import (
-    KNOWN,
-    MARKS,
-    AnsweredTask,
-    AnsweredText,
-    split_answered,
-)
-from fastformer.data.asked import Asked
-from fastformer.data.example_files import Pair, digest_of, read_files
-from fastformer.data.text import chosen_tokenizer
-from fastformer.data.tokenizers import Tokenizer
-from fastformer.data.vocabulary import NamedTokens
-from fastformer.errors import InvalidValueError
+from fastformer.batch import pack
+from fastformer.data.answered import MARKS, AnsweredTask, AnsweredText, split_answered
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
-from fastformer.training.callbacks import TrainingCallbacks
-from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.classifier_run import Parts
 from fastformer.training.examples import Examples
-from fastformer.training.loop import Trainer, load_weights
-from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.run_directory import RunDirectory
-from fastformer.training.settings import Settings
-from fastformer.training.steps import predict_classes, wrong_sequences
+from fastformer.training.table_run import TableSettings, read_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredSettings(Settings):
+class AnsweredSettings(TableSettings):
     """The settings of a decoder's run on questions with answers."""
 
     kind: ClassVar[str] = "answered"
     task_class: ClassVar[type[Any]] = AnsweredTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
-    has_tokenizer: ClassVar[bool] = True
+    whole_answers: ClassVar[bool] = True
+    split = staticmethod(split_answered)
 
     task: AnsweredTask
     model: DecoderConfig
-    tokenizer: Tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -58,32 +39,8 @@ class AnsweredSettings(Settings):
         """What the task is called in a message."""
         return f"the {self.tokenizer.kind} of these texts' tokenizer and {' and '.join(MARKS)}"
 
-    @property
-    def longest(self) -> int:
-        """Examples are measured one by one, where their lines can be named."""
-        return 1
-
-    @property
-    def longest_is(self) -> str:
-        """What is so long."""
-        return "examples"
-
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """There are none."""
-        return ()
-
-    @property
-    def named_tokens(self) -> NamedTokens:
-        """The first tokens of the vocabulary."""
-        return NamedTokens.of_tokenizer(self.tokenizer)
-
     def text(self, text: str, right: str | None = None) -> AnsweredText:
-        """Return a question as the model reads it.
-
-        Raises:
-            ValueError: a character that the tokenizer has not, or more tokens than the model reads.
-        """
+        """Return a question as the model reads it; see `TableSettings`."""
         found = AnsweredText(text, right, self.tokenizer)
         length = len(found.question) + (self.task.longest_answer if right is None else 0)
         if right is not None:
@@ -96,122 +53,15 @@ class AnsweredSettings(Settings):
             )
         return found
 
-    def texts(self, pairs: Sequence[Pair]) -> list[AnsweredText]:
-        """Return examples as the model reads them.
-
-        Raises:
-            ValueError: as of `text`; the message has the file and the line.
-        """
-        found = []
-        for pair in pairs:
-            try:
-                found.append(self.text(pair.first, pair.second))
-            except InvalidValueError as error:
-                raise InvalidValueError(f"{pair.place}: {error}") from error
-        return found
-
-    def parts(self) -> Parts[AnsweredText]:
-        """Read the examples, and split them: the same way every time.
-
-        Raises:
-            ValueError: the file has changed since the run began, or is gone.
-        """
-        pairs, _ = self.task.read()
-        if digest_of(pairs) != self.task.digest:
-            checks.fail(
-                f"the examples of {', '.join(self.task.files)} have changed since the run began; "
-                "put the old ones back, or start a new run"
-            )
-        train, validation, test, notices = split_answered(self.texts(pairs), self.task, self.seed)
-        return Parts(train, validation, test, tuple(notices))
-
     def packed(self, examples: Sequence[AnsweredText]) -> Examples:
         """Return examples as a decoder learns them: answers alone are asked for."""
         inputs = pack([[*one.question, *one.written[:-1]] for one in examples])
         targets = [[-1] * (len(one.question) - 1) + list(one.written) for one in examples]
         return Examples(inputs, np.concatenate(targets).astype(np.int64))
 
-    def read_file(self, file: str | Path) -> list[AnsweredText]:
-        """Return the examples of another file, with the same columns."""
-        columns = self.task.question_column, self.task.answer_column
-        return self.texts(read_files([str(file)], columns, KNOWN)[0])
-
-    def first_examples(self, count: int) -> tuple[PackedBatch, Ids]:
-        """Return the first of the training examples, with their targets."""
-        first = self.packed(self.parts().train[:count])
-        return first.inputs, first.targets
-
-    def tests(self) -> list[Asked]:
-        """Return the test inputs."""
-        return [*self.parts().test]
-
-    def trained_on(self, asked: Sequence[Asked]) -> int:
-        """Return how many of some questions are trained on."""
-        trained = {one.question for one in self.parts().train}
-        return sum(tuple(one.ids()) in trained for one in asked)
-
-    def never_trained_on(self, asked: Sequence[Asked]) -> int:
-        """Return how many of some questions are not trained on."""
-        return len(asked) - self.trained_on(asked)
-
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
         return self.made(TransformerDecoder)
-
-
-class AnsweredJob:
-    """What a run on questions with answers trains and tests."""
-
-    def __init__(self, settings: AnsweredSettings) -> None:
-        """Read the examples, and make the model."""
-        self.settings = settings
-        self.parts, self.model = settings.parts(), settings.new_model()
-        self.tested = settings.packed(self.parts.test)
-
-    @property
-    def tests(self) -> PackedBatch:
-        """The test inputs."""
-        return self.tested.inputs
-
-    def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
-        """Return a trainer of the model, at the beginning."""
-        settings = self.settings
-        for notice in self.parts.notices:
-            callbacks.message(notice)
-        return Trainer(
-            self.model,
-            settings.training,
-            settings.packed(self.parts.train),
-            settings.packed(self.parts.validation),
-            run,
-            settings.seed,
-            callbacks,
-            whole_answers=True,
-        )
-
-    def description(self) -> str:
-        """Say in a line what is trained."""
-        settings, parts = self.settings, self.parts
-        return (
-            f"{self.model.num_parameters:,} parameters, {len(parts.train):,} training examples, "
-            f"{len(parts.validation):,} validation and {len(parts.test):,} test questions, "
-            f"{settings.computed_with}, seed {settings.seed}"
-        )
-
-    def test(self, trainer: Trainer, best: Checkpoint) -> dict[str, Any]:
-        """Return test_accuracy, of whole answers, test_loss and test_examples of a checkpoint."""
-        warning = trainer.tracker.overfitting_warning()
-        if warning:
-            trainer.callbacks.message(warning)
-        load_weights(self.model, best)
-        inputs, targets = self.tested.inputs, self.tested.targets
-        logits = predict_classes(self.model, inputs)
-        right = ~wrong_sequences(inputs, logits, targets)
-        return {
-            "test_accuracy": float(right.mean()),
-            "test_loss": CrossEntropyLoss(backend=self.model.ops.name).forward(logits, targets),
-            "test_examples": int(right.size),
-        }
 
 
 def new_answered_settings(
@@ -227,19 +77,14 @@ def new_answered_settings(
     Raises:
         ValueError, TypeError: a file that cannot be read, or an option that is not allowed.
     """
-    options = asdict(task) | {"files": tuple(str(Path(file).absolute()) for file in files)}
-    pairs, (question_column, answer_column) = AnsweredTask(**options).read()
-    texts = [text for pair in pairs for text in (pair.first, pair.second)]
-    tokenizer = chosen_tokenizer(task.tokenizer, texts, task.vocab_size)
-    options |= {
-        "digest": digest_of(pairs),
-        "question_column": question_column,
-        "answer_column": answer_column,
-        "longest_answer": max(max(1, tokenizer.encode(pair.second).size) for pair in pairs),
-    }
+    pairs, tokenizer, options = read_table(files, task, AnsweredTask, both=True)
+    longest = max(max(1, tokenizer.encode(pair.second).size) for pair in pairs)
     sizes = {**model, "vocab_size": tokenizer.vocab_size + len(MARKS)}
     settings = AnsweredSettings(
-        task=AnsweredTask(**options), tokenizer=tokenizer, model=DecoderConfig(**sizes), **own
+        task=AnsweredTask(**{**options, "longest_answer": longest}),
+        tokenizer=tokenizer,
+        model=DecoderConfig(**sizes),
+        **own,
     )
     settings.parts()
     return settings

@@ -7,7 +7,8 @@ from fastformer import checks
 from fastformer.data.digits import DigitTask, Splits, generate, split
 from fastformer.data.expressions import OPERATIONS, Expression
 from fastformer.data.vocabulary import DIGIT_TOKENS
-from fastformer.training.classifier_run import ClassifierSettings, Parts
+from fastformer.training.classifier_run import ClassifierSettings
+from fastformer.training.split_run import Parts
 
 
 @dataclass(frozen=True, kw_only=True)

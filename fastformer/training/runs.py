@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 from fastformer import checks
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
-from fastformer.training.answered_run import AnsweredJob, AnsweredSettings
+from fastformer.training.answered_run import AnsweredSettings
 from fastformer.training.answers_run import AnswerJob, AnswerSettings
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
@@ -17,6 +17,7 @@ from fastformer.training.labelled_run import LabelledJob, LabelledSettings
 from fastformer.training.loop import load_weights
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import settings_errors
+from fastformer.training.split_run import SplitJob
 from fastformer.training.text_run import TextJob, TextSettings
 from fastformer.training.whole_run import Job, go_on, train_new
 
@@ -27,7 +28,7 @@ _JOBS: Final[dict[type[Any], Callable[[Any], Job]]] = {
     RunSettings: ClassifierJob,
     LabelledSettings: LabelledJob,
     AnswerSettings: AnswerJob,
-    AnsweredSettings: AnsweredJob,
+    AnsweredSettings: SplitJob,
 }
 _SETTINGS: Final[tuple[type[Any], ...]] = (*_JOBS, TextSettings)
 _KINDS: Final = {kind.kind: kind for kind in _SETTINGS}
