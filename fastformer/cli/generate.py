@@ -1,19 +1,14 @@
 """`fastformer generate`: what a model that has learned a text goes on with."""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from fastformer import checks
 from fastformer import threads as thread_count
 from fastformer.cli import console
-from fastformer.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from fastformer.data.tokenizers import Tokenizer
 
 
 def generate(
@@ -58,16 +53,9 @@ def generate(
 
     checks.number("temperature", temperature, at_least=0)
     model, settings = load_text_run(run)
-    tokenizer, ending = settings.tokenizer, settings.task.ending
-    # What ends a document was before the next one in training.
-    ids = tokenizer.encode(ending).tolist()
-    if stop is None and ids:
-        stop = ending
-    if prompt is None:
-        prompt = "" if ids else _first_prompt(tokenizer)
-    ids += tokenizer.encode(prompt).tolist()
-    if not ids:
-        checks.fail("the prompt is empty: give at least one character")
+    tokenizer = settings.tokenizer
+    prompt = settings.usual_prompt if prompt is None else prompt
+    ids = settings.prompt_tokens(prompt)
     stream = generate_stream(
         model,
         ids,
@@ -77,7 +65,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stop=[tokenizer.encode(stop).tolist()] if stop else None,
+        stop=settings.stop(settings.task.ending if stop is None else stop),
         seed=seed,
     )
     if json:
@@ -97,12 +85,3 @@ def generate(
             sys.stdout.flush()
             written = text
     sys.stdout.write(tokenizer.decode(found)[len(written) :] + "\n")
-
-
-def _first_prompt(tokenizer: "Tokenizer") -> str:
-    """Return a prompt for those who give none."""
-    for mark in "\n ":
-        with suppress(InvalidValueError):  # of characters that the text has not
-            if tokenizer.encode(mark).size:
-                return mark
-    return tokenizer.decode([min(1, tokenizer.vocab_size - 1)])  # of words, 0 is the unknown one
