@@ -16,7 +16,7 @@ from fastformer.training.checkpoint import load_checkpoint
 from fastformer.training.config import TrainingConfig
 from fastformer.training.digits_run import RunSettings
 
-TIMES = ("seconds", "examples_per_second")
+TIMES = ("seconds", "examples_per_second", "tokens_per_second")
 SIZES: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "ffn_dim": 32}
 
 

@@ -122,6 +122,23 @@ def test_a_command_that_is_shown_can_be_copied_into_a_shell(name: str) -> None:
     assert done.stdout == os.fsencode(name)
 
 
+def test_of_a_text_tokens_are_counted_and_bits_per_byte_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for bar in (progress.LineProgress(), progress.BarProgress()):
+        with bar as callbacks:
+            callbacks.reading(5, 10)
+            callbacks.reading(10, 10)
+            callbacks.text(64.0, 2.0)
+            callbacks.started(1000, 0, "a small model")
+            callbacks.stepped(1, 2 * math.log(2), 1e-3, 32)
+            callbacks.epoch_finished(RECORD | {"tokens_per_second": 98765.4})
+            callbacks.finished()
+        err = capsys.readouterr().err.splitlines()
+        assert "epoch  train loss  validation loss  bits per byte    tokens/s" in err
+        assert "    3      0.1235           0.2000          0.144      98,765  best" in err
+
+
 def test_without_a_terminal_each_epoch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.callbacks() as callbacks:
         callbacks.started(1000, 0, "a small model")

@@ -30,7 +30,16 @@ __all__ = ["one_thread"]  # a fixture that every test here uses
 
 RESULT = {
     *("test_accuracy", "test_loss", "per_operation", "test_examples", "steps", "epochs"),
-    *("seconds", "examples_per_second", "best_epoch", "parameters", "backend", "seed", "run"),
+    *(
+        "seconds",
+        "examples_per_second",
+        "tokens_per_second",
+        "best_epoch",
+        "parameters",
+        "backend",
+        "seed",
+        "run",
+    ),
 }
 
 

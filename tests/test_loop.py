@@ -208,7 +208,7 @@ def test_what_is_told_and_logged(tmp_path: Path) -> None:
         assert set(record) == {
             *("epoch", "step", "train_loss", "train_accuracy", "validation_loss"),
             *("validation_accuracy", "learning_rate", "gradient_norm", "seconds"),
-            *("examples_per_second", "best"),
+            *("examples_per_second", "tokens_per_second", "best"),
         }
         assert record["gradient_norm"] > 0.1  # the norm before it was clipped
         assert record["examples_per_second"] == pytest.approx(32 * BATCHES / record["seconds"])

@@ -73,6 +73,23 @@ def test_evaluation_is_the_same_for_any_batch_size_and_changes_nothing() -> None
     assert after == before
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_logits_that_are_too_many_are_evaluated_in_parts(monkeypatch: Any, reduction: str) -> None:
+    batch, _ = examples(50)
+    model = ff.TransformerDecoder(ff.DecoderConfig(vocab_size=20, **SIZES), dtype="float64")
+    targets = np.arange(batch.num_tokens) % 20
+    targets[: batch.offsets[9]] = -1  # nothing is asked of the first part
+    weight = np.arange(1.0, 21)
+    for loss_fn in (ff.CrossEntropyLoss(reduction=reduction), ff.CrossEntropyLoss(weight=weight)):
+        for whole in (False, True):
+            expected = ff.evaluate(model, batch, targets, loss_fn, whole_answers=whole)
+            with monkeypatch.context() as patch:
+                patch.setattr(steps, "MOST_LOGITS", 7 * 20 * batch.longest)
+                found = ff.evaluate(model, batch, targets, loss_fn, whole_answers=whole)
+            assert found.accuracy == expected.accuracy
+            assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+
+
 def test_evaluation_is_without_dropout_and_leaves_the_switch_as_it_was() -> None:
     batch, targets = examples()
     model, plain = ff.Transformer(DROPPING, seed=0), ff.Transformer(CONFIG, seed=0)

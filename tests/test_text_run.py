@@ -57,6 +57,7 @@ def test_a_text_is_learned_and_gone_on_with(text, tmp_path, capsys):
     assert result["validation_loss"] < 0.6 * math.log(28)
     bits = result["validation_loss"] / math.log(2)
     assert result["bits_per_byte"] == pytest.approx(bits)
+    assert result["tokens_per_second"] == pytest.approx(16 * result["examples_per_second"])
     assert main(["generate", str(tmp_path / "run"), "--prompt", "the qu", "--tokens=9"]) == 0
     first = capsys.readouterr().out
     assert first.startswith("the qu") and len(first) == len("the qu") + 9 + 1
@@ -294,6 +295,22 @@ def test_no_document_is_on_both_sides(names, tmp_path):
 def pieces_of(batch, tokenizer):
     ends = zip(batch.offsets, batch.offsets[1:], strict=False)
     return [tokenizer.decode(batch.tokens[a:b]) for a, b in ends]
+
+
+def test_samples_are_shown_and_change_nothing(text, names, tmp_path, capsys):
+    for name, words in (
+        ("text", [text, "--sample-tokens=9"]), ("quiet", [text, "--sample-tokens=0"]),
+        ("names", [names, "--documents=lines", "--max-seq-len=8"]),
+    ):  # fmt: skip
+        file, *others = words
+        assert train(file, tmp_path / name, "--epochs=2", "--dropout=0.1", *others) == 0
+        lines = capsys.readouterr().err.splitlines()
+        samples = [line for line in lines if line.startswith("sample: ")]
+        assert len(samples) == (0 if name == "quiet" else 2)
+        assert name != "text" or all(len(line) == len("sample: ") + 9 for line in samples)
+    found, expected = (RunDirectory.open(tmp_path / n).latest() for n in ("text", "quiet"))
+    assert same_bits(dict(found.tensors), dict(expected.tensors))
+    assert found.metadata == expected.metadata
 
 
 def test_a_document_begins_with_what_ends_one_and_is_cut_where_it_is_long():

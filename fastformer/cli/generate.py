@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,6 @@ from cyclopts import Parameter
 from fastformer import checks
 from fastformer import threads as thread_count
 from fastformer.cli import console
-from fastformer.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from fastformer.data.tokenizers import Tokenizer
@@ -60,16 +58,10 @@ def generate(
 
     checks.number("temperature", temperature, at_least=0)
     model, settings = load_text_run(run)
-    tokenizer, ending = settings.tokenizer, settings.task.ending
-    # What ends a document was before the next one in training.
-    ids = tokenizer.encode(ending).tolist()
-    if stop is None and ids:
-        stop = ending
-    if prompt is None:
-        prompt = "" if ids else _first_prompt(tokenizer)
-    ids += tokenizer.encode(prompt).tolist()
-    if not ids:
-        checks.fail("the prompt is empty: give at least one character")
+    tokenizer = settings.tokenizer
+    stop = settings.task.ending if stop is None else stop
+    prompt = settings.usual_prompt if prompt is None else prompt
+    ids = settings.prompt_tokens(prompt)
     checks.integer("num_samples", num_samples, 1)
     if num_samples > 1 and not temperature:
         checks.fail("num_samples above 1 need a temperature: without one, all texts are the same")
@@ -132,12 +124,3 @@ def _pieces(
             yield text[written : len(text) - held]
             written = len(text) - held
     yield tokenizer.decode([*ids, *found])[begin + written :]
-
-
-def _first_prompt(tokenizer: "Tokenizer") -> str:
-    """Return a prompt for those who give none."""
-    for mark in "\n ":
-        with suppress(InvalidValueError):  # of characters that the text has not
-            if tokenizer.encode(mark).size:
-                return mark
-    return tokenizer.decode([min(1, tokenizer.vocab_size - 1)])  # of words, 0 is the unknown one

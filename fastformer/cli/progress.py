@@ -3,6 +3,7 @@
 All of it goes to standard error, so that standard output holds nothing but the result.
 """
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -20,6 +21,25 @@ _WINDOW_SECONDS = 5.0
 
 
 _HEADER = "epoch  train loss  accuracy  validation loss  accuracy  examples/s"
+_TEXT_HEADER = "epoch  train loss  validation loss  bits per byte    tokens/s"
+
+
+def text_line(record: dict[str, Any], bytes_per_token: float) -> str:
+    """Describe a finished epoch of a run on text in one line, below the header.
+
+    Args:
+        record: as of `epoch_line`.    bytes_per_token: in the mean.
+    """
+    losses = writing.loss(record["train_loss"]), writing.loss(record["validation_loss"])
+    bits = _bits_per_byte(record["validation_loss"], bytes_per_token)
+    return (
+        f"{record['epoch']:>5}  {losses[0]:>10}  {losses[1]:>15}  {bits:>13.3f}  "
+        f"{record['tokens_per_second']:>10,.0f}{'  best' if record['best'] else ''}"
+    )
+
+
+def _bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    return loss / math.log(2) / bytes_per_token
 
 
 def epoch_line(record: dict[str, Any]) -> str:
@@ -42,6 +62,8 @@ def epoch_line(record: dict[str, Any]) -> str:
 class LineProgress(TrainingCallbacks):
     """One line per epoch: for log files and pipes."""
 
+    _text: tuple[float, float] | None = None
+
     def __enter__(self) -> Self:
         """Return these callbacks themselves."""
         return self
@@ -54,16 +76,20 @@ class LineProgress(TrainingCallbacks):
     ) -> None:
         """Leave everything as it is."""
 
+    def text(self, tokens_per_example: float, bytes_per_token: float) -> None:
+        """Note that losses are of tokens of a text."""
+        self._text = tokens_per_example, bytes_per_token
+
     def started(self, total_steps: int, first_step: int, description: str) -> None:
         """Say what is trained, and from which step on."""
         self._write(description)
         if first_step:
             self._write(f"going on from step {first_step:,} of {total_steps:,}")
-        self._write(_HEADER)
+        self._write(_TEXT_HEADER if self._text else _HEADER)
 
     def epoch_finished(self, record: dict[str, Any]) -> None:
         """Write the epoch's line."""
-        self._write(epoch_line(record))
+        self._write(text_line(record, self._text[1]) if self._text else epoch_line(record))
 
     def message(self, text: str) -> None:
         """Write what the loop has to say."""
@@ -74,7 +100,7 @@ class LineProgress(TrainingCallbacks):
 
 
 class BarProgress(LineProgress):
-    """A progress bar with the loss, examples per second and the time left, below the lines.
+    """A progress bar with the loss, examples or tokens per second and the time left.
 
     It is drawn from the training loop itself, at most 10 times a second: a drawing thread would
     take time from the kernels.
@@ -162,11 +188,15 @@ class BarProgress(LineProgress):
         if self._task is None or now - self._drawn < _SECONDS_BETWEEN_UPDATES:
             return
         self._drawn = now
+        shown, rate, unit = f"loss {writing.loss(loss)}", self._rate(now), "examples"
+        if self._text is not None:
+            shown += f", {_bits_per_byte(loss, self._text[1]):.2f} bits a byte"
+            rate, unit = rate * self._text[0], "tokens"
         self._bar.update(
             self._task,
             completed=step,
-            loss=f"loss {writing.loss(loss)}",
-            rate=f"{self._rate(now):,.0f} examples/s",
+            loss=shown,
+            rate=f"{rate:,.0f} {unit}/s",
             left="left",
         )
         self._bar.refresh()

@@ -439,7 +439,8 @@ def _show(result: dict[str, Any]) -> None:
             (
                 "time",
                 f"{result['steps']:,} steps in {result['seconds']:.1f} s, "
-                f"{result['examples_per_second']:,.0f} examples/s",
+                f"{result['tokens_per_second' if is_text else 'examples_per_second']:,.0f} "
+                f"{'tokens' if is_text else 'examples'}/s",
             ),
             ("run", str(result["run"])),
             (

@@ -82,6 +82,13 @@ class TextTask:
         },
     )
 
+    sample_tokens: int = field(
+        default=64,
+        metadata={
+            "help": "how much of what the model writes is shown after each epoch; 0 for none"
+        },
+    )
+
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("digest", "tokens_digest", "tokenizer", "separator"):
@@ -90,6 +97,7 @@ class TextTask:
         if not all(isinstance(file, str) for file in self.files):
             checks.fail(f"files must be paths, got {self.files!r:.200}")
         checks.integer("crops", self.crops, 1)
+        checks.integer("sample_tokens", self.sample_tokens, 0, 1 << 20)
         checks.number("validation_share", self.validation_share, above=0, below=1)
         checks.choice("documents", self.documents, DOCUMENTS)
         if self.documents == "separated" and not self.separator:

@@ -17,6 +17,13 @@ class TrainingCallbacks:
             done, total: bytes that are read, and that there are.
         """
 
+    def text(self, tokens_per_example: float, bytes_per_token: float) -> None:
+        """What is trained on is text: speed may be shown in tokens, and a loss in bits per byte.
+
+        Args:
+            tokens_per_example: in the mean.    bytes_per_token: of UTF-8, in the mean.
+        """
+
     def started(self, total_steps: int, first_step: int, description: str) -> None:
         """Training begins.
 
@@ -42,8 +49,8 @@ class TrainingCallbacks:
         Args:
             record: the line of `metrics.jsonl`: epoch, step, train_loss, train_accuracy,
                 validation_loss, validation_accuracy (an accuracy is None where nothing was asked),
-                learning_rate, seconds, examples_per_second, and best (whether its validation
-                accuracy is the best yet).
+                learning_rate, seconds, examples_per_second, tokens_per_second, and best (whether
+                its validation accuracy is the best yet).
         """
 
     def message(self, text: str) -> None:

@@ -8,6 +8,7 @@ It is one long file, for the order of a step, a record and a checkpoint is one.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +88,7 @@ class Trainer:
         whole_answers: bool = False,
         best_by_loss: bool = False,
         class_weights: npt.ArrayLike | None = None,
+        after_epoch: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to train from the beginning; `restore` goes on from a checkpoint.
 
@@ -98,6 +100,7 @@ class Trainer:
                 are asked are right, and not that of tokens.
             best_by_loss: the best epoch has the lowest validation loss, not the best accuracy.
             class_weights: (V,) how much each class counts in the losses; None for alike.
+            after_epoch: is called when an epoch is saved; it must not change the model.
         """
         self.model, self.config, self.run = model, config, run
         self.embeddings = EmbeddingRecords(run.path)
@@ -111,6 +114,7 @@ class Trainer:
         self.validation_loss = CrossEntropyLoss(weight=class_weights, backend=model.ops.name)
         self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
+        self._after_epoch, self._tokens_seen = after_epoch, 0
         num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -159,6 +163,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Train one epoch from where it stands, validate, log and save."""
         started, first_seen = time.perf_counter(), self.progress.seen
+        self._tokens_seen = 0
         self.model.train()
         batches = self.train_examples.batches(
             self.seed, self.progress.epoch, self.config.batch_size, self.progress.batch
@@ -174,7 +179,8 @@ class Trainer:
             if group:
                 self._step(group)
             seconds = time.perf_counter() - started - compiling()
-        self._finish_epoch(seconds, (self.progress.seen - first_seen) / seconds)
+        examples = self.progress.seen - first_seen
+        self._finish_epoch(seconds, examples / seconds, self._tokens_seen / seconds)
 
     def _step(self, group: list[tuple[PackedBatch, Ids]]) -> None:
         """Make one optimizer step on a group of batches: that of one large batch of them all."""
@@ -194,6 +200,7 @@ class Trainer:
             correct += counts.right
             asked += counts.asked
             examples += batch.num_sequences
+            self._tokens_seen += batch.num_tokens
         clip = self.config.clip_norm
         norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
@@ -221,7 +228,9 @@ class Trainer:
         if every and progress.step % every == 0:
             self.save()
 
-    def _finish_epoch(self, seconds: float, examples_per_second: float) -> None:
+    def _finish_epoch(
+        self, seconds: float, examples_per_second: float, tokens_per_second: float
+    ) -> None:
         """Validate, log, and save the epoch's checkpoint, and the best one.
 
         The validation loss is without label smoothing, the training loss with it.
@@ -261,6 +270,7 @@ class Trainer:
             "gradient_norm": progress.norm_sum / progress.norm_steps,
             "seconds": seconds,
             "examples_per_second": examples_per_second,
+            "tokens_per_second": tokens_per_second,
             "best": best,
         }
         progress.begin_epoch()
@@ -273,6 +283,7 @@ class Trainer:
             self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
         self.save()
         self.callbacks.epoch_finished(record)
+        self._after_epoch()
 
     def _learning_rate(self, step: int) -> float:
         config = self.config

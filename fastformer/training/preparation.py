@@ -20,7 +20,11 @@ from fastformer.training.examples import DocumentExamples, Examples, Source
 from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
-from fastformer.training.steps import EVALUATED, accumulate_gradients, training_kernels
+from fastformer.training.steps import (
+    accumulate_gradients,
+    evaluated_at_once,
+    training_kernels,
+)
 from fastformer.warmup import EVALUATION_KERNELS, ensure_compiled, telling_of_compilation
 
 Batch: TypeAlias = tuple[PackedBatch, Ids]
@@ -92,7 +96,11 @@ def compile_for(
     if model.ops.name != "numba":
         return
     trained = list(trained)
-    forward = [part for inputs in asked for part in _parts_of_each_size(inputs)]
+    forward = [
+        part
+        for inputs in asked
+        for part in _parts_of_each_size(inputs, evaluated_at_once(model, inputs))
+    ]
     counter = model.dropout_counter
     training, forwards = counter.training, counter.forwards
     try:
@@ -117,11 +125,11 @@ def compile_for(
         model.zero_grad()
 
 
-def _parts_of_each_size(inputs: PackedBatch) -> Iterator[PackedBatch]:
-    """Yield a part of each size in which `predict_classes` computes sequences, and one alone."""
-    for place in _of_each_size(_sizes(np.diff(inputs.offsets), EVALUATED)):
-        first = place * EVALUATED
-        yield inputs.select(np.arange(first, min(first + EVALUATED, inputs.num_sequences)))
+def _parts_of_each_size(inputs: PackedBatch, at_once: int) -> Iterator[PackedBatch]:
+    """Yield a part of each size in which `evaluate` computes sequences, and one alone."""
+    for place in _of_each_size(_sizes(np.diff(inputs.offsets), at_once)):
+        first = place * at_once
+        yield inputs.select(np.arange(first, min(first + at_once, inputs.num_sequences)))
     yield inputs.select(np.zeros(1, np.int64))
 
 

@@ -28,6 +28,8 @@ from fastformer.workspace import Workspace
 MOST_KEPT_ELEMENTS = 1 << 25
 # Sequences that are computed at a time where nothing is trained.
 EVALUATED = 256
+# Logits of an evaluation that are in memory at once: 128 MiB in float32.
+MOST_LOGITS = 1 << 25
 
 
 class Scores(NamedTuple):
@@ -345,12 +347,43 @@ def evaluate(
         model: a classifier or a decoder.    inputs: all sequences.
         targets: (B,) class ids, or (N,) for each token, a tagger's class ids or a decoder's next
             ids, an array or a list; -1 where nothing is asked.
-        batch_size: how many sequences are computed at a time, >= 1.
+        batch_size: how many sequences are computed at a time at most, >= 1.
         whole_answers: where tokens are asked, the accuracy is that of sequences of which all that
             are asked are right, and not that of tokens.
     """
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
     targets = checks.target_array("evaluate", targets)
-    logits = predict_classes(model, inputs, batch_size)
-    loss = loss_fn.forward(logits, targets)
-    return Scores(loss, count_right(inputs, logits, targets, whole_answers).accuracy)
+    if fits_at_once(model, inputs):
+        logits = predict_classes(model, inputs, batch_size)
+        loss = loss_fn.forward(logits, targets)
+        return Scores(loss, count_right(inputs, logits, targets, whole_answers).accuracy)
+    checks.integer("batch_size", batch_size, 1)
+    rows, most = inputs.num_tokens, min(batch_size, evaluated_at_once(model, inputs))
+    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
+    checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
+    total, divisor, right, asked = 0.0, 0.0, 0, 0
+    for first in range(0, inputs.num_sequences, most):
+        last = min(first + most, inputs.num_sequences)
+        part = inputs.select(np.arange(first, last))
+        part_targets = targets[inputs.offsets[first] : inputs.offsets[last]]
+        logits = predict_classes(model, part, most)
+        loss = loss_fn.forward(logits, part_targets)
+        if loss_fn.count:
+            total, divisor = total + loss * loss_fn.divisor, divisor + loss_fn.divisor
+        counts = count_right(part, logits, part_targets, whole_answers)
+        right, asked = right + counts.right, asked + counts.asked
+    mean = total if loss_fn.reduction == "sum" else total / divisor if divisor else 0.0
+    return Scores(mean, Counts(right, asked).accuracy)
+
+
+def fits_at_once(model: Transformer | TransformerDecoder, inputs: PackedBatch) -> bool:
+    """Tell whether an evaluation has all logits in memory; a classifier's are few."""
+    classes = model.config.vocab_size
+    return not isinstance(model, TransformerDecoder) or inputs.num_tokens * classes <= MOST_LOGITS
+
+
+def evaluated_at_once(model: Transformer | TransformerDecoder, inputs: PackedBatch) -> int:
+    """Return how many sequences are computed at a time where nothing is trained."""
+    if fits_at_once(model, inputs):
+        return EVALUATED
+    return max(1, min(EVALUATED, MOST_LOGITS // (model.config.vocab_size * inputs.longest)))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.data.text import Crops, Documents, TextTask, drawn_for_validation, windows
 from fastformer.data.text_files import check_files, files_digest
 from fastformer.data.tokenizers import Tokenizer
+from fastformer.errors import InvalidValueError
+from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig, ModelConfig
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.training.callbacks import TrainingCallbacks
@@ -22,11 +25,12 @@ from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
-from fastformer.training.steps import evaluate
+from fastformer.training.steps import MOST_LOGITS, evaluate
 from fastformer.training.token_file import TokenFile, changed, open_tokens
 
-# Logits of all validation tokens are in memory at once: 128 MiB in float32.
-MOST_LOGITS = 1 << 25
+# Of a large vocabulary; of a small one, as many as have their logits in memory at once.
+VALIDATION_TOKENS = 1 << 15
+SAMPLE_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class TextSettings(Settings):
         Raises:
             ValueError: there are too few tokens, or documents, for both.
         """
-        most = max(self.model.max_seq_len, MOST_LOGITS // self.vocab_size)
+        most = max(self.model.max_seq_len, VALIDATION_TOKENS, MOST_LOGITS // self.vocab_size)
         if self.task.documents == "none":
             return self._split_tokens(found.tokens, most)
         return self._split_documents(found, most)
@@ -107,6 +111,34 @@ class TextSettings(Settings):
             )
         tested = max(1, int(np.searchsorted(np.cumsum(test.lengths), most, side="right")))
         return DocumentExamples(train), Examples(*test.batch(np.arange(tested)))
+
+    @property
+    def usual_prompt(self) -> str:
+        """What a model goes on with where no prompt is given: "" is the beginning of a document."""
+        if self.tokenizer.encode(self.task.ending).size:
+            return ""
+        for mark in "\n ":
+            with suppress(InvalidValueError):  # of characters that the text has not
+                if self.tokenizer.encode(mark).size:
+                    return mark
+        # The most frequent word: 0 is the unknown one.
+        return self.tokenizer.decode([min(1, self.vocab_size - 1)])
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return a prompt's tokens, behind those that were before each document in training.
+
+        Raises:
+            ValueError: there are none, or a character that the tokenizer has not.
+        """
+        ids = [*self.tokenizer.encode(self.task.ending), *self.tokenizer.encode(prompt)]
+        if not ids:
+            checks.fail("the prompt is empty: give at least one character")
+        return [int(token) for token in ids]
+
+    def stop(self, text: str) -> list[list[int]] | None:
+        """Return a text before which generation stops, as tokens; None where it has none."""
+        ids = self.tokenizer.encode(text).tolist()
+        return [ids] if ids else None
 
     def new_model(self) -> TransformerDecoder:
         """Return the model with its initial weights."""
@@ -151,7 +183,11 @@ class TextJob:
 
     def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
-        settings = self.settings
+        settings, source = self.settings, self.source
+        tokens = float(settings.model.max_seq_len)
+        if isinstance(source, DocumentExamples):
+            tokens = float(source.lengths.mean())
+        callbacks.text(tokens, self.bytes_per_token)
         return Trainer(
             self.model,
             settings.training,
@@ -161,7 +197,24 @@ class TextJob:
             settings.seed,
             callbacks,
             best_by_loss=True,
+            after_epoch=lambda: self._show_sample(callbacks),
         )
+
+    def _show_sample(self, callbacks: TrainingCallbacks) -> None:
+        """Let a person see what the model writes by now; training's bits do not depend on it."""
+        settings, count = self.settings, self.settings.task.sample_tokens
+        if not count:
+            return
+        prompt = settings.usual_prompt
+        (found,) = generate(
+            self.model,
+            [settings.prompt_tokens(prompt)],
+            max_new_tokens=count,
+            temperature=SAMPLE_TEMPERATURE,
+            stop=settings.stop(settings.task.ending),
+            seed=settings.seed,
+        )
+        callbacks.message(f"sample: {prompt.lstrip()}{settings.tokenizer.decode(found.tokens)}")
 
     def description(self) -> str:
         """Say in a line what is trained."""

@@ -20,11 +20,12 @@ from fastformer.training.start import load_start
 
 _COUNTS: Final = ("test_examples", "steps", "epochs", "best_epoch", "parameters", "seed")
 _NUMBERS: Final = ("test_accuracy", "test_loss", "seconds", "examples_per_second")
-# Of runs on text.
-_OF_TEXT: Final = ("validation_loss", "bits_per_byte")
+# Of runs on text; and what older runs have not.
+_OF_SOME: Final = ("validation_loss", "bits_per_byte", "tokens_per_second")
 _TEXTS: Final = ("backend", "run")
 _SHARES: Final = ("per_operation", "per_class")
-RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_OF_TEXT, *_TEXTS, *_SHARES})
+_RATES: Final = ("examples_per_second", "tokens_per_second")
+RESULT_NAMES: Final = frozenset({*_COUNTS, *_NUMBERS, *_OF_SOME, *_TEXTS, *_SHARES})
 """What a result has."""
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -40,7 +41,7 @@ def checked_result(result: dict[str, Any]) -> dict[str, Any]:
         checks.known_keys("a result", result, RESULT_NAMES)
         for name in _COUNTS:
             checks.integer(name, result[name], int(name == "test_examples"))
-        for name in (*_NUMBERS, *(name for name in _OF_TEXT if name in result)):
+        for name in (*_NUMBERS, *(name for name in _OF_SOME if name in result)):
             checks.number(name, result[name], at_least=0, at_most=LARGEST)
         for name in _TEXTS:
             checks.instance("a result", name, result[name], str)
@@ -178,12 +179,21 @@ def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
         return None
 
 
+def _mean_rate(records: list[dict[str, Any]], name: str) -> float:
+    """Return the mean of a rate over the time of all epochs; 0 where no record has it."""
+    pairs = [(number_in(record.get("seconds")), number_in(record.get(name))) for record in records]
+    known = [(t, rate) for t, rate in pairs if t >= 0 and rate >= 0]
+    seconds = sum(t for t, _ in known)
+    # Of a run whose file was lost or changed, there is nothing to divide by.
+    return sum(t * rate for t, rate in known) / seconds if seconds else 0.0
+
+
 def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     """Train what is left, test the best weights, and write the result.
 
     Returns:
-        The scores, and steps, epochs, seconds, examples_per_second, best_epoch, parameters,
-        backend, seed, run.
+        The scores, and steps, epochs, seconds, examples_per_second, tokens_per_second, best_epoch,
+        parameters, backend, seed, run.
 
     Raises:
         TrainingInterrupted: a signal came; the run is saved.
@@ -199,16 +209,13 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     trained = time.perf_counter() - started
     records = run.read_metrics()
     times = [number_in(record.get("seconds")) for record in records]
-    rates = [number_in(record.get("examples_per_second")) for record in records]
-    known = [(t, rate) for t, rate in zip(times, rates, strict=True) if t >= 0 and rate >= 0]
-    seconds, seen = sum(t for t, _ in known), sum(t * rate for t, rate in known)
+    seconds = sum(t for t in times if t >= 0)
     result = {
         **job.test(trainer, run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
         "seconds": trained if first_step == 0 else seconds,
-        # Without records, of a run whose file was lost or changed, there is nothing to divide by.
-        "examples_per_second": seen / seconds if seconds else 0.0,
+        **{name: _mean_rate(records, name) for name in _RATES},
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,
         "backend": model.ops.name,
