@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DIGIT_COLOR, OPERATION_COLOR, OTHER_COLOR = "#0b6e4f", "#e4572e", "#8d99ae"
 CHANGE_COLOR = "#4059ad"
+_WRITTEN = 12  # tokens whose cosines are written, at most
 _MAPS = 3  # of the history, at most
 
 
@@ -54,7 +55,9 @@ def cosines_figure(report: EmbeddingReport, what: str = "embeddings") -> "Figure
     )
     axes = figure.subplots(1, len(parts), width_ratios=[10, 7][-len(parts) :], squeeze=False)[0]
     for each, (title, names, cosines) in zip(axes, parts, strict=True):
-        texts = [[signed(value) for value in row] for row in cosines.tolist()]
+        texts = None  # of many tokens: the numbers would run into each other
+        if len(names) <= _WRITTEN:
+            texts = [[signed(value) for value in row] for row in cosines.tolist()]
         image = heatmap(each, cosines, names, names, low=-1, colors="RdBu_r", texts=texts)
         each.set_title(title, fontsize=10, color=INK)
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")

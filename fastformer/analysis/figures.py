@@ -119,7 +119,9 @@ def heatmap(
         texts: what is written into each cell, or None.    text_options: as for `Axes.text`.
     """
     image = axes.imshow(values, vmin=low, vmax=high, cmap=colors, aspect="equal")
-    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    # A label has room for about six characters where there are few columns.
+    crowded = max(map(len, columns), default=0) * len(columns) > 64
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=60 if crowded else 0)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
