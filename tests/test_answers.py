@@ -29,7 +29,7 @@ from fastformer.training.answers_run import (
 )
 from fastformer.training.config import TrainingConfig
 from fastformer.training.loop import TrainingInterrupted, load_weights
-from fastformer.training.presets import PRESETS, with_preset
+from fastformer.training.presets import PRESETS, TEXT_PRESETS, with_preset
 from fastformer.training.run_directory import RunDirectory
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
@@ -234,7 +234,7 @@ def test_presets_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(name in error for name in PRESETS)
 
 
-@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(ANSWER_TASKS) - {"shakespeare-cpu"}))
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(ANSWER_TASKS) - set(TEXT_PRESETS)))
 def test_a_small_version_of_a_size_is_trained(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

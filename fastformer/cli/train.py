@@ -60,7 +60,8 @@ class RunOptions:
         metadata={
             "help": "settings with a name, which other options go before: small, medium, large or "
             "wide; or a harder task for the decoder: double-digits, three-digits, long-lists, "
-            "nested, arithmetic, addition; or, for text, shakespeare-cpu, nanoGPT's recipe"
+            "nested, arithmetic, addition; or, for text, names, a file with one on each line, "
+            "shakespeare-cpu, nanoGPT's recipe, llama-small, or gpt2-small"
         },
     )
     seed: int = field(default=42, metadata={"help": "same seed, same bits"})

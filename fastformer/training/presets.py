@@ -1,4 +1,4 @@
-"""Named settings of `fastformer train digits`: sizes of llmlearn's task, and harder tasks.
+"""Named settings of `fastformer train`: sizes of llmlearn's task, harder tasks, and text.
 
 A preset gives options; those that are given beside it go before its own.
 """
@@ -37,6 +37,15 @@ def _decoder(
     }
 
 
+# What recipes for text have in common, from nanoGPT.
+_ADAMW: Final[dict[str, int | float | str]] = {
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "weight_decay": 0.1,
+    "beta2": 0.99,
+    "clip_norm": 1.0,
+}
+
 PRESETS: Final[dict[str, dict[str, int | float | str]]] = {
     "small": {"examples": 1_000},
     "medium": {"examples": 10_000},
@@ -48,6 +57,60 @@ PRESETS: Final[dict[str, dict[str, int | float | str]]] = {
     "nested": _decoder(6000, 3, 1e-3),
     "arithmetic": _decoder(4000, 2, 1e-3),
     "addition": _decoder(2500, 2, 2e-3),
+    # makemore's task: a file with a name on each line, 4,510 steps of 64 names.
+    "names": {
+        "documents": "lines",
+        "embed_dim": 64,
+        "ffn_dim": 256,
+        "num_layers": 4,
+        "num_heads": 4,
+        "max_seq_len": 16,
+        "epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "warmup_steps": 100,
+        **_ADAMW,
+    },
+    # GPT-2's sizes, 124 million parameters, for a text of many megabytes: a batch of 64 crops.
+    "gpt2-small": {
+        "tokenizer": "bpe",
+        "vocab_size": 50257,
+        "crops": 6400,
+        "embed_dim": 768,
+        "ffn_dim": 3072,
+        "num_layers": 12,
+        "num_heads": 12,
+        "max_seq_len": 1024,
+        "qkv_bias": "true",
+        "attention_output_bias": "true",
+        "epochs": 10,
+        "batch_size": 4,
+        "accumulation_steps": 16,
+        "learning_rate": 6e-4,
+        "warmup_steps": 100,
+        **_ADAMW,
+        "beta2": 0.95,
+    },
+    # Llama's choices at 3.2 million parameters: 500 steps of 16 crops of 128 characters.
+    "llama-small": {
+        "crops": 2000,
+        "embed_dim": 256,
+        "ffn_dim": 688,
+        "num_layers": 4,
+        "num_heads": 8,
+        "max_seq_len": 128,
+        "activation": "swiglu",
+        "norm_type": "rmsnorm",
+        "positions": "rotary",
+        "layernorm_epsilon": 1e-6,
+        "ffn_bias": "false",
+        "norm_bias": "false",
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+        "warmup_steps": 50,
+        **_ADAMW,
+    },
     # nanoGPT's recipe of this name: 2,000 steps of 12 crops of 64 characters.
     "shakespeare-cpu": {
         "crops": 3000,
@@ -60,14 +123,10 @@ PRESETS: Final[dict[str, dict[str, int | float | str]]] = {
         "norm_bias": "false",
         "epochs": 8,
         "batch_size": 12,
-        "optimizer": "adamw",
         "learning_rate": 1e-3,
         "min_learning_rate": 1e-4,
-        "schedule": "cosine",
         "warmup_steps": 100,
-        "weight_decay": 0.1,
-        "beta2": 0.99,
-        "clip_norm": 1.0,
+        **_ADAMW,
     },
 }
 """The options of each preset, by the names of the settings.
@@ -85,6 +144,10 @@ batch and twice the steps 96.77 %. Two heads had 99.63 %, but 97.71 and 81.08 % 
 Batches of 128 had 99.04 % after 2,500 steps of 2e-3, at 1.8 times the time. With width 96 and 4,000
 steps, rotary positions had 98.84, 98.81 and 99.76 % with seeds 42, 2 and 1, SwiGLU 98.79 % with 1.
 """
+
+
+TEXT_PRESETS: Final = ("names", "gpt2-small", "llama-small", "shakespeare-cpu")
+"""Those of `fastformer train text`."""
 
 
 def with_preset(words: Sequence[str]) -> list[str]:
