@@ -143,6 +143,11 @@ digit of the answer so far 97.05 %, half of the draws with fewer digits 93.12 %,
 batch and twice the steps 96.77 %. Two heads had 99.63 %, but 97.71 and 81.08 % with other seeds.
 Batches of 128 had 99.04 % after 2,500 steps of 2e-3, at 1.8 times the time. With width 96 and 4,000
 steps, rotary positions had 98.84, 98.81 and 99.76 % with seeds 42, 2 and 1, SwiGLU 98.79 % with 1.
+
+Of text, on two cores that other programs used as well: `names` has a validation loss of 1.972 on
+the 32,033 names of makemore after 72 s (0.1 of dropout and two epochs more: 1.978); `llama-small`
+1.699 on tiny Shakespeare after 437 s. `gpt2-small` is GPT-2's sizes alone: a step of one crop of
+1,024 tokens took some 7 s, so that its 1,000 steps of 64 take days.
 """
 
 
