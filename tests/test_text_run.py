@@ -14,6 +14,7 @@ from fastformer.data.text import Crops, Documents, TextTask, windows
 from fastformer.training import token_file
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.config import TrainingConfig
+from fastformer.training.presets import PRESETS
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import resume_run, train_run
 from fastformer.training.text_run import TextSettings, new_text_settings
@@ -326,6 +327,22 @@ def test_a_document_begins_with_what_ends_one_and_is_cut_where_it_is_long():
     assert bare.size == 2 and bare.lengths.tolist() == [4, 2]
     batch, targets = bare.batch(np.arange(2))
     assert (batch.tokens.tolist(), targets.tolist()) == ([3, 4, 8, 9, 5, 8], [4, 8, 9, 5, 8, 9])
+
+
+@pytest.mark.parametrize("name", PRESETS["text"])
+def test_presets_of_text_are_options_that_a_user_could_give(names, tmp_path, capsys, name):
+    small = "--epochs=1", "--num-layers=1", "--accumulation-steps=1", "--warmup-steps=0"
+    small += ("--validation-share=0.3",)
+    assert train(names, tmp_path / "run", "--preset", name, *small) == 0
+    settings = TextSettings.from_run(RunDirectory.open(tmp_path / "run"))
+    overridden = {word.partition("=")[0] for word in (*SIZES, *small)}
+    for key, value in PRESETS["text"][name].items():
+        if f"--{key.replace('_', '-')}" in overridden:
+            continue
+        part = next(
+            p for p in (settings.task, settings.model, settings.training) if hasattr(p, key)
+        )
+        assert getattr(part, key) == value, key
 
 
 def test_files_are_documents_too(tmp_path, capsys):

@@ -233,6 +233,16 @@ def test_an_empty_file_is_named(tmp_path, content):
         check_files([tmp_path / "t"])
 
 
+def test_what_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidValueError, match="pipe is a pipe or a device"):
+        check_files([tmp_path / "pipe"])
+    with pytest.raises(InvalidValueError, match="cannot read .*: Is a directory"):
+        check_files([tmp_path])
+    with pytest.raises(InvalidValueError, match="cannot read .*none: No such file"):
+        files_digest([tmp_path / "none"])
+
+
 def test_a_text_that_changes_meanwhile_is_refused(tmp_path, cache):
     task = task_of(tmp_path, TEXT)
 
@@ -254,3 +264,24 @@ def test_a_cache_that_cannot_be_written_says_which_variable_names_another(tmp_pa
     monkeypatch.undo()
     monkeypatch.setenv("FASTFORMER_CACHE_DIR", "/chosen")
     assert str(token_file.cache_directory()) == "/chosen/tokens"
+
+
+def test_without_a_home_to_write_to_tokens_are_kept_where_only_their_owner_can(
+    tmp_path, monkeypatch
+):
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("FASTFORMER_CACHE_DIR", raising=False)
+    home = [tmp_path / "home"]
+    monkeypatch.setattr(
+        token_file.platformdirs, "user_cache_dir", lambda *names, **options: str(home[0])
+    )
+    monkeypatch.setattr(token_file.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert token_file.cache_directory() == tmp_path / "home" / "tokens"
+    home[0] = tmp_path / "file" / "home"
+    place = token_file.cache_directory()
+    assert place == tmp_path / f"fastformer-{os.getuid()}" / "tokens"
+    assert place.parent.stat().st_mode & 0o777 == 0o700
+    place.parent.chmod(0o777)
+    with pytest.raises(InvalidValueError, match="others may write"):
+        token_file.cache_directory()

@@ -192,7 +192,9 @@ def text(
 
     Args:
         files: UTF-8 text, end to end in their order.
-        preset: settings with a name, which other options go before: shakespeare-cpu is nanoGPT's.
+        preset: settings with a name, which other options go before: shakespeare-cpu is nanoGPT's
+            recipe, names is for a file with a name on each line, llama-small and gpt2-small have
+            the choices and sizes of their models (gpt2-small takes days).
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """

@@ -5,7 +5,9 @@ A piece is known by the byte that it begins at: reading goes on anywhere with th
 
 import functools
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -135,8 +137,11 @@ def parts(text: str, size: int) -> list[str]:
 
 
 def _opened(path: Path) -> BufferedReader:
-    """Open a file to read."""
+    """Open a file to read. It is read several times, which a pipe cannot be."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InvalidValueError(f"{path} is a pipe or a device; write the text to a file first")
         return open(path, "rb")
     except OSError as error:
         raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error

@@ -16,8 +16,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +35,7 @@ from fastformer.data import text_files
 from fastformer.data.text import TextTask
 from fastformer.data.tokenizers import Tokenizer, tokenizer_digest
 from fastformer.errors import InvalidValueError
+from fastformer.kernels._cache import is_ours_alone
 from fastformer.training.atomic_file import (
     make_directory,
     os_errors_as,
@@ -73,10 +76,26 @@ class TokenFile:
 
 
 def cache_directory() -> Path:
-    """Return where token files are kept."""
+    """Return where token files are kept.
+
+    Where the home directory is read-only, it is the system's directory for temporary files.
+
+    Raises:
+        ValueError: others could write there.
+    """
     chosen = os.environ.get("FASTFORMER_CACHE_DIR")
-    root = chosen or platformdirs.user_cache_dir("fastformer", appauthor=False)
-    return Path(root) / "tokens"
+    if chosen:
+        return Path(chosen) / "tokens"
+    usual = Path(platformdirs.user_cache_dir("fastformer", appauthor=False))
+    with suppress(OSError):
+        make_directory(usual)
+        if os.access(usual, os.W_OK):
+            return usual / "tokens"
+    temporary = Path(tempfile.gettempdir()) / f"fastformer-{os.getuid()}"
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    if not is_ours_alone(temporary.stat()):
+        checks.fail(f"others may write to {temporary}; name another with FASTFORMER_CACHE_DIR")
+    return temporary / "tokens"
 
 
 def open_tokens(
