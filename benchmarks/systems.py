@@ -9,10 +9,13 @@ from fastformer.bench import environment
 PEERS = {"torch": "torch eager", "compile": "torch.compile", "jax": "JAX jit"}
 SYSTEMS = environment.SYSTEMS | PEERS
 PEER_PACKAGES = ("torch", "jax", "jaxlib")
-_PACKAGE_OF = {"torch": "torch", "compile": "torch", "jax": "jax"}
+_PACKAGE_OF = {
+    "torch": "torch", "compile": "torch", "jax": "jax", "transformers": "transformers",
+}  # fmt: skip
 LABELS = SYSTEMS | {
     "numpy": "NumPy (BLAS)",
     "llmlearn": "llmlearn's cost",
+    "transformers": "transformers",
     "yours": environment.LABELS["yours"],
     # Where the number of threads is what is measured.
     "numba-all": "fastformer, all threads",

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.arithmetic import useful_flops
 from benchmarks.busy import measure_busy
+from benchmarks.generation_jobs import NEW_TOKENS, require_equal
 from benchmarks.step_suite import GROUPS, prepare, time_group
 from benchmarks.systems import PEERS, is_installed
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
@@ -84,8 +85,11 @@ GOALS = {
         Goal("P13", "from the first step to 99 % of unseen inputs", "s", 2, 0.7, ("torch", "jax")),
         Goal("P14", "busy cores, beside the best fixed threads", "times", 1.25, 1.1, ("torch",)),
         Goal("P14 quiet", "the same on quiet cores", "times", 1.02, 1.0, ("torch",)),
+        Goal("P15", "generation, one prompt", "x", 5, 8, ("transformers",)),
+        Goal("P15 many", "generation, 32 prompts", "x", 3, 5, ("transformers",)),
     )
 }
+_PROMPTS = {"P15": 1, "P15 many": 32}
 
 
 def target_row(
@@ -274,6 +278,27 @@ def _learning_row(options: Options, directory: Path) -> Row:
     return _compare("P13", seconds.pop("numba"), seconds, steps=steps)
 
 
+def generation_rows(options: Options, directory: Path) -> list[Row]:
+    """Describe P15: greedy texts of one prompt and of many, beside transformers with its cache."""
+    path = str(directory / "generation.npz")
+    jobs = "benchmarks.generation_jobs:"
+    run_worker("numba", {"task": jobs + "prepare", "path": path}, options.threads)
+    rows = []
+    for row, prompts in _PROMPTS.items():
+
+        def write(system: str, turn: int, prompts: int = prompts) -> Result:
+            job = {"task": jobs + "write", "system": system, "path": path, "prompts": prompts}
+            return run_worker("numba" if system == "numba" else "torch", job, options.threads)
+
+        systems = _present("numba", "transformers")
+        found = alternate(systems, options.repeats, write, options.report, GOALS[row].title)
+        for results in found.values():
+            require_equal(results[0]["tokens"], found["numba"][0]["tokens"])
+        seconds = {s: [result["seconds"] for result in results] for s, results in found.items()}
+        rows.append(_compare(row, seconds.pop("numba"), seconds, tokens=prompts * NEW_TOKENS))
+    return rows
+
+
 def run(options: Options) -> Outcome:
     """Measure every target.
 
@@ -296,6 +321,7 @@ def run(options: Options) -> Outcome:
         rows += _product_rows(options)
         rows += _start_rows(options, str(directory / "P2.npz"))
         rows.append(_learning_row(options, directory))
+        rows += generation_rows(options, directory)
         factors = {name: factor for names, factor in GROUPS for name in names}
         busy = measure_busy(directory, options, losses, factors)
         rows += [target_row(GOALS[row], **found) for row, found in busy.items()]

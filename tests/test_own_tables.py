@@ -258,7 +258,9 @@ def test_answers_are_written_and_counted_as_a_whole(
     assert seen["tokens"][:4] == ["3", "+", "4", "[ANSWER]"] and seen["readout"] == 3
     told = mistake_of(capsys, "predict", sums, "3*4")
     assert "the model has never seen the character '*', at place 2" in told
-    assert "there is no picture" in mistake_of(capsys, "evaluate", sums, "--picture", "x.png")
+    assert main(["evaluate", str(sums), "--picture", "x.png"]) == 0
+    out, err = capsys.readouterr()
+    assert "test accuracy" in out and "there is no picture" in err and not Path("x.png").exists()
     loaded = load_run(sums)
     answers, _ = loaded.predictor.answers(loaded.tests)
     for one, answer in zip(loaded.tests[:4], answers, strict=False):
@@ -278,6 +280,7 @@ def test_answers_are_written_and_counted_as_a_whole(
         ("t.csv", "text,label\nfoo,\n", "line 2, column 'label': it is empty"),
         ("t.csv", 'text,label\n"foo,bar\n', "line 2: no CSV"),
         ("t.csv", "text\nfoo\n", "line 1: the first line must name two columns"),
+        ("t.csv", "text;label\nfoo;bar\n", "here it looks like ';'"),
         ("t.csv", "text,text\nfoo,bar\n", "line 1: a column is named twice"),
         ("t.csv", "text,label\na,x\nb,y\nc,x\n", "too few examples to split"),
         ("t.tsv", "text\tlabel\na\tb\tc\n", "line 2: it has 3 columns"),

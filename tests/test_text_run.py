@@ -378,8 +378,8 @@ def test_a_text_that_has_changed_is_not_gone_on_with(text, tmp_path, capsys):
     [
         (b"caf\xe9 " * 99, (), "is not UTF-8: byte 3 is 0xe9"),
         (b"", (), "is empty"),
-        (b"too short", (), "too few for crops of max_seq_len=16"),
-        (TEXT.encode(), ("--validation-share=0.001",), "too few for crops"),
+        (b"too short", (), "need 18 tokens each, a crop of max_seq_len=16"),
+        (TEXT.encode(), ("--validation-share=0.001",), "need 18 tokens each"),
         (TEXT.encode(), ("--tokenizer=byte",), "did you mean 'bytes'?; or the path of a tokenizer"),
         (TEXT.encode(), ("--tokenizer=text.txt",), "or the path of a tokenizer.json"),
         (TEXT.encode(), ("--vocab-size=9",), "vocab_size must be 28, which the tokenizer"),

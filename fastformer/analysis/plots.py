@@ -110,7 +110,7 @@ def curves_of(records: Sequence[dict[str, Any]], name: str, path: Path) -> Curve
         )
     axis = "epoch" if all(_is_epoch(record.get("epoch")) for record in records) else "step"
     x = [float(record[axis]) for record in records]
-    return Curves(name, axis, x, values, missing, _best(x, values))
+    return Curves(name, axis, x, values, missing, _best(x, values, records))
 
 
 def missing_text(curves: Curves) -> str | None:
@@ -275,8 +275,16 @@ def _is_epoch(value: object) -> bool:
     return type(value) in (int, float) and 0 <= number_in(value) <= _LARGEST_EPOCH
 
 
-def _best(x: list[float], values: dict[str, list[float]]) -> float | None:
-    """Return where the validation accuracy is greatest; among equals, the earliest."""
+def _best(
+    x: list[float], values: dict[str, list[float]], records: Sequence[dict[str, Any]]
+) -> float | None:
+    """Return the last record that was the best so far.
+
+    Where none says so, it is that of the greatest validation accuracy; among equals, the earliest.
+    """
+    told = [place for place, record in zip(x, records, strict=True) if record.get("best") is True]
+    if told:
+        return told[-1]
     accuracies = values.get(HISTORY_NAMES[-1])
     if accuracies is None:
         return None

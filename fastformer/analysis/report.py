@@ -25,7 +25,7 @@ from fastformer.analysis.loading import LoadedRun, load_run
 from fastformer.analysis.plots import Curves, missing_text, read_curves
 from fastformer.analysis.prediction import Prediction
 from fastformer.data.asked import Asked
-from fastformer.errors import RunError
+from fastformer.errors import InvalidValueError, RunError
 from fastformer.parameters import Array
 from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.run_directory import RunDirectory
@@ -108,12 +108,18 @@ def collect_report(directory: str | Path, expressions: Sequence[str] = ()) -> Re
         report.result = checked_result(run.read_result())
     except RunError as error:
         report.notes.append(str(error))
-    predictor, tests = loaded.predictor, loaded.tests
-    answers, _ = predictor.answers(tests)
-    report.scores = predictor.score(answers, tests)
+    predictor, chosen = loaded.predictor, []
     asked = [predictor.read(text) for text in expressions]
-    report.examples = _examples(loaded, asked, _chosen(tests, answers))
-    report.roles = head_roles(loaded.model, tests)
+    try:
+        tests = loaded.tests
+    except InvalidValueError as error:  # of a table that has changed, or is gone
+        report.notes.append(str(error))
+    else:
+        answers, _ = predictor.answers(tests)
+        report.scores = predictor.score(answers, tests)
+        report.roles = head_roles(loaded.model, tests)
+        chosen = _chosen(tests, answers)
+    report.examples = _examples(loaded, asked, chosen)
     _add_embeddings(report, loaded)
     return report
 

@@ -13,6 +13,7 @@ from fastformer import writing
 
 BAR_CELLS: Final[int] = 40
 _MOST_CHARACTERS: Final[int] = 2_000
+_MOST_GROUPS: Final[int] = 24
 
 
 def have_streams() -> None:
@@ -108,9 +109,11 @@ def per_group(
     ranked = sorted(accuracies.items(), key=lambda item: item[1])
     line(f"accuracy by {which}, hardest first")
     widest = max(10, *map(len, accuracies))
-    for name, accuracy in ranked:
+    for name, accuracy in ranked[:_MOST_GROUPS]:
         note = f"   {notes[name]}" if notes else ""
         line(f"  {name:<{widest}} {bar(accuracy)} {percent(accuracy)}{note}")
+    if len(ranked) > _MOST_GROUPS:
+        line(f"  and {len(ranked) - _MOST_GROUPS:,} others")
     hardest, easiest = ranked[0][1], ranked[-1][1]
     if len(ranked) == 1:
         return
@@ -118,7 +121,9 @@ def per_group(
         line("  all are equally hard")
         return
     for label, extreme in (("hardest", hardest), ("easiest", easiest)):
-        line(f"  {label:<10} {', '.join(name for name, value in ranked if value == extreme)}")
+        names = [name for name, value in ranked if value == extreme]
+        more = f" and {len(names) - _MOST_GROUPS:,} others" if len(names) > _MOST_GROUPS else ""
+        line(f"  {label:<10} {', '.join(names[:_MOST_GROUPS])}{more}")
 
 
 def unseen_accuracy(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -44,6 +44,12 @@ def evaluate(
     if picture is not None:
         check_picture(picture)
     result = evaluate_run(run, data)
+    if picture is not None and not result.scores.labels:
+        console.error(
+            "warning: there is no picture of what was taken for what: these answers are texts of "
+            "any kind"
+        )
+        picture = None
     if picture is not None:
         from fastformer.analysis.evaluation_pictures import confusion_figure
 

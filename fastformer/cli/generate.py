@@ -44,8 +44,8 @@ def generate(
         top_p: draw from the likeliest that have this share of the probability together.
         min_p: draw from those that have this share of the likeliest one's probability, or more.
         repetition_penalty: above 1, tokens that are there already become less likely.
-        stop: end before this text; without it, where a document ends, if the model has learned
-            documents.
+        stop: end before this text. A text also ends where a document does, if the model has
+            learned documents.
         num_samples: how many texts are written; more than one need a temperature.
         seed: of the draws: the same seed gives the same texts.
         threads: number of threads; without it, as many as the machine or container allows.
@@ -59,14 +59,14 @@ def generate(
     checks.number("temperature", temperature, at_least=0)
     model, settings = load_text_run(run)
     tokenizer = settings.tokenizer
-    stop = settings.task.ending if stop is None else stop
+    stops = [one for one in (stop, settings.task.ending) if one]
     prompt = settings.usual_prompt if prompt is None else prompt
     ids = settings.prompt_tokens(prompt)
     checks.integer("num_samples", num_samples, 1)
     if num_samples > 1 and not temperature:
         checks.fail("num_samples above 1 need a temperature: without one, all texts are the same")
     longest = model.config.max_seq_len
-    if len(ids) + tokens > longest + 1:
+    if len(ids) + tokens > longest + 1 and not stops:
         console.notice(
             f"The text may become longer than the {longest} tokens that the model reads: from "
             "there on it sees the last part alone."
@@ -84,7 +84,7 @@ def generate(
             seed=seed + sample,
         )
         found: list[int] = []
-        pieces = _pieces(tokenizer, ids, stream, stop, found)
+        pieces = _pieces(tokenizer, ids, stream, stops, found)
         if json:
             text = "".join(pieces)
             console.json_line({"prompt": prompt, "text": text, "tokens": found})
@@ -102,25 +102,29 @@ def _pieces(
     tokenizer: "Tokenizer",
     ids: list[int],
     stream: Iterator[int],
-    stop: str | None,
+    stops: list[str],
     found: list[int],
 ) -> Iterator[str]:
-    """Yield the new text as it comes, which ends before `stop`, and note its tokens in `found`.
+    """Yield the new text as it comes, which ends before a stop, and note its tokens in `found`.
 
-    A character may have several tokens: what may still change, or may become the stop, is held
+    A character may have several tokens: what may still change, or may become a stop, is held
     back. Texts are decoded behind the prompt, for a word that follows one has a space before it.
     """
     begin, written = len(tokenizer.decode(ids)), 0
     for token in stream:
         found.append(token)
         text = tokenizer.decode([*ids, *found])[begin:]
-        if stop and stop in text:
-            yield text[written : text.index(stop)]
+        ends = [text.index(stop) for stop in stops if stop in text]
+        if ends:
+            yield text[written : min(ends)]
             return
-        held = 0
-        if stop:
-            held = next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))
+        held = max((_begun(text, stop) for stop in stops), default=0)
         if not text.endswith("\ufffd") and len(text) - held > written:
             yield text[written : len(text) - held]
             written = len(text) - held
     yield tokenizer.decode([*ids, *found])[begin + written :]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Return how many of the text's last characters may be the beginning of a stop."""
+    return next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))

@@ -34,9 +34,9 @@ def predict(
 
     Args:
         run: directory of the run.
-        expression: for instance Max 5 3 9, or in quotes "max(5,3,9)"; without one, each line of the
-            standard input is an expression. A decoder's run has the questions of its preset, for
-            instance "Max ( First ( 2 8 ) 5 )" or "12 + 345".
+        expression: what it is asked: of a run on a table, a text; of digits for instance Max 5 3 9,
+            or in quotes "max(5,3,9)"; of other tasks for instance "Max ( First ( 2 8 ) 5 )" or
+            "12 + 345". Without one, each line of the standard input is asked.
         top: how many of the likeliest answers are listed; a decoder looks for as many beams.
         threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object for each answer.
@@ -69,7 +69,7 @@ def _lines() -> Iterator[str]:
     with os_errors_as(InvalidValueError, "read the standard input"):
         line = sys.stdin.readline().removeprefix("\ufeff")
         while line:
-            yield line
+            yield line.rstrip("\r\n")
             line = sys.stdin.readline()
 
 

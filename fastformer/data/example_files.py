@@ -132,6 +132,11 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    if len(header) < 2 and ";" in header[0]:
+        checks.fail(
+            f"{path}, line 1: columns are separated by commas, and here it looks like ';': save "
+            "the file with commas, or as .tsv with tabs"
+        )
     if len(header) < 2:
         checks.fail(
             f"{path}, line 1: the first line must name two columns or more, such as text,label; "

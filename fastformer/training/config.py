@@ -69,8 +69,8 @@ class TrainingConfig:
     patience: int = field(
         default=0,
         metadata={
-            "help": "epochs without a better validation "
-            "accuracy after which training stops; 0 for never"
+            "help": "epochs without a better validation accuracy, or for texts and their labels a "
+            "lower loss, after which training stops; 0 for never"
         },
     )
     recompute: str = field(

@@ -121,5 +121,6 @@ def _examples(name: str, model: Transformer | TransformerDecoder, given: Any) ->
         ids, _ = checks.target_ids(name, targets, rows, model.config.num_logits, -1)
     except (TypeError, ValueError) as error:
         kind = InvalidTypeError if isinstance(error, TypeError) else InvalidValueError
-        raise kind(f"fit: {name}: {error}") from error
+        own = "" if str(error).startswith(f"{name}:") else f"{name}: "
+        raise kind(f"fit: {own}{error}") from error
     return Examples(inputs, ids)

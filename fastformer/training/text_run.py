@@ -14,6 +14,7 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.data.text import Crops, Documents, TextTask, drawn_for_validation, windows
 from fastformer.data.text_files import check_files, files_digest
 from fastformer.data.tokenizers import Tokenizer
+from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import InvalidValueError
 from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig, ModelConfig
@@ -62,6 +63,11 @@ class TextSettings(Settings):
         return "crops"
 
     @property
+    def named_tokens(self) -> NamedTokens:
+        """The first tokens of the vocabulary."""
+        return NamedTokens.of_tokenizer(self.tokenizer)
+
+    @property
     def operations(self) -> tuple[str, ...]:
         """There are none."""
         return ()
@@ -83,9 +89,10 @@ class TextSettings(Settings):
         shorter = min(first, count - first)
         if shorter < length + 2:
             checks.fail(
-                f"the text has {count:,} tokens, of which {shorter:,} are too few for crops of "
-                f"max_seq_len={length} and the token behind them; give more text, a lower "
-                "max_seq_len, or another validation_share"
+                f"the text has {count:,} tokens, and {shorter:,} of them are kept apart by "
+                f"validation_share={self.task.validation_share}: training and validation need "
+                f"{length + 2} tokens each, a crop of max_seq_len={length} and two behind it; give "
+                "more text, or a lower max_seq_len"
             )
         crops = Crops(tokens[:first], length, self.task.crops)
         return CropSource(crops), Examples(*windows(tokens[first:], length, most))

@@ -207,6 +207,12 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     finally:
         callbacks.finished()
     trained = time.perf_counter() - started
+    if trainer.progress.stopped_early:
+        epoch, config = trainer.progress.epoch, trainer.config
+        callbacks.message(
+            f"stopped early, after epoch {epoch} of {config.epochs}: there was no better one in "
+            f"{config.patience} (--patience)"
+        )
     records = run.read_metrics()
     times = [number_in(record.get("seconds")) for record in records]
     seconds = sum(t for t in times if t >= 0)
