@@ -294,7 +294,6 @@ def test_losses_of_each_target_and_their_gradient(rng: np.random.Generator, back
         with pytest.raises((TypeError, ValueError), match=complaint):
             each.backward(share)
     model = ff.Transformer(ff.TransformerConfig(vocab_size=4, embed_dim=4, num_heads=1, ffn_dim=4))
-    with pytest.raises(ValueError, match="no one value to train on"):
-        ff.accumulate_gradients(
-            model, ff.pack([[1, 2]]), [1], ff.CrossEntropyLoss(reduction="none")
-        )
+    for use in (ff.accumulate_gradients, ff.evaluate):
+        with pytest.raises(ValueError, match="no one value to train on"):
+            use(model, ff.pack([[1, 2]]), [1], each)

@@ -377,3 +377,14 @@ def test_bad_targets_change_no_weight(
     with pytest.raises(error, match=message):
         ff.train_step(model, batch, targets, ff.CrossEntropyLoss(), optimizer)
     assert (model.parameters().values.tobytes(), optimizer.steps) == (before, 0)
+
+
+def test_a_classifier_with_classes_of_its_own_is_evaluated_on_them() -> None:
+    sizes = {"embed_dim": 8, "num_heads": 2, "num_layers": 1, "ffn_dim": 8}
+    config = ff.TransformerConfig(vocab_size=3, num_classes=5, **sizes)
+    model, batch = ff.Transformer(config), ff.pack([[1, 2], [0]])
+    logits = model.forward(batch)
+    found = ff.evaluate(model, batch, [4, 3], ff.CrossEntropyLoss())
+    assert found.loss == pytest.approx(ff.CrossEntropyLoss().forward(logits, [4, 3]), rel=1e-5)
+    with pytest.raises(ValueError, match="5"):
+        ff.evaluate(model, batch, [5, 0], ff.CrossEntropyLoss())

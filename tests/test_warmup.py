@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from numba import types
 
 import fastformer as ff
 from fastformer import backend, schedule, warmup
@@ -65,7 +66,11 @@ def test_signature_is_what_is_called(name):
             model = ff.TransformerDecoder(ff.DecoderConfig(**SIZES), precision=precision).train()
             train_once(model, ids, np.arange(8 * len(ids)) % 20)
         generate(model, [[1, 2]], max_new_tokens=2)
-    assert set(overloads(name)) == {warmup.signature(name)}
+    # Those of other tests, that are given what is optional, are none of these.
+    wanted = warmup.signature(name)
+    left_out = [place for place, kind in enumerate(wanted) if isinstance(kind, types.Omitted)]
+    found = {kinds for kinds in overloads(name) if all(kinds[p] == wanted[p] for p in left_out)}
+    assert found == {wanted}
 
 
 def test_another_precision_has_its_own_products_and_the_default_has_not():

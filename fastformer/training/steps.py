@@ -119,11 +119,7 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "model", model, Transformer, TransformerDecoder)
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
-    if loss_fn.reduction == "none":
-        checks.fail(
-            "accumulate_gradients: a loss with the reduction 'none' has no one value to train on; "
-            "make it with 'mean' or 'sum', or call its forward and backward yourself"
-        )
+    _check_reduction("accumulate_gradients", loss_fn)
     rows = model.rows_of(batch)
     classes, ignored = model.config.num_logits, loss_fn.ignore_index
     ids, asked = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
@@ -137,6 +133,15 @@ def accumulate_gradients(
     divisor = own if count is None or loss_fn.reduction == "sum" else count
     with model.guard, model.threads.at("gradients", batch.num_tokens):
         return _accumulate(model, batch, ids, loss_fn, divisor or 1)
+
+
+def _check_reduction(owner: str, loss_fn: CrossEntropyLoss) -> None:
+    """Raise where a loss has many values, of which training and evaluation need one."""
+    if loss_fn.reduction == "none":
+        checks.fail(
+            f"{owner}: a loss with the reduction 'none' has no one value to train on; make it with "
+            "'mean' or 'sum', or call its forward and backward yourself"
+        )
 
 
 def _accumulate(
@@ -351,7 +356,10 @@ def evaluate(
         whole_answers: where tokens are asked, the accuracy is that of sequences of which all that
             are asked are right, and not that of tokens.
     """
+    checks.instance("evaluate", "model", model, Transformer, TransformerDecoder)
+    checks.instance("evaluate", "inputs", inputs, PackedBatch)
     checks.instance("evaluate", "loss_fn", loss_fn, CrossEntropyLoss)
+    _check_reduction("evaluate", loss_fn)
     targets = checks.target_array("evaluate", targets)
     if fits_at_once(model, inputs):
         logits = predict_classes(model, inputs, batch_size)
@@ -359,7 +367,7 @@ def evaluate(
         return Scores(loss, count_right(inputs, logits, targets, whole_answers).accuracy)
     checks.integer("batch_size", batch_size, 1)
     rows, most = inputs.num_tokens, min(batch_size, evaluated_at_once(model, inputs))
-    classes, ignored = model.config.vocab_size, loss_fn.ignore_index
+    classes, ignored = model.config.num_logits, loss_fn.ignore_index
     checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
     total, divisor, right, asked = 0.0, 0.0, 0, 0
     for first in range(0, inputs.num_sequences, most):
@@ -378,7 +386,7 @@ def evaluate(
 
 def fits_at_once(model: Transformer | TransformerDecoder, inputs: PackedBatch) -> bool:
     """Tell whether an evaluation has all logits in memory; a classifier's are few."""
-    classes = model.config.vocab_size
+    classes = model.config.num_logits
     return not isinstance(model, TransformerDecoder) or inputs.num_tokens * classes <= MOST_LOGITS
 
 
@@ -386,4 +394,4 @@ def evaluated_at_once(model: Transformer | TransformerDecoder, inputs: PackedBat
     """Return how many sequences are computed at a time where nothing is trained."""
     if fits_at_once(model, inputs):
         return EVALUATED
-    return max(1, min(EVALUATED, MOST_LOGITS // (model.config.vocab_size * inputs.longest)))
+    return max(1, min(EVALUATED, MOST_LOGITS // (model.config.num_logits * inputs.longest)))
