@@ -35,6 +35,14 @@ modules = [m.name for m in pkgutil.walk_packages(fastformer.__path__, "fastforme
 # kernels has no __init__.py, so it is not walked into.
 kernels = fastformer.kernels
 modules += [m.name for m in pkgutil.iter_modules(kernels.__path__, "fastformer.kernels.")]
+# What stands on an extra says which one it is.
+modules.remove("fastformer.sklearn")
+try:
+    import fastformer.sklearn
+except ImportError as error:
+    assert "pip install 'fastformer[sklearn]'" in str(error)
+else:
+    raise AssertionError("scikit-learn is installed")
 loaded = [importlib.import_module(name) for name in modules if not name.endswith("__main__")]
 loaded.append(fastformer)
 files = [module.__file__ for module in loaded if module.__file__]
@@ -142,7 +150,7 @@ def test_an_editable_install_runs_from_the_tree(
     files = {Path(name).resolve().relative_to(source).as_posix() for name in found["files"]}
     tree = {name.replace("fastformer/kernels/", "kernels/") for name in expected_files(source)}
     not_modules = {name for name in tree if not name.endswith(".py")}
-    assert tree - files == {"fastformer/__main__.py", *not_modules}
+    assert tree - files == {"fastformer/__main__.py", "fastformer/sklearn.py", *not_modules}
 
 
 def test_a_module_that_is_left_out_is_noticed(tmp_path: Path) -> None:
