@@ -24,6 +24,11 @@ COLORS = {
     "jax": "#4059ad",
     "numpy": "#8d99ae",
     "llmlearn": "#5c4d7d",
+    "transformers": "#8c564b",
+    "tokenizers": "#8c564b",
+    "nanogpt": "#e4572e",
+    "step": "#7fb69f",
+    "quarter": "#7fb69f",
     "yours": "#d81b60",
 }
 GOAL = "#c2185b"

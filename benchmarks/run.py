@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import scaling, step_suite, targets
+from benchmarks import scaling, step_suite, targets, text_suite
 from benchmarks.systems import PEER_PACKAGES, PEERS, SYSTEMS, choose_systems
 from fastformer import checks
 from fastformer.bench import run
@@ -21,6 +21,7 @@ _DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
     "steps": (5, 0.6, tuple(SYSTEMS)),
     "targets": (5, 0.6, ("numba", *PEERS)),
     "scaling": (3, 0.4, ("numba",)),
+    "text": (3, 0.6, ("numba",)),
 }
 
 
@@ -28,10 +29,11 @@ _DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
 class Request(run.Request):
     """What the command line was given; None and () stand for the suite's own choice."""
 
-    suite: Literal["kernels", "steps", "targets", "scaling"] = field(
+    suite: Literal["kernels", "steps", "targets", "scaling", "text"] = field(
         default="kernels",
         metadata=run.option_help(
-            "single kernels, whole training steps, the project's targets, or how cost grows"
+            "single kernels, whole training steps, the project's targets, how cost grows, or "
+            "work on text"
         ),
     )
     systems: tuple[str, ...] = field(
@@ -43,7 +45,7 @@ class Request(run.Request):
     )
     repeats: int | None = field(
         default=None,
-        metadata=run.option_help("turns of whole processes: 3 for kernels and scaling, else 5"),
+        metadata=run.option_help("turns of whole processes: 5 for steps and targets, else 3"),
     )
 
 
@@ -64,7 +66,7 @@ def measure(request: Request, report: Report) -> tuple[Outcome, dict[str, Any]]:
             f"--only, --shapes, --kernel and --against choose among kernels; the suite "
             f"{request.suite!r} has none to choose from"
         )
-    if request.suite in ("targets", "scaling") and request.systems:
+    if request.suite in ("targets", "scaling", "text") and request.systems:
         raise InvalidValueError(f"the suite {request.suite!r} has its own systems")
     repeats, seconds, usual = _DEFAULTS[request.suite]
     if request.kernel:
@@ -86,7 +88,10 @@ def _suite(name: str, options: Options) -> Outcome:
         from fastformer.bench import kernel_suite  # it imports Numba, which others do without
 
         return kernel_suite.run(options, "benchmarks.kernel_jobs:time_kernels")
-    suites = {"steps": step_suite.run, "targets": targets.run, "scaling": scaling.run}
+    suites = {
+        "steps": step_suite.run, "targets": targets.run, "scaling": scaling.run,
+        "text": text_suite.run,
+    }  # fmt: skip
     return suites[name](options)
 
 

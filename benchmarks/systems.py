@@ -8,14 +8,19 @@ from fastformer.bench import environment
 
 PEERS = {"torch": "torch eager", "compile": "torch.compile", "jax": "JAX jit"}
 SYSTEMS = environment.SYSTEMS | PEERS
-PEER_PACKAGES = ("torch", "jax", "jaxlib")
+PEER_PACKAGES = ("torch", "jax", "jaxlib", "transformers", "tokenizers")
 _PACKAGE_OF = {
     "torch": "torch", "compile": "torch", "jax": "jax", "transformers": "transformers",
+    "tokenizers": "tokenizers",
 }  # fmt: skip
 LABELS = SYSTEMS | {
     "numpy": "NumPy (BLAS)",
     "llmlearn": "llmlearn's cost",
     "transformers": "transformers",
+    "tokenizers": "tokenizers",
+    "nanogpt": "nanoGPT's prepare.py",
+    "step": "fastformer's bare step",
+    "quarter": "a quarter of the text",
     "yours": environment.LABELS["yours"],
     # Where the number of threads is what is measured.
     "numba-all": "fastformer, all threads",

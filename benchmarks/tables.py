@@ -29,12 +29,17 @@ def _step_cells(rows: Iterable[Row]) -> Table:
     return header, body
 
 
+def _is_memory(row: Row) -> bool:
+    """Tell whether a target's numbers are bytes, and not seconds."""
+    return row["unit"] == "share" or "memory" in row["title"]
+
+
 def _own_text(row: Row) -> str:
     """Write our own number of a target, and its share of the machine's peak where it has one."""
     ours = row["ours"]
     if ours is None:
         return f"{row['gflops']['numba']:.0f} GFLOP/s" if "gflops" in row else "-"
-    if row["unit"] == "share":
+    if _is_memory(row):
         return f"{ours['median'] / 1e6:,.0f} MB"
     share = f" ({row['share_of_peak']:.0%} of the peak)" if "share_of_peak" in row else ""
     return f"{seconds_text(ours['median'])}{share}"
@@ -45,7 +50,7 @@ def _peers_text(row: Row) -> str:
     texts = []
     for name, peer in row["peers"].items():
         number = peer["value"]["median"]
-        text = f"{number / 1e6:,.0f} MB" if row["unit"] == "share" else seconds_text(number)
+        text = f"{number / 1e6:,.0f} MB" if _is_memory(row) else seconds_text(number)
         texts.append(f"{LABELS[name]} {text}")
     rates = row.get("gflops", {}) if row["ours"] is None else {}
     texts += [f"{LABELS[s]} {rate:.0f} GFLOP/s" for s, rate in rates.items() if s != "numba"]
@@ -100,5 +105,8 @@ def cells(suite: str, rows: Sequence[Row]) -> Table:
     """Return the header and the lines of a suite's table."""
     if suite == "kernels":
         return kernel_cells(rows, LABELS)
-    tables = {"steps": _step_cells, "targets": _target_cells, "scaling": _scaling_cells}
+    tables = {
+        "steps": _step_cells, "targets": _target_cells, "scaling": _scaling_cells,
+        "text": _target_cells,
+    }  # fmt: skip
     return tables[suite](rows)

@@ -41,7 +41,7 @@ class Goal:
     Attributes:
         row: its name.    title: what is measured.    unit: "x" for a ratio of times, "s" for
             seconds, "share" for a share of the peer's memory, "times" for how many times as long
-            as the peer's.
+            as the peer's, "nats" for a loss.
         must, goal: the value to reach.    peers: what it is measured beside.
     """
 
@@ -130,8 +130,12 @@ def _present(*systems: str) -> list[str]:
 
 def _compare(row: str, ours: Sequence[float], theirs: Mapping[str, Sequence[float]],
              **more: Any) -> Row:  # fmt: skip
+    return compare(GOALS[row], ours, theirs, **more)
+
+
+def compare(goal: Goal, ours: Sequence[float], theirs: Mapping[str, Sequence[float]],
+            **more: Any) -> Row:  # fmt: skip
     """Describe a row whose value is the ratio to the best peer, or our own number."""
-    goal = GOALS[row]
     peers = {
         name: {"value": spread(values).as_dict(), "ratio": ratios(values, ours).as_dict()}
         for name, values in theirs.items()
@@ -141,7 +145,7 @@ def _compare(row: str, ours: Sequence[float], theirs: Mapping[str, Sequence[floa
         value = spread(ours)
     elif best is None:
         value = None
-    elif goal.unit == "share":
+    elif goal.unit in ("share", "times"):
         value = ratios(ours, theirs[best])
     else:
         value = ratios(theirs[best], ours)

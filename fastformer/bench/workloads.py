@@ -65,5 +65,6 @@ WORKLOADS = {
         Workload("P2", "digit encoder, 8 tokens", T=8, **_DIGITS),
         Workload("P4", "nanoGPT's CPU recipe", "decoder", 12, 64, 128, 4, 4, 512, 65),
         Workload("P5", "baby GPT", "decoder", 8, 256, 384, 6, 6, 1536, 65),
+        Workload("P7", "GPT-2, 124 million", "decoder", 4, 64, 768, 12, 12, 3072, 50257),
     )
 }
