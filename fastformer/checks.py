@@ -345,16 +345,21 @@ def names(name: str, given: Any) -> tuple[str, ...]:
     return tuple(map(str, given))
 
 
+def _new_array(given: Any) -> npt.NDArray[Any]:
+    """Return a new array of what is given, of objects where it is lists of several lengths."""
+    try:
+        return np.array(given)
+    except ValueError:
+        return np.array(given, object)
+
+
 def class_weights(name: str, given: Any) -> npt.NDArray[np.float64]:
     """Return (V,) numbers >= 0 as a new float64 array that is read-only.
 
     Raises:
         TypeError: not numbers.    ValueError: another shape, or one < 0 or too large for float32.
     """
-    try:
-        array = np.array(given)
-    except ValueError:  # lists of several lengths
-        array = np.array(given, object)
+    array = _new_array(given)
     if array.dtype.kind not in "fiu":
         raise InvalidTypeError(f"{name} must be a list or array (V,) of numbers, got {given!r:.60}")
     if array.ndim != 1 or not array.size:
@@ -376,10 +381,7 @@ def numbers(name: str, given: Any, count: int, dtype: Any) -> npt.NDArray[Any]:
     Raises:
         TypeError: not numbers.    ValueError: another shape, or one that is not finite.
     """
-    try:
-        array = np.array(given)
-    except ValueError:  # lists of several lengths
-        array = np.array(given, object)
+    array = _new_array(given)
     if array.dtype.kind not in "fiu":
         raise InvalidTypeError(f"{name} must be ({count},) numbers, got {given!r:.60}")
     if array.shape != (count,):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastformer import checks
+from fastformer.data.text_files import MARK, decoded
 from fastformer.errors import InvalidValueError
 
 JSON_LINES: Final = (".jsonl", ".ndjson", ".json")
@@ -91,14 +92,11 @@ def read_text(path: str | Path) -> str:
         ValueError: it cannot be read, is empty, or is not UTF-8: the message has the byte's offset.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidValueError(
-            f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; "
-            "convert it, for instance with iconv -f latin1 -t utf-8"
-        ) from error
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error
+    before = len(MARK) if data.startswith(MARK) else 0
+    text = decoded(Path(path), data[before:], before)
     if not text.strip():
         checks.fail(f"{path} is empty")
     return text

@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 from fastformer import checks
 from fastformer.data.example_files import Pair, read_files
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
+from fastformer.data.text import VOCAB_SIZE
 from fastformer.data.tokenizers import Tokenizer
 
 TEXT_COLUMNS: Final = ("text", "sentence", "tokens", "input")
@@ -45,7 +46,8 @@ class TokenizedTask:
         },
     )
     vocab_size: int = field(
-        default=0, metadata={"help": "tokens that words and bpe learn at most; 0 for 8,192"}
+        default=0,
+        metadata={"help": f"tokens that words and bpe learn at most; 0 for {VOCAB_SIZE:,}"},
     )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "part of the distinct inputs that is kept for validation"}

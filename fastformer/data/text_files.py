@@ -21,7 +21,7 @@ PIECE: Final = 1 << 22
 PART: Final = 1 << 14
 """Characters that a tokenizer is given at once, of which several threads may have some each."""
 
-_MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
+MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 # Between two lines, neither of them empty: no tokenizer's words go on across it.
 _LINE_END: Final = re.compile(r"(?:(?<=\S\n)|(?<=\S\r\n))(?=\S)")
 _SPACE_END: Final = re.compile(r"(?<=\s)(?=\S)")
@@ -39,7 +39,7 @@ def check_files(paths: Sequence[Path]) -> int:
     total = 0
     for path in paths:
         with _opened(path) as file:
-            found = len(file.read(len(_MARK) + 1).removeprefix(_MARK))
+            found = len(file.read(len(MARK) + 1).removeprefix(MARK))
             if not found:
                 raise InvalidValueError(f"{path} is empty")
             total += file.seek(0, 2)
@@ -97,8 +97,8 @@ def text_pieces(path: Path, start: int = 0, separator: str = "") -> Iterator[tup
             if not data:
                 return
             is_last = len(data) < PIECE
-            before = len(_MARK) if start == 0 and data.startswith(_MARK) else 0
-            text = _decoded(path, data[before:], start + before, is_last)
+            before = len(MARK) if start == 0 and data.startswith(MARK) else 0
+            text = decoded(path, data[before:], start + before, is_last)
             if not is_last:
                 text = text[: cut(text, separator)]
             start += before + len(text.encode())
@@ -147,8 +147,15 @@ def _opened(path: Path) -> BufferedReader:
         raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _decoded(path: Path, data: bytes, start: int, is_last: bool) -> str:
-    """Return the text of bytes, of which the last may be the beginning of a character."""
+def decoded(path: Path, data: bytes, start: int = 0, is_last: bool = True) -> str:
+    """Return the text of bytes of a file; unless they are its last, a character may be cut.
+
+    Args:
+        start: where in the file they are.
+
+    Raises:
+        ValueError: they are not UTF-8; the message names the first byte that is wrong.
+    """
     try:
         return data.decode()
     except UnicodeDecodeError as error:
