@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import ClassVar, Final
 
 from fastformer import checks
-from fastformer.data.labelled import TokenizedTask
+from fastformer.data.labelled import TokenizedTask, column_field
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
 from fastformer.data.tokenizers import Tokenizer
 
@@ -39,20 +39,8 @@ class AnsweredTask(TokenizedTask):
         metadata=TokenizedTask.__dataclass_fields__["tokenizer"].metadata,
     )
     longest_answer: int = 1
-    question_column: str = field(
-        default="",
-        metadata={
-            "help": "column of the questions; without it one that is called "
-            f"{' or '.join(QUESTION_COLUMNS)}, or the first of two"
-        },
-    )
-    answer_column: str = field(
-        default="",
-        metadata={
-            "help": "column of the answers; without it one that is called "
-            f"{' or '.join(ANSWER_COLUMNS)}, or the second of two"
-        },
-    )
+    question_column: str = column_field("questions", QUESTION_COLUMNS, "first")
+    answer_column: str = column_field("answers", ANSWER_COLUMNS, "second")
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -18,6 +18,17 @@ LABEL_COLUMNS: Final = ("label", "class", "category", "target")
 MOST_LABELS: Final = 10_000
 
 
+def column_field(what: str, usual: Sequence[str], place: str) -> str:
+    """Return the field of a task that names one of two columns.
+
+    Args:
+        what: is in it.    usual: its usual names.    place: which of two columns it is.
+    """
+    names = " or ".join(usual)
+    text = f"column of the {what}; without it one that is called {names}, or the {place} of two"
+    return field(default="", metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizedTask:
     """What tasks on tables have in common: files, tokens, and how examples are split.
@@ -99,20 +110,8 @@ class LabelledTask(TokenizedTask):
     known: ClassVar[tuple[Sequence[str], Sequence[str]]] = (TEXT_COLUMNS, LABEL_COLUMNS)
 
     labels: tuple[str, ...] = ()
-    text_column: str = field(
-        default="",
-        metadata={
-            "help": "column of the texts; without it one that is called "
-            f"{' or '.join(TEXT_COLUMNS)}, or the first of two"
-        },
-    )
-    label_column: str = field(
-        default="",
-        metadata={
-            "help": "column of the labels; without it one that is called "
-            f"{' or '.join(LABEL_COLUMNS)}, or the second of two"
-        },
-    )
+    text_column: str = column_field("texts", TEXT_COLUMNS, "first")
+    label_column: str = column_field("labels", LABEL_COLUMNS, "second")
     balance: bool = field(
         default=False,
         metadata={"help": "let each label count alike in the loss, however rare it is"},
