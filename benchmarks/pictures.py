@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLORS = {
     "numba": "#0b6e4f",
     "numba-1": "#7fb69f",
+    "numba-all": "#3f8f6f",
     "reference": "#8d99ae",
     "torch": "#e4572e",
     "compile": "#f3a712",

@@ -13,15 +13,13 @@ import numpy as np
 from benchmarks.step_jobs import peak_bytes
 from fastformer.bench.workloads import LEARNING_RATE, WORKLOADS
 from fastformer.data.text import TextTask
-from fastformer.data.text_files import files_digest, parts, text_pieces
+from fastformer.data.text_files import PART, files_digest, parts, text_pieces
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.presets import PRESETS
 
 RECIPE = "shakespeare-cpu"
 # Steps of the recipe that a peer makes, and of these, how many losses are compared.
 PEER_STEPS, COMPARED = 200, 20
-# Characters that the tokenizers library is given at once, as ours is.
-_PART = 1 << 16
 
 
 def write_text(source: str, path: str, size: int) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def _library_tokens(tokenizer: str, path: str) -> dict[str, Any]:
     library = tokenizers.Tokenizer.from_file(tokenizer)
     seconds, count, checksum = 0.0, 0, 0
     for text, _ in text_pieces(Path(path)):
-        pieces = parts(text, _PART)
+        pieces = parts(text, PART)
         started = time.perf_counter()
         found = library.encode_batch_fast(pieces, add_special_tokens=False)
         seconds += time.perf_counter() - started
@@ -245,7 +243,7 @@ def _peer_recipe(path: str, options: dict[str, Any], seed: int) -> Callable[[int
 
     def step(number: int) -> float:
         batch, targets = crops.batch(seed, number, count)
-        x = torch.from_numpy(batch.tokens.reshape(count, -1))
+        x = torch.from_numpy(batch.tokens.reshape(count, -1).copy())
         rate = learning_rate_at(
             number, schedule="cosine", learning_rate=peak, total_steps=total,
             min_learning_rate=options["min_learning_rate"], warmup_steps=options["warmup_steps"],

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from test_bench import IS_PNG, MACHINE, kernel_rows
 
-from benchmarks import pictures, run
+from benchmarks import pictures, run, text_suite
 from benchmarks.arithmetic import step_flops, useful_flops
 from benchmarks.step_jobs import require_equal_losses
-from benchmarks.systems import SYSTEMS, choose_systems
+from benchmarks.systems import LABELS, SYSTEMS, choose_systems
 from benchmarks.tables import cells
-from benchmarks.targets import GOALS, target_row
+from benchmarks.targets import GOALS, compare, target_row
 from fastformer.bench.environment import describe
 from fastformer.bench.equivalence import NotEqualError
 from fastformer.bench.options import Outcome
@@ -46,6 +46,20 @@ def test_every_target_is_there_with_its_numbers() -> None:
     assert list(GOALS) == [*names, "P14", "P14 quiet", "P15", "P15 many"]
     assert (GOALS["P1"].must, GOALS["P1"].goal) == (2.8, 3.6)
     assert (GOALS["P13"].must, GOALS["P13"].goal) == (2, 0.7)
+
+
+def test_the_goals_of_text_have_numbers_of_their_own_and_rows_of_their_suite() -> None:
+    goals = text_suite.GOALS
+    assert not goals.keys() & GOALS.keys()
+    assert (goals["P7"].must, goals["P16"].must, goals["P18"].must) == (1.2, 0.9, 1.6)
+    row = compare(goals["P17 P4"], [1.02, 1.05], {"step": [1.0, 1.0]}, suite="text")
+    assert row["suite"] == "text" and row["value"]["median"] == pytest.approx(1.035)
+    assert row["reached"] == "missed" and goals["P18 loss"].verdict(1.81) == "goal"
+    memory = compare(goals["P16 memory"], [3.2e8], {"quarter": [3.1e8]}, suite="text")
+    loss = target_row(goals["P18 loss"], spread([1.81]), None, {}, suite="text")
+    table = markdown_table(cells("text", [row, memory, loss]), describe(2))
+    assert "| 320 MB | a quarter of the text 310 MB | 1.03 |" in table
+    assert "| its validation loss | - | - | 1.81 | <= 1.88 | <= 1.85 | goal |" in table
 
 
 @pytest.mark.parametrize(
@@ -118,6 +132,10 @@ def test_tables_show_every_row_also_the_slower_ones() -> None:
     assert "| - | >= 1.3 | >= 1.5 | not measured |" in text and "| missed |" in text
     assert "400 MB" in text and "fastformer" in text.splitlines()[-1]
     assert len(text_table(cells("scaling", scaling_rows()))) == 2 + 6
+
+
+def test_every_system_has_a_color() -> None:
+    assert LABELS.keys() == pictures.COLORS.keys()
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
