@@ -146,7 +146,7 @@ def log_probabilities(logits: Array, chosen: Ids) -> Array:
     for first in range(0, chosen.size, count):
         part = slice(first, first + count)
         shifted = _shifted(logits[part])
-        own = np.take_along_axis(shifted, chosen[part, None], axis=1)[:, 0]
+        own = shifted[np.arange(len(shifted)), chosen[part]]
         found[part] = own - np.log(np.exp(shifted, out=shifted).sum(axis=1))
     return found
 

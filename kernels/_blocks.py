@@ -17,6 +17,8 @@ STEPS_OF_A_COPY = 16
 # A task is worth its start from about a million multiply-adds on.
 TASK_SIZE = 1 << 19
 MOST_TASKS = 32
+# A matrix is read from memory, which takes as long as multiplying so many rows.
+READING_ROWS = 8
 # Tasks that a thread has at least, and tiles that a task has at least, where the rows allow it.
 TASKS_OF_A_THREAD = 2
 TILES_OF_A_TASK = 16 if HIGH_TILES else 32
@@ -43,7 +45,7 @@ def task_grid(rows, columns, depth, width, threads=2, copies_rows=False):
     """
     tiles = max(1, (rows + TILE_ROWS - 1) // TILE_ROWS)
     panels = max(1, (columns + width - 1) // width)
-    wanted = max(1, min(MOST_TASKS, rows * columns * depth // TASK_SIZE))
+    wanted = max(1, min(MOST_TASKS, max(rows, READING_ROWS) * columns * depth // TASK_SIZE))
     row_tasks = 1
     while 2 * row_tasks <= min(wanted, tiles // TILES_OF_A_TASK):
         row_tasks *= 2

@@ -1,7 +1,11 @@
-"""The product of rows by a single column, which as a tile would use one lane of each register.
+"""Products of a matrix and a vector, which as tiles would use one lane, or read a line of a page.
 
-Where a row's terms are contiguous, they are the lanes, and their sum is that of the lanes; where
-they are apart, as in a transpose, the rows of a tile are.
+Rows by a single column: where a row's terms are contiguous, they are the lanes, and their sum is
+that of the lanes; where they are apart, as in a transpose, the rows of a tile are.
+
+A single row by a matrix, as generation has it: memory is what limits it, so the matrix is read as
+it lies, some of its rows at once, and the sums of many columns wait in the first-level cache. Each
+is the chain that a tile has, with the same bits.
 """
 
 from ._compile import kernel
@@ -18,6 +22,8 @@ from ._simd import (
     sum_lanes,
 )
 
+# Rows of a matrix that are read at once: each is a stream of its own.
+ROWS_AT_ONCE = 4
 # Registers that hold a number for each row of a tile, however narrow they are.
 ROWS_OF_A_TILE = 16
 
@@ -99,3 +105,48 @@ def gemv(
             store(sums, total, i)
         for i in range(count):
             out[place + i * out_step] = sums[i]
+
+
+@kernel
+def row_by_matrix(x, x_start, matrix, start, step, depth, columns, sums):
+    """Write the products of a row and `depth` rows of `columns` elements to sums.
+
+    Args:
+        x: 1-D; the row's elements are contiguous from x_start on.
+        matrix: 1-D; row k begins at start + k * step.
+        columns: whole registers of them.    sums: 1-D, overwritten.
+    """
+    for j in range(0, columns, lanes(sums)):
+        store(sums, splat(sums, 0.0), j)
+    whole = depth // ROWS_AT_ONCE * ROWS_AT_ONCE
+    for k in range(0, whole, ROWS_AT_ONCE):
+        first, second = splat(x, x[x_start + k]), splat(x, x[x_start + k + 1])
+        third, fourth = splat(x, x[x_start + k + 2]), splat(x, x[x_start + k + 3])
+        place = start + k * step
+        for j in range(0, columns, lanes(sums)):
+            total = fma(first, load(matrix, place + j), load(sums, j))
+            total = fma(second, load(matrix, place + step + j), total)
+            total = fma(third, load(matrix, place + 2 * step + j), total)
+            store(sums, fma(fourth, load(matrix, place + 3 * step + j), total), j)
+    for k in range(whole, depth):
+        element, place = splat(x, x[x_start + k]), start + k * step
+        for j in range(0, columns, lanes(sums)):
+            store(sums, fma(element, load(matrix, place + j), load(sums, j)), j)
+
+
+@kernel
+def add_to_row(
+    sums, columns, has_bias, bias, bias_start, has_addend, addend, addend_start, rectifies, out,
+    out_start,
+):  # fmt: skip
+    """Write sums to a row of out, with a bias, an addend and ReLU as a tile has them."""
+    zero = splat(out, 0.0)
+    for j in range(0, columns, lanes(sums)):
+        total = load(sums, j)
+        if has_bias:
+            total = total + load(bias, bias_start + j)
+        if has_addend:
+            total = total + load(addend, addend_start + j)
+        if rectifies:
+            total = select(total < zero, zero, total)
+        store(out, total, out_start + j)

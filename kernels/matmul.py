@@ -31,7 +31,7 @@ from ._blocks import (
     task_part,
 )
 from ._compile import kernel, prange
-from ._gemv import gemv, pack_for_gemv
+from ._gemv import add_to_row, gemv, pack_for_gemv, row_by_matrix
 from ._llvm import HIGH_TILES, NARROW, TILE_ROWS, WIDE
 from ._rows import SUM_BLOCK
 from ._simd import (
@@ -82,6 +82,8 @@ PANEL_REGISTERS = WHOLE_DEPTH * WIDE
 # Room for the rows of `left` that are copied at once, 266 of float32, so that packing a panel for
 # them is cheap, and they are FAR_ROWS.
 ROWS_REGISTERS = (18 if HIGH_TILES else 36) * DEPTH_BLOCK
+# Panels of a single row whose sums are made at once: at most half of the first-level cache.
+PANELS_AT_ONCE = 128
 # So few rows are not packed by tiles: their lines stay in the second-level cache.
 UNPACKED_COLUMNS = 95
 NOTHING = {np.dtype(name): np.zeros(0, name) for name in ("float32", "float64")}
@@ -337,6 +339,39 @@ def _panel_product(
         end_activation(saved)
 
 
+@kernel(part=True)
+def _row_product(plan, group, first_panel, last_panel, left, right, bias, addend, activation, saved,
+                 out, sums):  # fmt: skip
+    """Compute a single row's product with whole panels of a group, read as the matrix lies.
+
+    Args:
+        left: the elements of the plan's left matrix.    sums: overwritten.
+    """
+    width = WIDE * lanes(out)
+    block = WHOLE_DEPTH if plan.depth <= WHOLE_DEPTH else DEPTH_BLOCK
+    for panel in range(first_panel, last_panel, PANELS_AT_ONCE):
+        j = panel * width
+        columns = min(last_panel - panel, PANELS_AT_ONCE) * width
+        start = group * plan.columns + j
+        for k in range(0, max(1, plan.depth), block):
+            ends = k + block >= plan.depth
+            row_by_matrix(
+                left, group * plan.left_group + k, right,
+                group * plan.right_group + k * plan.right_step + j, plan.right_step,
+                min(block, plan.depth - k), columns, sums,
+            )  # fmt: skip
+            added = addend if k == 0 else out
+            add_to_row(
+                sums, columns, k == 0 and bias.size > 0, bias, start,
+                k > 0 or addend.size > 0, added, start,
+                ends and activation == RELU, out, start,
+            )  # fmt: skip
+        if activation != NO_ACTIVATION and activation != RELU:
+            for column in range(0, columns, width):
+                activate_block(activation, 0, 1, width, saved, out, start + column, plan.columns)
+    end_activation(saved)
+
+
 @kernel(once=True, allocates=False)
 def _product_part(plan, first, last, first_panel, last_panel, left, right, bias, addend, activation,
                   saved, out):  # fmt: skip
@@ -353,10 +388,21 @@ def _product_part(plan, first, last, first_panel, last_panel, left, right, bias,
     if copies or packs:
         row_count = ROWS_REGISTERS * lanes(out) // copied_step // TILE_ROWS * TILE_ROWS
         part_count, k_count = 1, DEPTH_BLOCK
+    # A row's products with whole panels; a last panel that is not whole is left for the tiles.
+    single_row = plan.form == FORWARD and plan.rows == 1 and last - first == 1
+    single_row = single_row and plan.parts == 1 and plan.columns >= 2 * width
     begin = first_panel
     while begin < last_panel:
+        if single_row and begin % panels < plan.columns // width:
+            group, place = begin // panels, begin % panels
+            stop = min(plan.columns // width, place + last_panel - begin)
+            _row_product(
+                plan, group, place, stop, left, right, bias, addend, activation, saved, out, panel
+            )  # fmt: skip
+            begin += stop - place
+            continue
         # Panels for which the same rows are copied.
-        end = last_panel
+        end = begin + 1 if single_row else last_panel
         if (copies or packs) and plan.left_group > 0:
             end = min(end, (begin // panels + 1) * panels)
         for row in range(first, last, row_count):

@@ -24,6 +24,7 @@ from fastformer.kernels._llvm import TILE_ROWS
 from fastformer.kernels.activation import EXACT_GELU, GELU, MISH, NO_ACTIVATION, RELU, SLOPED
 from fastformer.kernels.matmul import (
     PAGE,
+    PANELS_AT_ONCE,
     SHORT_DEPTH_BLOCK,
     WHOLE_DEPTH,
     matmul,
@@ -295,6 +296,31 @@ def test_a_row_does_not_depend_on_the_others(dtype, depth, columns):
         np.testing.assert_array_equal(run(matmul, *case.forward(), dtype=dtype)[1], out[[row]])
         alone = run(matmul_nt, *case.input_gradient(), dtype=dtype)[0]
         np.testing.assert_array_equal(alone, dx[[row]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("depth", "columns", "groups"),
+    [
+        (1, 2 * WIDTH, 1),
+        (7, (PANELS_AT_ONCE + 1) * WIDTH + 5, 1),
+        (WHOLE_DEPTH, 3 * WIDTH - 1, 3),
+        (2 * DEPTH_BLOCK + 3, 2 * WIDTH, 2),
+    ],
+)
+@pytest.mark.parametrize("activation", [NO_ACTIVATION, RELU, GELU])
+def test_a_single_row_has_the_bits_that_it_has_among_others(
+    dtype, depth, columns, groups, activation
+):
+    """It is multiplied in another way: by a matrix as it lies, many columns at once."""
+    case = Case(5, depth, columns, groups, activation=activation)
+    slopes, out = run(matmul, *case.forward(), dtype=dtype)
+    x, dout, other_out = case.x, case.dout, case.other_out
+    for row in (0, 4):
+        case.x, case.dout, case.other_out = (v[row::5] for v in (x, dout, other_out))
+        found = run(matmul, *case.forward(), dtype=dtype)
+        np.testing.assert_array_equal(found[1], out[row::5])
+        np.testing.assert_array_equal(found[0], slopes[row::5] if slopes.size else slopes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
