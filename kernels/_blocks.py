@@ -17,8 +17,8 @@ STEPS_OF_A_COPY = 16
 # A task is worth its start from about a million multiply-adds on.
 TASK_SIZE = 1 << 19
 MOST_TASKS = 32
-# A matrix is read from memory, which takes as long as multiplying so many rows.
-READING_ROWS = 8
+# Reading a matrix from memory takes as long as multiplying so many rows by it.
+READING_ROWS = 2
 # Tasks that a thread has at least, and tiles that a task has at least, where the rows allow it.
 TASKS_OF_A_THREAD = 2
 TILES_OF_A_TASK = 16 if HIGH_TILES else 32
