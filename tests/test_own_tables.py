@@ -98,7 +98,7 @@ def test_labels_are_learned_and_told_one_by_one(
 
 def test_no_input_is_on_two_sides(run: Path) -> None:
     settings = load_run(run).settings
-    parts = settings.parts()  # type: ignore[union-attr]
+    parts = settings.parts  # type: ignore[union-attr]
     sides = [
         {tuple(one.ids()) for one in part} for part in (parts.train, parts.validation, parts.test)
     ]
@@ -216,7 +216,7 @@ def test_seeds_of_a_table(table: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_balance_lets_a_rare_label_count_as_much(table: Path) -> None:
     task = LabelledTask(balance=True)
     settings = new_labelled_settings([table], task, {}, training=training())
-    parts = settings.parts()
+    parts = settings.parts
     weights = settings.class_weights(parts)
     assert weights is not None
     counts = [sum(one.label == label for one in parts.train) for label in settings.labels]

@@ -45,7 +45,6 @@ def plot(
         console.json_line(plots.curves_as_json(runs, path))
         return
     width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
-    width = min(_WIDEST, shutil.get_terminal_size().columns - 2)
     for text in terminal_plot.terminal_plot(runs, width):
         console.line(text)
     console.line()

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import ClassVar, Final
 
 from fastformer import checks
-from fastformer.data.labelled import TokenizedTask, column_field
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
+from fastformer.data.table_task import TableTask, column_field
+from fastformer.data.tokenized import tokenizer_field
 from fastformer.data.tokenizers import Tokenizer
 
 QUESTION_COLUMNS: Final = ("question", "prompt", "input", "source")
@@ -21,7 +22,7 @@ MARKS: Final = ("[ANSWER]", "[END]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredTask(TokenizedTask):
+class AnsweredTask(TableTask):
     """Questions of which each has one answer.
 
     Attributes:
@@ -34,10 +35,7 @@ class AnsweredTask(TokenizedTask):
     column_names: ClassVar[tuple[str, str]] = ("question_column", "answer_column")
     known: ClassVar[tuple[Sequence[str], Sequence[str]]] = (QUESTION_COLUMNS, ANSWER_COLUMNS)
 
-    tokenizer: str = field(
-        default="characters",
-        metadata=TokenizedTask.__dataclass_fields__["tokenizer"].metadata,
-    )
+    tokenizer: str = tokenizer_field("characters")
     longest_answer: int = 1
     question_column: str = column_field("questions", QUESTION_COLUMNS, "first")
     answer_column: str = column_field("answers", ANSWER_COLUMNS, "second")

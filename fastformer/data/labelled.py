@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import ClassVar, Final
 
 from fastformer import checks
-from fastformer.data.example_files import Pair, read_files
+from fastformer.data.example_files import Pair
 from fastformer.data.splitting import FEWEST, held_out, part_sizes
-from fastformer.data.text import VOCAB_SIZE
+from fastformer.data.table_task import TableTask, column_field
 from fastformer.data.tokenizers import Tokenizer
 
 TEXT_COLUMNS: Final = ("text", "sentence", "tokens", "input")
@@ -18,85 +18,8 @@ LABEL_COLUMNS: Final = ("label", "class", "category", "target")
 MOST_LABELS: Final = 10_000
 
 
-def column_field(what: str, usual: Sequence[str], place: str) -> str:
-    """Return the field of a task that names one of two columns.
-
-    Args:
-        what: is in it.    usual: its usual names.    place: which of two columns it is.
-    """
-    names = " or ".join(usual)
-    text = f"column of the {what}; without it one that is called {names}, or the {place} of two"
-    return field(default="", metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
-class TokenizedTask:
-    """What tasks on tables have in common: files, tokens, and how examples are split.
-
-    Attributes:
-        column_names: of the kind: which options name the two columns.
-        known: of the kind: usual names of either column.
-        files: absolute paths.
-        digest: of the examples, so that a run does not go on with others; "" before they are read.
-
-    Raises:
-        ValueError, TypeError: a value that is not allowed; the message names it.
-    """
-
-    column_names: ClassVar[tuple[str, str]]
-    known: ClassVar[tuple[Sequence[str], Sequence[str]]]
-
-    files: tuple[str, ...] = ()
-    digest: str = ""
-    tokenizer: str = field(
-        default="words",
-        metadata={
-            "help": "what is a token: words (those that are not known are one token), characters, "
-            "bytes, or bpe (parts of words that it learns; needs fastformer[text]); or the path of "
-            "a tokenizer.json, of a run or of the tokenizers library"
-        },
-    )
-    vocab_size: int = field(
-        default=0,
-        metadata={"help": f"tokens that words and bpe learn at most; 0 for {VOCAB_SIZE:,}"},
-    )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "part of the distinct inputs that is kept for validation"}
-    )
-    test_fraction: float = field(
-        default=0.1, metadata={"help": "part of the distinct inputs that is kept for the test"}
-    )
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        for name in ("digest", "tokenizer"):
-            checks.instance(type(self).__name__, name, getattr(self, name), str)
-        checks.integer("vocab_size", self.vocab_size, 0)
-        if not all(isinstance(file, str) for file in self.files):
-            checks.fail(f"files must be paths, got {self.files!r:.200}")
-        for name in ("validation_fraction", "test_fraction"):
-            checks.number(name, getattr(self, name), above=0, below=1)
-        if self.validation_fraction + self.test_fraction >= 1:
-            checks.fail(
-                "validation_fraction + test_fraction must be < 1, to leave inputs for training, "
-                f"got {self.validation_fraction} + {self.test_fraction}"
-            )
-        for name in self.column_names:
-            checks.instance(type(self).__name__, name, getattr(self, name), str)
-
-    @property
-    def columns(self) -> tuple[str, str]:
-        """The names of the two columns; "" where they are to be found."""
-        first, second = self.column_names
-        return getattr(self, first), getattr(self, second)
-
-    def read(self) -> tuple[list[Pair], tuple[str, str]]:
-        """Return the examples of the files, and the names of their columns; see `read_pairs`."""
-        return read_files(self.files, self.columns, self.known)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledTask(TokenizedTask):
+class LabelledTask(TableTask):
     """Texts of which each has one label.
 
     Attributes:

@@ -1,6 +1,6 @@
 """Text as tokens, and what training takes of them: random crops, or whole documents."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,47 +11,28 @@ import numpy.typing as npt
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch, pack_text
 from fastformer.data.text_files import PART, parts, text_pieces
-from fastformer.data.tokenizers import KINDS, LEARNED, Tokenizer, new_tokenizer, read_tokenizer
-from fastformer.errors import InvalidValueError
+from fastformer.data.tokenized import TokenizedTask
+from fastformer.data.tokenizers import Tokenizer
 from fastformer.random import generator
 
 Marks = npt.NDArray[np.bool_]
 
-# Of a tokenizer that learns its tokens, where no other number is given.
-VOCAB_SIZE = 8192
 # What a text is cut into.
 DOCUMENTS = ("none", "lines", "files", "separated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask:
+class TextTask(TokenizedTask):
     """What is read of text files, and how.
 
     Attributes:
-        files: absolute paths, in the order in which their texts follow each other.
-        digest: of the files, so that a run does not go on with others; "" before they are read.
-        tokens_digest: of their tokens; "" before they are made.
-        vocab_size: 0 for VOCAB_SIZE, or for what a tokenizer has that learns nothing.
+        tokens_digest: of the files' tokens; "" before they are made.
 
     Raises:
         ValueError, TypeError: a value that is not allowed; the message names it.
     """
 
-    files: tuple[str, ...] = ()
-    digest: str = ""
     tokens_digest: str = ""
-    tokenizer: str = field(
-        default="characters",
-        metadata={
-            "help": "what is a token: characters (those that the text has), bytes, words, or bpe "
-            "(parts of words that it learns, as GPT-2 does; needs fastformer[text]); or the path "
-            "of a tokenizer.json, of a run or of the tokenizers library"
-        },
-    )
-    vocab_size: int = field(
-        default=0,
-        metadata={"help": f"tokens that words and bpe learn at most; 0 for {VOCAB_SIZE:,}"},
-    )
     documents: str = field(
         default="none",
         metadata={
@@ -91,11 +72,9 @@ class TextTask:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("digest", "tokens_digest", "tokenizer", "separator"):
+        super().__post_init__()
+        for name in ("tokens_digest", "separator"):
             checks.instance("TextTask", name, getattr(self, name), str)
-        checks.integer("vocab_size", self.vocab_size, 0)
-        if not all(isinstance(file, str) for file in self.files):
-            checks.fail(f"files must be paths, got {self.files!r:.200}")
         checks.integer("crops", self.crops, 1)
         checks.integer("sample_tokens", self.sample_tokens, 0, 1 << 20)
         checks.number("validation_share", self.validation_share, above=0, below=1)
@@ -124,7 +103,7 @@ class TextTask:
         Raises:
             ValueError: as of `chosen_tokenizer`, and of `text_pieces`.
         """
-        return chosen_tokenizer(self.tokenizer, self._learned_from(), self.vocab_size)
+        return self.tokenizer_of(self._learned_from())
 
     def _learned_from(self) -> Iterator[str]:
         """Yield all text in small parts: the tokenizers library has some hundreds at a time."""
@@ -132,42 +111,6 @@ class TextTask:
         for file in self.files:
             for text, _ in text_pieces(Path(file)):
                 yield from parts(text, PART)
-
-
-def chosen_tokenizer(name: str, texts: Iterable[str], vocab_size: int = 0) -> Tokenizer:
-    """Return the tokenizer that a user names.
-
-    Args:
-        name: a kind of `fastformer.data.tokenizers.KINDS`, or the path of a `tokenizer.json`.
-        texts: what it learns from, where it learns; each in memory for itself.
-        vocab_size: how many tokens it learns at most; 0 for VOCAB_SIZE. One that learns none must
-            have as many, but for 0.
-
-    Raises:
-        ValueError: no kind and no file, a file without a tokenizer, a size that is not allowed, or
-            that the tokenizer has not, or a library that is not installed.
-    """
-    if name in LEARNED:
-        return new_tokenizer(name, texts, vocab_size or VOCAB_SIZE)
-    if name in KINDS:
-        found = new_tokenizer(name, texts, 0)
-    else:
-        path = Path(name)
-        if not path.is_file():
-            try:
-                checks.choice("tokenizer", name, KINDS)
-            except InvalidValueError as error:
-                raise InvalidValueError(f"{error}; or the path of a tokenizer.json") from None
-        try:
-            found = read_tokenizer(path, path.read_bytes())
-        except OSError as error:
-            raise InvalidValueError(f"cannot read {path}: {error.strerror}") from error
-    if vocab_size not in (0, found.vocab_size):
-        checks.fail(
-            f"vocab_size must be {found.vocab_size}, which the tokenizer {name} has, or be left "
-            f"out, got {vocab_size}; {' and '.join(LEARNED)} learn as many as are asked for"
-        )
-    return found
 
 
 @dataclass(frozen=True)

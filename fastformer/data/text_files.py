@@ -24,7 +24,8 @@ PART: Final = 1 << 14
 MARK: Final = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 # Between two lines, neither of them empty: no tokenizer's words go on across it.
 _LINE_END: Final = re.compile(r"(?:(?<=\S\n)|(?<=\S\r\n))(?=\S)")
-_SPACE_END: Final = re.compile(r"(?<=\s)(?=\S)")
+# A word of BPE has the space before it.
+_SPACE_END: Final = re.compile(r"(?<=\S)(?=\s)")
 _TAILS: Final = 1 << 10, 1 << 16  # where they are looked for, at the end of a text
 
 

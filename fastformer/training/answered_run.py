@@ -86,5 +86,5 @@ def new_answered_settings(
         model=DecoderConfig(**sizes),
         **own,
     )
-    settings.parts()
+    _ = settings.parts  # what cannot be split is refused before a run begins
     return settings

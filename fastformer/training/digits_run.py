@@ -70,7 +70,7 @@ class RunSettings(ClassifierSettings):
         """Draw the examples, the same ones every time."""
         return split(generate(self.task, self.seed), self.task, self.seed)
 
-    def parts(self) -> Parts[Expression]:
+    def split_examples(self) -> Parts[Expression]:
         """Draw the examples, the same ones every time."""
         parts = self.splits()
         return Parts(parts.train.expressions, parts.validation.expressions, parts.test.expressions)

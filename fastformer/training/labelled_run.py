@@ -44,11 +44,6 @@ class LabelledSettings(TableSettings, ClassifierSettings):
             )
 
     @property
-    def task_name(self) -> str:
-        """What the task is called in a message."""
-        return f"the {self.tokenizer.kind} of these texts' tokenizer"
-
-    @property
     def labels(self) -> tuple[str, ...]:
         """The name of each class."""
         return self.task.labels
@@ -107,5 +102,5 @@ def new_labelled_settings(
         model=TransformerConfig(**sizes),
         **own,
     )
-    settings.parts()
+    _ = settings.parts  # what cannot be split is refused before a run begins
     return settings

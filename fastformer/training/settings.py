@@ -231,6 +231,30 @@ class Settings:
             return cls.from_tables(run.config, run.path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizedSettings(Settings):
+    """The settings of a run on texts of one's own, whose tokenizer is kept with it."""
+
+    has_tokenizer: ClassVar[bool] = True
+
+    tokenizer: Tokenizer
+
+    @property
+    def task_name(self) -> str:
+        """What the task is called in a message."""
+        return f"the {self.tokenizer.kind} of these texts' tokenizer"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
+    @property
+    def named_tokens(self) -> NamedTokens:
+        """The first tokens of the vocabulary: of words, the most frequent ones."""
+        return NamedTokens.of_tokenizer(self.tokenizer)
+
+
 def _read_tokenizer(digest: str, directory: Path) -> Tokenizer:
     """Return the tokenizer of a run, if its file is the one that the run began with."""
     path = directory / FILE

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -49,8 +50,13 @@ class SplitSettings(Settings):
     best_by_loss: ClassVar[bool] = False
     whole_answers: ClassVar[bool] = False
 
+    @cached_property
     def parts(self) -> Parts[Any]:
-        """Return the examples, the same ones every time."""
+        """The examples, the same ones every time."""
+        return self.split_examples()
+
+    def split_examples(self) -> Parts[Any]:
+        """Read or draw the examples, and split them."""
         raise NotImplementedError
 
     def packed(self, examples: Sequence[Any]) -> Examples:
@@ -63,16 +69,16 @@ class SplitSettings(Settings):
 
     def first_examples(self, count: int) -> tuple[PackedBatch, Ids]:
         """Return the first of the training examples, with their targets."""
-        first = self.packed(self.parts().train[:count])
+        first = self.packed(self.parts.train[:count])
         return first.inputs, first.targets
 
     def tests(self) -> list[Asked]:
         """Return the test inputs."""
-        return [*self.parts().test]
+        return [*self.parts.test]
 
     def trained_on(self, asked: Sequence[Asked]) -> int:
         """Return how many of some inputs are trained on."""
-        trained = {tuple(one.ids()) for one in self.parts().train}
+        trained = {tuple(one.ids()) for one in self.parts.train}
         return sum(tuple(one.ids()) in trained for one in asked)
 
     def never_trained_on(self, asked: Sequence[Asked]) -> int:
@@ -86,7 +92,7 @@ class SplitJob:
     def __init__(self, settings: SplitSettings) -> None:
         """Read or draw the examples, and make the model."""
         self.settings = settings
-        self.parts, self.model = settings.parts(), settings.new_model()
+        self.parts, self.model = settings.parts, settings.new_model()
         self.tested = settings.packed(self.parts.test)
 
     @property

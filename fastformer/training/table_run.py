@@ -7,27 +7,24 @@ from typing import Any, ClassVar
 
 from fastformer import checks
 from fastformer.data.example_files import Pair, digest_of, read_files
-from fastformer.data.labelled import TokenizedTask
-from fastformer.data.text import chosen_tokenizer
+from fastformer.data.table_task import TableTask
 from fastformer.data.tokenizers import Tokenizer
-from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import InvalidValueError
+from fastformer.training.settings import TokenizedSettings
 from fastformer.training.split_run import Parts, SplitSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings(SplitSettings):
+class TableSettings(TokenizedSettings, SplitSettings):
     """The settings of a run on a table.
 
     Attributes:
         split: of the kind: (examples, task, seed) -> training, validation, test and notices.
     """
 
-    has_tokenizer: ClassVar[bool] = True
     split: ClassVar[Callable[..., tuple[list[Any], list[Any], list[Any], list[str]]]]
 
-    task: TokenizedTask
-    tokenizer: Tokenizer
+    task: TableTask
 
     @property
     def longest(self) -> int:
@@ -38,16 +35,6 @@ class TableSettings(SplitSettings):
     def longest_is(self) -> str:
         """What is so long."""
         return "examples"
-
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """There are none."""
-        return ()
-
-    @property
-    def named_tokens(self) -> NamedTokens:
-        """The first tokens of the vocabulary: of words, the most frequent ones."""
-        return NamedTokens.of_tokenizer(self.tokenizer)
 
     def text(self, text: str, right: str | None = None) -> Any:
         """Return a text, with its right answer if that is known, as the model reads it.
@@ -71,7 +58,7 @@ class TableSettings(SplitSettings):
                 raise InvalidValueError(f"{pair.place}: {error}") from error
         return found
 
-    def parts(self) -> Parts[Any]:
+    def split_examples(self) -> Parts[Any]:
         """Read the examples, and split them: the same way every time.
 
         Raises:
@@ -93,7 +80,7 @@ class TableSettings(SplitSettings):
 
 
 def read_table(
-    files: Sequence[Path], task: TokenizedTask, task_class: type[Any], *, both: bool
+    files: Sequence[Path], task: TableTask, task_class: type[Any], *, both: bool
 ) -> tuple[list[Pair], Tokenizer, dict[str, Any]]:
     """Return the examples of a new run, their tokenizer, and the options of its task.
 
@@ -107,6 +94,6 @@ def read_table(
     options = asdict(task) | {"files": tuple(str(Path(file).absolute()) for file in files)}
     pairs, columns = task_class(**options).read()
     texts = [text for pair in pairs for text in (pair.first, pair.second)[: 1 + both]]
-    tokenizer = chosen_tokenizer(task.tokenizer, texts, task.vocab_size)
+    tokenizer = task.tokenizer_of(texts)
     options |= dict(zip(task.column_names, columns, strict=True), digest=digest_of(pairs))
     return pairs, tokenizer, options

@@ -13,8 +13,6 @@ from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.text import Crops, Documents, TextTask, drawn_for_validation, windows
 from fastformer.data.text_files import check_files, files_digest
-from fastformer.data.tokenizers import Tokenizer
-from fastformer.data.vocabulary import NamedTokens
 from fastformer.errors import InvalidValueError
 from fastformer.generation import generate
 from fastformer.models.config import DecoderConfig, ModelConfig
@@ -25,7 +23,7 @@ from fastformer.training.examples import DocumentExamples, Examples, Source, num
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.run_directory import RunDirectory
-from fastformer.training.settings import Settings
+from fastformer.training.settings import TokenizedSettings
 from fastformer.training.steps import MOST_LOGITS, evaluate
 from fastformer.training.token_file import TokenFile, changed, open_tokens
 
@@ -35,22 +33,15 @@ SAMPLE_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSettings(Settings):
+class TextSettings(TokenizedSettings):
     """The settings of a decoder's run on text."""
 
     kind: ClassVar[str] = "text"
     task_class: ClassVar[type[Any]] = TextTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
-    has_tokenizer: ClassVar[bool] = True
 
     task: TextTask
     model: DecoderConfig
-    tokenizer: Tokenizer
-
-    @property
-    def task_name(self) -> str:
-        """What the task is called in a message."""
-        return f"the {self.tokenizer.kind} of this text's tokenizer"
 
     @property
     def longest(self) -> int:
@@ -61,16 +52,6 @@ class TextSettings(Settings):
     def longest_is(self) -> str:
         """What is so long."""
         return "crops"
-
-    @property
-    def named_tokens(self) -> NamedTokens:
-        """The first tokens of the vocabulary."""
-        return NamedTokens.of_tokenizer(self.tokenizer)
-
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """There are none."""
-        return ()
 
     def split(self, found: TokenFile) -> tuple[Source, Examples]:
         """Return what is trained on, and what is not.
