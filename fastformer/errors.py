@@ -29,6 +29,10 @@ class OtherThreadError(FastformerError, RuntimeError):
     """Two threads of Python used a layer in turns that would mix up their numbers."""
 
 
+class MissingLibraryError(FastformerError, ImportError):
+    """An extra of fastformer is needed that is not installed."""
+
+
 class EquivalenceError(FastformerError, AssertionError):
     """Two ways of computing the same thing gave results that differ."""
 

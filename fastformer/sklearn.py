@@ -9,7 +9,7 @@ import numpy.typing as npt
 from fastformer import checks
 from fastformer.batch import Ids, PackedBatch
 from fastformer.data.tokenizers import new_tokenizer
-from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.errors import InvalidTypeError, InvalidValueError, MissingLibraryError
 from fastformer.models.config import TransformerConfig
 from fastformer.models.transformer import Transformer
 from fastformer.training.classifier_run import forget_untrained
@@ -29,7 +29,7 @@ try:
         validate_data,
     )
 except ImportError as error:
-    raise ImportError(
+    raise MissingLibraryError(
         "fastformer.sklearn needs scikit-learn: pip install 'fastformer[sklearn]'"
     ) from error
 

@@ -62,6 +62,8 @@ def test_a_decoder_ends_with_the_weights_of_its_lowest_loss(tmp_path):
     assert same_bits(model.state_dict()["embedding.weight"], run.best().tensors["embedding.weight"])
     with pytest.raises(RunError, match="already there"):
         ff.fit(model, next_tokens(8, 0), validation, directory=tmp_path / "run")
+    with pytest.raises(RunError, match=r"made by fastformer.fit, .* save the model"):
+        ff.load(tmp_path / "run")
 
 
 def test_the_same_seed_gives_the_same_bits():

@@ -147,6 +147,28 @@ def test_a_text_is_asked_and_looked_into(run: Path, capsys: pytest.CaptureFixtur
     assert "the text ' ' has no token" in mistake_of(capsys, "predict", run, " ")
 
 
+def test_words_that_nobody_has_seen_are_counted(
+    run: Path, sums: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, note in (("xyzzy", "(one word that"), ("xyzzy xyz", "(2 words that")):
+        first = text_of(capsys, "predict", run, words).splitlines()[0]
+        assert first.endswith(f"{note} the model has never seen)")
+    assert object_of(capsys, "predict", run, "snow xyzzy")["unknown"] == 1
+    assert "never seen" not in text_of(capsys, "predict", sums, "1+2")
+
+
+def test_a_run_begins_with_the_weights_of_another_table(
+    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "classify", table, "--from", run, "--epochs=1", "--seed=7"]
+    words += ["--tokenizer", run / "tokenizer.json", "--out", tmp_path / "run", "--json"]
+    assert main([str(word) for word in words]) == 0
+    shown = capsys.readouterr()
+    assert f"beginning with the weights of {run}" in shown.err
+    assert "may be test examples here" in shown.err  # another seed, another split
+    assert json.loads(shown.out)["test_accuracy"] == 1.0
+
+
 def test_words_that_were_never_trained_on_mean_nothing(run: Path) -> None:
     loaded = load_run(run)
     table = loaded.model.embedding.weight.value

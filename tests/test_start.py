@@ -127,8 +127,8 @@ def test_another_kind_of_model_is_refused(first: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"model": {"num_heads": 4}}, "their model had num_heads 2 (here 4): they may mean little"),
-        ({"seed": 7}, "which may be test inputs here: the test accuracy may be too high"),
-        ({"examples": 250}, "which may be test inputs here"),
+        ({"seed": 7}, "which may be test examples here: the test may look too good"),
+        ({"examples": 250}, "which may be test examples here"),
         ({"model": {"dropout": 0.1}}, None),
     ],
 )

@@ -159,7 +159,8 @@ def test_parts_of_words_are_tokens_too(text, tmp_path, capsys):
     assert train(text, tmp_path / "again", "--epochs=1", tokenizer) == 0
     assert result_of(capsys)["validation_loss"] == first["validation_loss"]
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    assert main(["generate", str(run), "--tokens=3"]) == 0
+    assert main(["generate", str(run), "the", "--tokens=3"]) == 0
+    assert capsys.readouterr().out.startswith("the")
     capsys.readouterr()
     assert train(text, tmp_path / "less", "--tokenizer=bpe", "--vocab-size=255") == 2
     assert "vocab_size must be an integer >= 256, got 255" in capsys.readouterr().err
@@ -169,9 +170,36 @@ def test_parts_of_words_are_tokens_too(text, tmp_path, capsys):
 
 
 def test_bpe_without_its_library_says_what_to_install(text, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert train(text, run, "--epochs=1", "--tokenizer=bpe", "--vocab-size=280") == 0
+    capsys.readouterr()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    assert train(text, tmp_path / "run", "--tokenizer=bpe") == 2
-    assert "pip install 'fastformer[text]'" in capsys.readouterr().err
+    for words in (["generate", str(run)], ["train", "text", str(text), "--tokenizer=bpe"]):
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("fastformer: BPE needs the library tokenizers: pip install")
+
+
+def test_a_run_begins_with_the_weights_of_another_text(text, tmp_path, capsys):
+    first, other = tmp_path / "first", tmp_path / "other.txt"
+    assert train(text, first, "--epochs=1") == 0
+    other.write_text(text.read_text()[::-1])
+    capsys.readouterr()
+    assert train(other, tmp_path / "words", "--from", str(first), "--tokenizer=words") == 2
+    assert f"its tokens are others; give this run its tokenizer: --tokenizer {first}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "words").exists()
+    begun = ["train", "text", str(other), "--from", str(first), "--out", str(tmp_path / "run")]
+    begun += ["--tokenizer", str(first / "tokenizer.json"), "--epochs=1", "--crops=20", "--json"]
+    assert main(begun) == 0
+    shown = capsys.readouterr()
+    assert f"beginning with the weights of {first}" in shown.err
+    assert "the test may look too good" in shown.err
+    assert (
+        json.loads(shown.out)["parameters"]
+        == json.loads((first / "result.json").read_text())["parameters"]
+    )
 
 
 def test_a_run_keeps_its_tokenizer_in_a_file_of_its_own(text, tmp_path, capsys):

@@ -11,6 +11,7 @@ from fastformer.analysis.prediction import Prediction, ReadTokens
 from fastformer.batch import pack
 from fastformer.data.asked import Asked
 from fastformer.data.labelled import LabelledText
+from fastformer.data.tokenizers import UNKNOWN
 from fastformer.models.transformer import Transformer
 from fastformer.sampling import log_softmax
 from fastformer.training.labelled_run import LabelledSettings
@@ -49,6 +50,7 @@ class LabelPredictor:
             expected=None,
             correct=None,
             top=listed,
+            unknown=asked.tokens().count(UNKNOWN),
         )
 
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:

@@ -20,6 +20,7 @@ from fastformer.data.asked import Asked
 from fastformer.data.digits import DigitExamples, DigitTask
 from fastformer.data.expressions import Expression, parse_expression
 from fastformer.data.questions import Question, check_length, parse_question
+from fastformer.data.tokenizers import UNKNOWN
 from fastformer.data.vocabulary import DIGIT_TOKENS, EOS, decode, encode
 from fastformer.generation import Generated, beam_search, generate
 from fastformer.models.decoder import TransformerDecoder
@@ -41,6 +42,7 @@ class Prediction:
         probability: of the prediction.    expected: the right answer, None where nobody said it.
         correct: whether they are the same; None where nobody can tell.
         top: likely answers with their probabilities, the likeliest first.
+        unknown: how many words of the expression the model has never seen.
     """
 
     expression: str
@@ -49,10 +51,14 @@ class Prediction:
     expected: str | None
     correct: bool | None
     top: list[tuple[str, float]]
+    unknown: int = 0
 
     @property
     def verdict(self) -> str:
-        """Whether it is right, in words to be written behind it."""
+        """Whether it is right, or how much of it was read, in words to be written behind it."""
+        if self.unknown:
+            words = "one word" if self.unknown == 1 else f"{self.unknown} words"
+            return f"   ({words} that the model has never seen)"
         if self.correct is None:
             return ""
         return "   (right)" if self.correct else f"   (wrong, it is {self.expected})"
@@ -227,6 +233,7 @@ class WritingPredictor(ABC):
             expected=expected,
             correct=None if expected is None else answer == expected,
             top=[(self.text(beam), math.exp(beam.log_probability)) for beam in found],
+            unknown=question.tokens().count(UNKNOWN),
         )
 
     def answers(self, asked: Sequence[Asked]) -> tuple[list[str], float]:

@@ -30,12 +30,12 @@ def attention(
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
-    """Show where a run's best model looks: in one expression, or in all test examples.
+    """Show where a run's best model looks: in one expression or text, or in all test examples.
 
     Args:
         run: directory of the run.
-        expression: for instance Max 5 3 9; without one, what each head seems to do in the run's
-            test examples.
+        expression: for instance Max 5 3 9, or a text; without one, what each head seems to do in
+            the run's test examples.
         layer: show the heads of this layer alone, counted from 1; without it, an overview.
         head: show this head alone, counted from 1.
         data: a file of your own expressions, one a line, to look at instead of the test examples.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def generate(
     run: Path,
     /,
-    *,
     prompt: str | None = None,
+    *,
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,

@@ -112,6 +112,8 @@ def _show(prediction: "Prediction", json: bool) -> None:
     probability = writing.percent(prediction.probability, 2)
     answer = f"{prediction.expression} = {prediction.prediction}"
     console.line(f"{answer}   {probability}{prediction.verdict}")
+    if prediction.top[0][0] != prediction.prediction:
+        console.line("  likelier as a whole than what the model writes token by token:")
     widest = max(6, *(len(answer) for answer, _ in prediction.top))
     for answer, share in prediction.top:
         console.line(f"  {answer:<{widest}} {console.bar(share)} {console.percent(share, 2)}")

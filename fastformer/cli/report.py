@@ -23,8 +23,9 @@ def report(
 
     Args:
         run: directory of the run; it may still be training.
-        expressions: for the attention explorer, for instance "Max ( 5 3 9 )", in quotes; some of
-            the test inputs are there without being asked for.
+        expressions: for the attention explorer, what the model is asked, each in quotes: an
+            expression such as "Max ( 5 3 9 )", or a text; some of the test inputs are there without
+            being asked for.
         out: the file; without it report.html in the directory of the run.
         threads: number of threads; without it, as many as the machine or container allows.
         json: print one JSON object with the file and what is missing, and nothing else.

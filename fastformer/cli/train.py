@@ -203,11 +203,10 @@ def text(
     from fastformer.training.text_run import new_text_settings
 
     options = options or RunOptions()
-    sizes = dict(vars(model or DecoderOptions()))
-    del sizes["vocab_size"]
+    sizes = vars(_model_of(options.start_from, DecoderConfig, model) or model or DecoderOptions())
     own = _common(options, training)
     with progress.callbacks() as callbacks:
-        settings = new_text_settings(files, task or TextTask(), sizes, callbacks, **own)
+        settings = new_text_settings(files, task or TextTask(), dict(sizes), callbacks, **own)
     return _new_run("text", settings, options, threads, json)
 
 
@@ -236,8 +235,9 @@ def _table(
     ) -> int:
         options = options or RunOptions()
         own = _common(options, training or training_class())
-        sizes = dict(vars(model or model_class()))
-        settings = new_settings(files, task or task_class(), sizes, **own)
+        kind = DecoderConfig if issubclass(model_class, DecoderConfig) else TransformerConfig
+        sizes = vars(_model_of(options.start_from, kind, model) or model or model_class())
+        settings = new_settings(files, task or task_class(), dict(sizes), **own)
         return _new_run(name, settings, options, threads, json)
 
     table.__doc__ = f"""{summary}
@@ -285,7 +285,7 @@ def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, A
         name: getattr(options, name) for name in ("seed", "backend", "dtype", "precision")
     }
     own["training"] = TrainingConfig(**vars(training)) if training else TrainingConfig()
-    if isinstance(options, ExplainedRunOptions) and options.start_from is not None:
+    if options.start_from is not None:
         own["start_from"] = os.path.abspath(options.start_from)
     return own
 

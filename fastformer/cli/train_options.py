@@ -57,19 +57,19 @@ class RunOptions:
             "avx512_bf16 (fastformer doctor shows it)"
         },
     )
+    start_from: Annotated[Path | None, Parameter(name="--from")] = field(
+        default=None,
+        metadata={
+            "help": "directory of a run with whose best weights this one begins; its model is that "
+            "run's where no option says otherwise, and a tokenizer must be its tokenizer.json"
+        },
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedRunOptions(RunOptions):
     """Of a run whose examples are drawn, which can be shown."""
 
-    start_from: Annotated[Path | None, Parameter(name="--from")] = field(
-        default=None,
-        metadata={
-            "help": "directory of a run with whose best weights this one begins; its model is that "
-            "run's where no option says otherwise"
-        },
-    )
     tour: Annotated[bool, Parameter(negative=(), show_default=False)] = field(
         default=False,
         metadata={"help": "explain the run in ten steps; at a terminal, Enter goes on"},

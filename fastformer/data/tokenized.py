@@ -69,7 +69,8 @@ def chosen_tokenizer(name: str, texts: Iterable[str], vocab_size: int = 0) -> To
 
     Raises:
         ValueError: no kind and no file, a file without a tokenizer, a size that is not allowed, or
-            that the tokenizer has not, or a library that is not installed.
+            that the tokenizer has not.
+        ImportError: BPE's library is not installed.
     """
     if name in LEARNED:
         return new_tokenizer(name, texts, vocab_size or VOCAB_SIZE)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fastformer import checks
 from fastformer.batch import Ids
-from fastformer.errors import InvalidTypeError, InvalidValueError
+from fastformer.errors import InvalidTypeError, InvalidValueError, MissingLibraryError
 
 FILE: Final = "tokenizer.json"
 KINDS: Final = ("characters", "bytes", "words", "bpe")
@@ -271,14 +271,13 @@ class BPETokenizer(_Tokenizer):
         """Read the content of a `tokenizer.json` of the library, of any kind that it has.
 
         Raises:
-            ValueError: the library is not installed, or it cannot read that.
+            ValueError: the library cannot read that.
+            ImportError: it is not installed.
         """
-        self._content = content
+        self._content, library = content, _library()
         try:
-            self._tokenizer = _library().Tokenizer.from_str(content)
+            self._tokenizer = library.Tokenizer.from_str(content)
         except Exception as error:
-            if isinstance(error, InvalidValueError):
-                raise
             raise InvalidValueError(
                 f"tokenizer.json is no file of the tokenizers library: {error}"
             ) from error
@@ -288,7 +287,8 @@ class BPETokenizer(_Tokenizer):
         """Learn so many parts of words from texts.
 
         Raises:
-            ValueError: the library is not installed, or fewer than the 256 bytes are asked for.
+            ValueError: fewer than the 256 bytes are asked for.
+            ImportError: the library is not installed.
         """
         checks.integer("vocab_size", vocab_size, 256)
         library = _library()
@@ -390,7 +390,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise InvalidValueError(
+        raise MissingLibraryError(
             "BPE needs the library tokenizers: pip install 'fastformer[text]', or choose the "
             "tokenizer characters, bytes or words"
         ) from None

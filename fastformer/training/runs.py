@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from fastformer import checks
+from fastformer.errors import RunError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.answered_run import AnsweredSettings
@@ -51,8 +52,13 @@ def settings_of(run: RunDirectory) -> AnySettings:
     """Read the settings of a run of any kind.
 
     Raises:
-        RunError: they are missing, unknown or not allowed.
+        RunError: they are missing, unknown or not allowed, or `fastformer.fit` has made the run.
     """
+    if [*run.config] == ["training"]:
+        raise RunError(
+            f"{run.path} was made by fastformer.fit, which keeps no settings of the model: save "
+            "the model that it leaves with model.save(path), and load that file"
+        )
     with settings_errors(run):
         return settings_from(run.config, run.path)
 

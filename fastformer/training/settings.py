@@ -23,7 +23,7 @@ ModelT = TypeVar("ModelT", Transformer, TransformerDecoder)
 
 _TABLES = ("task", "model", "training")
 _OWN = ("seed", "backend", "dtype", "precision")
-_DIGEST = "tokenizer_digest"
+TOKENIZER_DIGEST = "tokenizer_digest"
 _MOST_TOKENIZER_BYTES = 1 << 28
 
 
@@ -185,7 +185,7 @@ class Settings:
             own["start_from"] = self.start_from
         tables = {"run": own, **{name: asdict(getattr(self, name)) for name in _TABLES}}
         if self.tokenizer is not None:
-            tables["task"][_DIGEST] = tokenizer_digest(self.tokenizer.file())
+            tables["task"][TOKENIZER_DIGEST] = tokenizer_digest(self.tokenizer.file())
         return tables
 
     def files(self) -> dict[str, bytes]:
@@ -210,7 +210,7 @@ class Settings:
         checks.known_keys("run", own, {"kind"} | names)
         checks.choice("kind", own.pop("kind"), (cls.kind,))
         if cls.has_tokenizer:
-            own["tokenizer"] = _read_tokenizer(task.pop(_DIGEST), directory or Path())
+            own["tokenizer"] = _read_tokenizer(task.pop(TOKENIZER_DIGEST), directory or Path())
         found = cls(
             task=checks.from_settings(cls.task_class, task),
             model=checks.from_settings(cls.model_class, tables["model"]),
