@@ -25,7 +25,7 @@ OPS = {
     "dropout": ("dropout_forward", "dropout_backward"),
     "embedding": ("embedding_forward", "embedding_backward"),
     "gated": ("gated_forward", "gated_backward"),
-    "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "may_step"),
+    "gradient": ("gradient_norm", "scale_gradient", "zero_gradient", "add_gradient", "may_step"),
     "layernorm": ("layernorm_forward", "layernorm_backward"),
     "matmul": ("matmul", "matmul_nt", "matmul_tn", "matmul_backward"),
     "matmul_bfloat16": (

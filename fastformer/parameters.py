@@ -117,6 +117,7 @@ class Parameters(Fixed):
         self._named = list(named)
         self._layer = None if layer is None else weakref.ref(layer)
         self._copied_first = False
+        self._aside: dict[int, Array] = {}
         self.guard = ThreadGuard() if layer is None else layer.guard
         for name, parameter in self._named:
             if parameter._owner is not None:
@@ -194,6 +195,20 @@ class Parameters(Fixed):
     def count(self) -> int:
         """The number of trained numbers."""
         return sum(parameter.value.size for _, parameter in self._named)
+
+    def put_gradients_aside(self, place: int) -> Array:
+        """Return a copy of the gradients, (P,), which are 0 then.
+
+        Args:
+            place: of the array that has them; it is the same array each time.
+        """
+        kept = self._aside.get(place)
+        if kept is None:
+            kept = self._aside[place] = aligned_zeros(self.gradients.size, self.gradients.dtype)
+        with self.guard.lock:
+            kept[...] = self.gradients
+            self.zero_gradients()
+        return kept
 
     def zero_gradients(self) -> None:
         """Set every gradient to 0."""

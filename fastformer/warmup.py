@@ -38,6 +38,7 @@ KERNELS = {
     "cross_entropy.cross_entropy_forward": "m k f r r r o",
     "adam.adam_step": "r r r r r f f f f f f i",
     "gradient.zero_gradient": "r",
+    "gradient.add_gradient": "r r",
     "gradient.gradient_norm": "r",
 }
 _OF_PRODUCTS = ("matmul._product_part",)

@@ -1,7 +1,7 @@
 """The norm of the whole gradient, its scaling and adding, and whether a step may be made by it.
 
     gradient_norm = sqrt(sum of g^2), in float64,        scale_gradient:  g = factor * g
-    zero_gradient:  g = 0
+    zero_gradient:  g = 0,        add_gradient:  g = other + g
     may_step: all of the parameters, the state and the gradients' squares are finite
 
 Source: Pascanu, Mikolov & Bengio 2012, arXiv:1211.5063, algorithm 1.
@@ -32,6 +32,11 @@ def scale_gradient_reference(gradients, factor):
 def zero_gradient_reference(gradients):
     """Compute `zero_gradient` in NumPy."""
     gradients[...] = 0
+
+
+def add_gradient_reference(gradients, other):
+    """Compute `add_gradient` in NumPy."""
+    np.add(other, gradients, out=gradients)
 
 
 def may_step_reference(parameters, gradients, first_state, second_state):
@@ -106,6 +111,22 @@ def zero_gradient(gradients):
         stop = min(size, (task + 1) * CHUNK)
         for i in range(task * CHUNK, stop, lanes(gradients)):
             store_first(gradients, stop - i, splat(gradients, 0.0), i)
+
+
+@kernel(parallel=True)
+def add_gradient(gradients, other):
+    """Add other gradients of the same parameters, or of some of them.
+
+    Args:
+        gradients: (P,) float32|float64, updated in place.    other: (P,), of the same dtype.
+    Threads: chunks of a fixed size; bit-identical for any thread count.
+    """
+    size = gradients.size
+    for task in prange((size + CHUNK - 1) // CHUNK):
+        stop = min(size, (task + 1) * CHUNK)
+        for i in range(task * CHUNK, stop, lanes(gradients)):
+            row = load_first(other, stop - i, i) + load_first(gradients, stop - i, i)
+            store_first(gradients, stop - i, row, i)
 
 
 @kernel

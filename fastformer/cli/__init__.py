@@ -14,7 +14,7 @@ from typing import Any
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, convert
 
-from fastformer.cli import console
+from fastformer.cli import console, processes
 from fastformer.errors import FastformerError
 from fastformer.kernels._environment import SettingError
 
@@ -165,10 +165,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console.have_streams()
     _have_environment()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        return _run_together(words) if processes.are_several() else _run(words)
     except OSError as error:
         return _unwritable(error)
+
+
+def _run_together(words: list[str]) -> int:
+    """Run one command in several processes, of which the first one speaks."""
+    processes.share_machine()
+    if not processes.leads():
+        processes.be_silent()
+    code = _run(words)
+    if code == WRONG_USE and words[:1] == ["train"]:
+        from fastformer.training.ranks import all_ranks
+
+        with suppress(FastformerError):  # of a library that is missing, which was told
+            all_ranks().end(code)
+    return code
 
 
 def _have_environment() -> None:

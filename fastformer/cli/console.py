@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from fastformer import writing
+from fastformer.cli import processes
 
 BAR_CELLS: Final[int] = 40
 _MOST_CHARACTERS: Final[int] = 2_000
 _MOST_GROUPS: Final[int] = 24
+_WARNING: Final = "warning: "
 
 
 def have_streams() -> None:
@@ -41,13 +43,25 @@ def line(text: str = "") -> None:
 def error(text: object) -> None:
     """Write a message to standard error, under the program's name, on one line."""
     message = writing.printable(text)
+    if not processes.leads() and not message.startswith(_WARNING):
+        message = processes.wait_for_first() + message
+        _write(f"fastformer: {message}")
+        return
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}..."
     notice(f"fastformer: {message}")
 
 
 def notice(text: str) -> None:
-    """Write a line to standard error: what a person wants to see and a program does not."""
+    """Write a line to standard error: what a person wants to see and a program does not.
+
+    Of several processes, the first one does.
+    """
+    if processes.leads():
+        _write(text)
+
+
+def _write(text: str) -> None:
     sys.stderr.write(f"{_safe(text)}\n")
     sys.stderr.flush()
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastformer import writing
-from fastformer.cli import console
+from fastformer.cli import console, processes
 from fastformer.training.callbacks import TrainingCallbacks
 
 if TYPE_CHECKING:
@@ -219,4 +219,4 @@ class BarProgress(LineProgress):
 
 def callbacks() -> LineProgress:
     """Return the callbacks that fit standard error."""
-    return BarProgress() if sys.stderr.isatty() else LineProgress()
+    return BarProgress() if sys.stderr.isatty() and processes.leads() else LineProgress()

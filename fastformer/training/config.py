@@ -8,6 +8,9 @@ from fastformer.models.config import RECOMPUTE
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "warmup", "cosine")
 
+MOST_SHARDS = 64
+"""Of a batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -73,6 +76,14 @@ class TrainingConfig:
             "lower loss, after which training stops; 0 for never"
         },
     )
+    shards: int = field(
+        default=0,
+        metadata={
+            "help": "parts of a batch, a power of two, whose gradients are added in one fixed "
+            "order; processes that mpiexec starts share them; 0 for as many as the sizes of batch "
+            "and model say"
+        },
+    )
     recompute: str = field(
         default="none",
         metadata={
@@ -106,6 +117,9 @@ class TrainingConfig:
             ("memory_limit", 0),
         ):
             checks.integer(name, getattr(self, name), minimum)
+        checks.integer("shards", self.shards, 0, MOST_SHARDS)
+        if self.shards & (self.shards - 1):
+            checks.fail(f"shards must be a power of two, or 0, got {self.shards}")
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.choice("recompute", self.recompute, RECOMPUTE)

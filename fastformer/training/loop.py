@@ -34,10 +34,11 @@ from fastformer.training.metrics import MetricsTracker
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
 from fastformer.training.progress import Progress, checked_progress
+from fastformer.training.ranks import all_ranks
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.signals import StopRequest
-from fastformer.training.steps import Counts, accumulate_gradients, count_right, evaluate
+from fastformer.training.steps import Counts, Scores, evaluate, step_gradients
 from fastformer.warmup import compilation_clock
 
 _OPTIMIZER_PREFIX = "optimizer."
@@ -114,6 +115,7 @@ class Trainer:
         self.validation_loss = CrossEntropyLoss(weight=class_weights, backend=model.ops.name)
         self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
+        self.ranks = all_ranks()
         self._after_epoch, self._tokens_seen = after_epoch, 0
         num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
@@ -128,12 +130,19 @@ class Trainer:
         """
         if self._is_prepared:
             return
+        if not self.ranks.leads:  # what the first one compiles, the others load
+            self.ranks.gather(None)
+        self._prepare(others)
+        if self.ranks.leads:
+            self.ranks.gather(None)
+        self._is_prepared = True
+
+    def _prepare(self, others: tuple[PackedBatch, ...]) -> None:
         config = self.config
         epochs = range(self.progress.epoch, 0 if self.ended else config.epochs)
         batches = batches_of_each_size(self.train_examples, self.seed, epochs, config.batch_size)
         asked = (self.validation_examples.inputs, *others)
         compile_for(self.model, self.loss_fn, batches, asked, lambda m: make_optimizer(m, config))
-        self._is_prepared = True
 
     def train(self) -> None:
         """Train to the end.
@@ -145,15 +154,20 @@ class Trainer:
         """
         with self.run.held():
             self.prepare()
-            if self.progress.step == 0:
+            if self.progress.step == 0 and self.ranks.leads:
                 with self.run.writing():
                     self.embeddings.drop_after(-1)
                     self.embeddings.save(0, self.model.embedding.weight.value)
             with StopRequest() as self.stop:
-                while not self.ended and self.stop.signal is None:
+                while not self.ended and self._signal() is None:
                     self._train_epoch()
-        if self.stop.signal is not None:  # it came while an epoch was validated and saved
-            raise TrainingInterrupted(self.run.path, self.progress.step, self.stop.signal)
+                signal = self._signal()
+        if signal is not None:  # it came while an epoch was validated and saved
+            raise TrainingInterrupted(self.run.path, self.progress.step, signal)
+
+    def _signal(self) -> int | None:
+        """Return the signal that has come to any of the processes, or None."""
+        return max(filter(None, self.ranks.gather(self.stop.signal)), default=None)
 
     @property
     def ended(self) -> bool:
@@ -193,10 +207,12 @@ class Trainer:
             for _, targets in group
         )
         mean_loss, correct, asked, examples = 0.0, 0, 0, 0
-        for batch, targets in group:
-            loss, logits = accumulate_gradients(self.model, batch, targets, loss_fn, count)
+        for place, (batch, targets) in enumerate(group):
+            loss, counts = step_gradients(
+                self.model, batch, targets, loss_fn, count, shards=self.config.shards,
+                ranks=self.ranks, fresh=place == 0, whole_answers=self.whole_answers,
+            )  # fmt: skip
             mean_loss += loss
-            counts = count_right(batch, logits, targets, self.whole_answers)
             correct += counts.right
             asked += counts.asked
             examples += batch.num_sequences
@@ -222,9 +238,10 @@ class Trainer:
         rate = self.optimizer.learning_rate
         self.callbacks.stepped(progress.step, mean_loss, rate, examples)
         every = self.config.checkpoint_every
-        if self.stop.signal is not None:
+        signal = self._signal()
+        if signal is not None:
             self.save()
-            raise TrainingInterrupted(self.run.path, progress.step, self.stop.signal)
+            raise TrainingInterrupted(self.run.path, progress.step, signal)
         if every and progress.step % every == 0:
             self.save()
 
@@ -236,13 +253,7 @@ class Trainer:
         The validation loss is without label smoothing, the training loss with it.
         """
         progress = self.progress
-        scores = evaluate(
-            self.model,
-            self.validation_examples.inputs,
-            self.validation_examples.targets,
-            self.validation_loss,
-            whole_answers=self.whole_answers,
-        )
+        scores = self.ranks.first(self._validate)
         if not math.isfinite(scores.loss):
             raise TrainingDivergedError(
                 f"training diverged in epoch {progress.epoch + 1}: the validation loss is "
@@ -279,11 +290,23 @@ class Trainer:
         # The record first: a checkpoint whose record is missing could never be mended, while a
         # record whose checkpoint is missing is dropped when the run goes on.
         self.run.append_metrics(record)
-        with self.run.writing():
-            self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
+        if self.ranks.leads:
+            with self.run.writing():
+                self.embeddings.save(progress.epoch, self.model.embedding.weight.value)
         self.save()
         self.callbacks.epoch_finished(record)
-        self._after_epoch()
+        if self.ranks.leads:
+            self._after_epoch()
+
+    def _validate(self) -> Scores:
+        """Return the scores on the validation examples."""
+        return evaluate(
+            self.model,
+            self.validation_examples.inputs,
+            self.validation_examples.targets,
+            self.validation_loss,
+            whole_answers=self.whole_answers,
+        )
 
     def _learning_rate(self, step: int) -> float:
         config = self.config
@@ -362,8 +385,9 @@ class Trainer:
             ) from error
         # A record of this very step is that of an epoch which the checkpoint is still within.
         self.run.go_on_from(self.progress.step - (self.progress.batch > 0))
-        with self.run.writing():
-            self.embeddings.drop_after(self.progress.epoch)
+        if self.ranks.leads:
+            with self.run.writing():
+                self.embeddings.drop_after(self.progress.epoch)
 
 
 def load_weights(model: Transformer | TransformerDecoder, checkpoint: Checkpoint) -> None:

@@ -1,7 +1,7 @@
 """One training step, and an evaluation: for people who write their own loop."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from fastformer.program import Program
 from fastformer.tensors import Axis
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
+from fastformer.training.ranks import ALONE, Ranks
+from fastformer.training.shards import ResultT, add_shards, shard_count
 from fastformer.warmup import STEP_KERNELS, ensure_compiled
 from fastformer.workspace import Workspace
 
@@ -92,11 +94,12 @@ def accumulate_gradients(
 ) -> tuple[float, Array]:
     """Compute a batch's loss, and add its gradient to those of the model's parameters.
 
-    A large batch goes through forward, loss and backward in parts, one after the other, so that
-    what backward needs is in memory for one part alone. Loss and gradient are those of the whole
-    batch but for the rounding of their sums; the parts depend on nothing but the model's and the
-    batch's sizes. A dropout drops anew in each part. Each part is one run of a program, and what
-    the model's layers show is still of the last forward.
+    A large batch goes through forward, loss and backward in shards, one after the other, whose
+    gradients are added in one fixed binary tree; and a large shard in parts, so that what backward
+    needs is in memory for one part alone. Loss and gradient are those of the whole batch but for
+    the rounding of their sums; shards and parts depend on nothing but the model's and the batch's
+    sizes. A dropout drops anew in each part. Each part is one run of a program, and what the
+    model's layers show is still of the last forward.
 
     Args:
         model: a classifier or a decoder.    batch: B sequences of N tokens.
@@ -120,6 +123,21 @@ def accumulate_gradients(
     checks.instance("accumulate_gradients", "batch", batch, PackedBatch)
     checks.instance("accumulate_gradients", "loss_fn", loss_fn, CrossEntropyLoss)
     _check_reduction("accumulate_gradients", loss_fn)
+    ids, divisor = _checked_targets(model, batch, targets, loss_fn, count)
+    found = _add_gradients(
+        model, batch, ids, loss_fn, divisor, lambda shard, own, loss, logits: (loss, logits)
+    )
+    return sum(loss for loss, _ in found), np.concatenate([logits for _, logits in found])
+
+
+def _checked_targets(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: npt.ArrayLike,
+    loss_fn: CrossEntropyLoss,
+    count: float | None,
+) -> tuple[Ids, float]:
+    """Return a batch's targets, and what the sum of its losses is divided by."""
     rows = model.rows_of(batch)
     classes, ignored = model.config.num_logits, loss_fn.ignore_index
     ids, asked = checks.target_ids("CrossEntropyLoss", targets, rows, classes, ignored)
@@ -130,9 +148,75 @@ def accumulate_gradients(
             count = checks.integer("count", count, asked)
         else:
             count = checks.number("count", count, at_least=own)
-    divisor = own if count is None or loss_fn.reduction == "sum" else count
-    with model.guard, model.threads.at("gradients", batch.num_tokens):
-        return _accumulate(model, batch, ids, loss_fn, divisor or 1)
+    return ids, (own if count is None or loss_fn.reduction == "sum" else count) or 1
+
+
+def step_gradients(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    targets: npt.ArrayLike,
+    loss_fn: CrossEntropyLoss,
+    count: float | None = None,
+    *,
+    shards: int = 0,
+    ranks: Ranks = ALONE,
+    fresh: bool = False,
+    whole_answers: bool = False,
+) -> tuple[float, Counts]:
+    """Do what `accumulate_gradients` does, together with other processes, and count what is right.
+
+    Args:
+        model, batch, targets, loss_fn, count: as of `accumulate_gradients`; the same in each rank.
+        shards: of the batch at most, a power of two; 0 for what the sizes say.
+        ranks: who share them; each has the sum of all gradients then.
+        fresh: whether the gradients are all 0 before.    whole_answers: as of `count_right`.
+
+    Returns:
+        The loss, and what is right, both of the whole batch.
+    """
+    ids, divisor = _checked_targets(model, batch, targets, loss_fn, count)
+
+    def counted(shard: PackedBatch, own: Ids, loss: float, logits: Array) -> tuple[float, Counts]:
+        return loss, count_right(shard, logits, own, whole_answers)
+
+    own = _add_gradients(model, batch, ids, loss_fn, divisor, counted, shards, ranks, fresh)
+    found = [one for of_rank in ranks.gather(own) for one in of_rank]
+    right, asked = (sum(counts[which] for _, counts in found) for which in (0, 1))
+    return sum(loss for loss, _ in found), Counts(right, asked)
+
+
+def _add_gradients(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    ids: Ids,
+    loss_fn: CrossEntropyLoss,
+    divisor: float,
+    left: Callable[[PackedBatch, Ids, float, Array], ResultT],
+    shards: int = 0,
+    ranks: Ranks = ALONE,
+    fresh: bool = False,
+) -> list[ResultT]:
+    """Add a batch's gradients to the model's, and return what each shard of this rank has left.
+
+    Args:
+        left: is given a shard, its targets, its share of the loss, and its logits.
+    """
+    with model.guard:
+        count = shard_count(model, batch, shards)
+        if count == 1 and ranks.size == 1:
+            return [left(batch, ids, *_accumulate(model, batch, ids, loss_fn, divisor))]
+        model.check(batch)  # all of it, before the first shard: messages name an index in it
+        counter = model.dropout_counter
+        # Forward passes have numbers of their own in each shard, whichever rank computes it.
+        begun, passes = counter.forwards, _part_count(model, batch)
+
+        def compute(shard: PackedBatch, own: Ids, number: int) -> ResultT:
+            counter.forwards = begun + number * passes
+            return left(shard, own, *_accumulate(model, shard, own, loss_fn, divisor))
+
+        found = add_shards(model, batch, ids, count, ranks, fresh, compute)
+        counter.forwards = begun + count * passes * counter.training
+        return found
 
 
 def _check_reduction(owner: str, loss_fn: CrossEntropyLoss) -> None:
@@ -151,7 +235,19 @@ def _accumulate(
     loss_fn: CrossEntropyLoss,
     divisor: float,
 ) -> tuple[float, Array]:
-    """Do what `accumulate_gradients` says, of what it has checked."""
+    """Add a shard's gradients, and return its share of the loss, and its logits."""
+    with model.threads.at("gradients", batch.num_tokens):
+        return _in_parts(model, batch, ids, loss_fn, divisor)
+
+
+def _in_parts(
+    model: Transformer | TransformerDecoder,
+    batch: PackedBatch,
+    ids: Ids,
+    loss_fn: CrossEntropyLoss,
+    divisor: float,
+) -> tuple[float, Array]:
+    """Do the same, a part at a time where it is large."""
     parts = _part_count(model, batch)
     model.check(batch)  # all of it, before the first part: messages name an index in it
     own_loss = type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name
@@ -314,9 +410,9 @@ def train_step(
     ensure_compiled(training_kernels(model, batch))
     with model.guard:
         model.zero_grad()
-        loss, logits = accumulate_gradients(model, batch, targets, loss_fn)
+        loss, counts = step_gradients(model, batch, targets, loss_fn, fresh=True)
         optimizer.step()
-    return Scores(loss, count_right(batch, logits, targets).accuracy)
+    return Scores(loss, counts.accuracy)
 
 
 def predict_classes(

@@ -1,19 +1,25 @@
 """A run from its beginning, or from where it stands, to its result."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+import fastformer
 from fastformer import checks
 from fastformer.batch import PackedBatch
 from fastformer.errors import RunError
+from fastformer.kernels._target import VECTOR_BITS
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
+from fastformer.training.followed_run import FollowedRun
 from fastformer.training.json_text import LARGEST, number_in
 from fastformer.training.loop import Trainer
+from fastformer.training.ranks import all_ranks, disagreement
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
 from fastformer.training.start import load_start
@@ -87,8 +93,30 @@ def train_new(
     # First all that can fail; then the directory.
     _load_start(job, settings, callbacks)
     tables, files = settings.tables(), settings.files()
-    with RunDirectory.new(directory, tables, overwrite=overwrite, files=files) as run:
+    _check_agreement(tables)
+    new = RunDirectory.new(directory, tables, overwrite=overwrite, files=files)
+    with _of_all_ranks(directory, new) as run:
         return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
+
+
+def _check_agreement(tables: dict[str, Any]) -> None:
+    """Raise where the processes that train together have not the same settings, or kernels."""
+    own = {name: value for table in tables.values() for name, value in table.items()}
+    own |= {"fastformer": fastformer.__version__, "FASTFORMER_VECTOR_BITS": VECTOR_BITS}
+    differs = disagreement(all_ranks().gather(own))
+    if differs:
+        raise RunError(f"processes that train together must have the same of all: {differs}")
+
+
+@contextlib.contextmanager
+def _of_all_ranks(
+    directory: Path, held: AbstractContextManager[RunDirectory]
+) -> Iterator[RunDirectory]:
+    """Let the first process hold a run's directory, which the others then read."""
+    ranks, entered = all_ranks(), list[RunDirectory]()
+    with contextlib.ExitStack() as block:
+        ranks.first(lambda: entered.append(block.enter_context(held)))
+        yield entered[0] if entered else FollowedRun.open(directory)
 
 
 def go_on(
@@ -104,12 +132,13 @@ def go_on(
         settings_class: of the run's settings.    job_of: makes the job of these settings.
         directory, callbacks, epochs: as of `fastformer.training.runs.resume_run`.
     """
-    with RunDirectory.open(directory).held() as run:
+    with _of_all_ranks(directory, RunDirectory.open(directory).held()) as run:
         settings = settings_class.from_run(run)
         wanted = settings if epochs is None else settings.with_epochs(epochs)
         checkpoint = None if run.is_before_first_checkpoint else run.latest()
         if checkpoint is not None:
             settings.check_sizes(checkpoint)
+        _check_agreement(wanted.tables())  # and all have read the run before one changes it
         job = job_of(wanted)
         if checkpoint is None:
             _load_start(job, settings, callbacks)
@@ -198,7 +227,7 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     Raises:
         TrainingInterrupted: a signal came; the run is saved.
     """
-    model, run, callbacks = trainer.model, trainer.run, trainer.callbacks
+    callbacks = trainer.callbacks
     trainer.prepare(job.tests)
     callbacks.started(trainer.total_steps, trainer.progress.step, job.description())
     started, first_step = time.perf_counter(), trainer.progress.step
@@ -207,6 +236,16 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
     finally:
         callbacks.finished()
     trained = time.perf_counter() - started
+    return trainer.ranks.first(lambda: _tested(job, trainer, None if first_step else trained))
+
+
+def _tested(job: Job, trainer: Trainer, trained: float | None) -> dict[str, Any]:
+    """Test the best weights, and write the result.
+
+    Args:
+        trained: seconds, where it was trained without a stop.
+    """
+    model, run, callbacks = trainer.model, trainer.run, trainer.callbacks
     if trainer.progress.stopped_early:
         epoch, config = trainer.progress.epoch, trainer.config
         callbacks.message(
@@ -220,7 +259,7 @@ def _train_to_the_end(job: Job, trainer: Trainer) -> dict[str, Any]:
         **job.test(trainer, run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
-        "seconds": trained if first_step == 0 else seconds,
+        "seconds": seconds if trained is None else trained,
         **{name: _mean_rate(records, name) for name in _RATES},
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,

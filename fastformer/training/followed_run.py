@@ -1,0 +1,46 @@
+"""The directory of a run as those processes see it that leave the writing to the first one."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastformer.parameters import Array
+from fastformer.training.run_directory import RunDirectory
+
+
+class FollowedRun(RunDirectory):
+    """A run that another process writes: here it is read, and nothing is written."""
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["RunDirectory"]:
+        """Leave the lock to the process that writes."""
+        yield self
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Leave the lock to the process that writes."""
+        yield
+
+    def change_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write nothing."""
+
+    def begin_anew(self) -> None:
+        """Remove nothing."""
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def go_on_from(self, step: int) -> None:
+        """Remove nothing."""
+
+    def _save(self, name: str, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> Path:
+        """Write nothing."""
+        return self._checkpoints / name
+
+    def _step_checkpoints(self) -> dict[int, Path]:
+        """Return none, so that none is removed."""
+        return {}
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write nothing."""
