@@ -14,7 +14,8 @@ from typing import Any
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, Token, convert
 
-from fastformer.cli import console, processes
+from fastformer import launcher
+from fastformer.cli import console
 from fastformer.errors import FastformerError
 from fastformer.kernels._environment import SettingError
 
@@ -167,16 +168,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _have_environment()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run_together(words) if processes.are_several() else _run(words)
+        return _run_together(words) if launcher.are_several() else _run(words)
     except OSError as error:
         return _unwritable(error)
 
 
 def _run_together(words: list[str]) -> int:
     """Run one command in several processes, of which the first one speaks."""
-    processes.share_machine()
-    if not processes.leads():
-        processes.be_silent()
+    launcher.share_machine()
+    if launcher.rank() > 0:
+        sys.stdout = open(os.devnull, "w")
     code = _run(words)
     if code == WRONG_USE and words[:1] == ["train"]:
         from fastformer.training.ranks import all_ranks

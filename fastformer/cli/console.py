@@ -6,16 +6,17 @@ import os
 import shlex
 import string
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from fastformer import writing
-from fastformer.cli import processes
+from fastformer import launcher, writing
 
 BAR_CELLS: Final[int] = 40
 _MOST_CHARACTERS: Final[int] = 2_000
 _MOST_GROUPS: Final[int] = 24
 _WARNING: Final = "warning: "
+_PATIENCE: Final = 2.0  # seconds
 
 
 def have_streams() -> None:
@@ -41,15 +42,19 @@ def line(text: str = "") -> None:
 
 
 def error(text: object) -> None:
-    """Write a message to standard error, under the program's name, on one line."""
+    """Write a message to standard error, under the program's name, on one line.
+
+    What several processes find wrong is told by the first one, which ends the others meanwhile.
+    """
     message = writing.printable(text)
-    if not processes.leads() and not message.startswith(_WARNING):
-        message = processes.wait_for_first() + message
-        _write(f"fastformer: {message}")
-        return
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}..."
-    notice(f"fastformer: {message}")
+    rank = launcher.rank()
+    if rank == 0:
+        _write(f"fastformer: {message}")
+    elif not message.startswith(_WARNING):
+        time.sleep(_PATIENCE)
+        _write(f"fastformer: rank {rank}: {message}")
 
 
 def notice(text: str) -> None:
@@ -57,7 +62,7 @@ def notice(text: str) -> None:
 
     Of several processes, the first one does.
     """
-    if processes.leads():
+    if launcher.rank() == 0:
         _write(text)
 
 

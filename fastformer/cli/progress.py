@@ -9,8 +9,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fastformer import writing
-from fastformer.cli import console, processes
+from fastformer import launcher, writing
+from fastformer.cli import console
 from fastformer.training.callbacks import TrainingCallbacks
 
 if TYPE_CHECKING:
@@ -219,4 +219,4 @@ class BarProgress(LineProgress):
 
 def callbacks() -> LineProgress:
     """Return the callbacks that fit standard error."""
-    return BarProgress() if sys.stderr.isatty() and processes.leads() else LineProgress()
+    return BarProgress() if sys.stderr.isatty() and launcher.rank() == 0 else LineProgress()

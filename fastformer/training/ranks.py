@@ -8,21 +8,18 @@ Operations in MPICH".
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
+from fastformer import launcher
 from fastformer.errors import FastformerError, MissingLibraryError
 from fastformer.parameters import Array
 
 ResultT = TypeVar("ResultT")
 Span: TypeAlias = tuple[int, int]
 Add: TypeAlias = Callable[[Array, Array], None]
-
-# How launchers tell a process how many there are: Open MPI, MPICH and Intel MPI, Slurm's PMIx.
-_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
 
 
 def shares(leaves: int, ranks: int) -> list[Span]:
@@ -170,11 +167,6 @@ class MPIRanks(Ranks):
         self._world.Allgatherv([total, own, kind], [gradients, counts, starts, kind])
 
 
-def started_ranks() -> int:
-    """Return how many processes a launcher says that it has started with this one."""
-    return max(int(os.environ.get(name, "1") or 1) for name in _SIZES)
-
-
 @functools.cache
 def all_ranks() -> Ranks:
     """Return the processes that train together: those of mpiexec, or this one alone.
@@ -182,7 +174,7 @@ def all_ranks() -> Ranks:
     Raises:
         ImportError: mpiexec has started several, and mpi4py is not installed.
     """
-    return MPIRanks() if started_ranks() > 1 else ALONE
+    return MPIRanks() if launcher.are_several() else ALONE
 
 
 def disagreement(named: Sequence[dict[str, Any]]) -> str | None:

@@ -1,17 +1,13 @@
-"""Several processes that mpiexec has started: which one speaks, and where they run."""
+"""What a launcher such as mpiexec tells the processes that it has started. Cheap to import."""
 
 import os
-import sys
-import time
 from typing import Final
 
-# What launchers say: of Open MPI, of MPICH and Intel MPI, of PMIx.
+# Of Open MPI, of MPICH and Intel MPI, and of PMIx, as Slurm has it.
 _SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-_LOCAL_SIZES: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+_SIZES_HERE: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _THREADS: Final = "NUMBA_NUM_THREADS"
-# What several processes find wrong is told by the first one, which ends the others meanwhile.
-_PATIENCE: Final = 2.0
 
 
 def _number(names: tuple[str, ...], usual: int) -> int:
@@ -24,15 +20,16 @@ def are_several() -> bool:
     return _number(_SIZES, 1) > 1
 
 
-def leads() -> bool:
-    """Tell whether this process is the one that speaks."""
-    return _number(_RANKS, 0) == 0
+def rank() -> int:
+    """Return the number of this process among them, from 0; 0 where it is alone."""
+    return _number(_RANKS, 0)
 
 
 def share_machine() -> None:
     """Let each process have its part of the machine's cores, wherever the launcher has put it.
 
     Open MPI binds a process to a single core, where all of its threads would wait for each other.
+    A number of threads that the user has set stays.
     """
     if hasattr(os, "sched_setaffinity"):
         bound = len(os.sched_getaffinity(0))
@@ -40,16 +37,6 @@ def share_machine() -> None:
         cores = len(os.sched_getaffinity(0))
     else:
         bound = cores = os.cpu_count() or 1
-    here = _number(_LOCAL_SIZES, _number(_SIZES, 1))
-    os.environ.setdefault(_THREADS, str(max(1, cores // here, bound if bound < cores else 1)))
-
-
-def be_silent() -> None:
-    """Leave standard output to the first process."""
-    sys.stdout = open(os.devnull, "w")
-
-
-def wait_for_first() -> str:
-    """Give the first process the time to tell the same; return what a message then begins with."""
-    time.sleep(_PATIENCE)
-    return f"rank {_number(_RANKS, 0)}: "
+    here = _number(_SIZES_HERE, _number(_SIZES, 1))
+    threads = max(1, cores // here, bound if bound < cores else 1)
+    os.environ.setdefault(_THREADS, str(threads))
