@@ -61,6 +61,8 @@ EVALUATION_KERNELS = ("cross_entropy.cross_entropy_forward",)
 STEP_KERNELS = (
     "adam.adam_step", "gradient.gradient_norm", "gradient.may_step", "gradient.zero_gradient",
 )  # fmt: skip
+# And of one whose batch is cut into shards.
+SHARDS_KERNELS = ("gradient.add_gradient",)
 # The driver of all programs.
 DRIVER = "program.run_program"
 MOST_PROCESSES = 4

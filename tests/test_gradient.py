@@ -10,6 +10,8 @@ from twins import DTYPES, EDGE_COLUMNS, Out, assert_equals_twin, assert_same_bit
 
 from fastformer.kernels.gradient import (
     CHUNK,
+    add_gradient,
+    add_gradient_reference,
     gradient_norm,
     gradient_norm_reference,
     may_step,
@@ -27,6 +29,7 @@ def check(gradients):
     assert_equals_twin(gradient_norm, gradient_norm_reference, gradients)
     start = Out(gradients.shape, gradients)
     assert_equals_twin(scale_gradient, scale_gradient_reference, start, 0.37)
+    assert_equals_twin(add_gradient, add_gradient_reference, start, gradients[::-1].copy())
     assert_equals_twin(zero_gradient, zero_gradient_reference, start)
     assert_equals_twin(may_step, may_step_reference, *[gradients] * 4)
 
@@ -113,3 +116,4 @@ def test_same_bits_for_any_threads(rng):
     assert_same_bits(may_step, *[gradients] * 4)
     assert_same_bits(zero_gradient, Out(gradients.shape, gradients))
     assert_same_bits(scale_gradient, Out(gradients.shape, gradients), 0.37)
+    assert_same_bits(add_gradient, Out(gradients.shape, gradients), gradients[::-1].copy())

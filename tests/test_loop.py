@@ -20,7 +20,7 @@ from fastformer.training.examples import Examples
 from fastformer.training.loop import Trainer, TrainingDivergedError
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
-from fastformer.training.steps import Scores, accumulate_gradients
+from fastformer.training.steps import Scores, step_gradients
 
 __all__ = ["one_thread"]  # a fixture that every test here uses
 
@@ -331,10 +331,10 @@ def test_a_loss_that_is_not_finite_is_seen_where_gradients_are_finite(
 ) -> None:
     trainer = make_trainer(tmp_path / "run")
 
-    def infinite(*arguments: Any) -> tuple[float, Any]:
-        return math.inf, accumulate_gradients(*arguments)[1]
+    def infinite(*arguments: Any, **options: Any) -> tuple[float, Any]:
+        return math.inf, step_gradients(*arguments, **options)[1]
 
-    monkeypatch.setattr(loop, "accumulate_gradients", infinite)
+    monkeypatch.setattr(loop, "step_gradients", infinite)
     before = weights(trainer)
     with pytest.raises(TrainingDivergedError, match="the loss is inf, and the loss is not finite"):
         trainer.train()

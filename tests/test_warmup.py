@@ -16,7 +16,7 @@ import fastformer as ff
 from fastformer import backend, schedule, warmup
 from fastformer.generation import generate
 from fastformer.kernels import _cache, _compile
-from fastformer.training.steps import training_kernels
+from fastformer.training.steps import step_gradients, training_kernels
 from fastformer.workspace import Workspace
 
 IDS = [[15, 17, 7, 19, 5, 19, 11, 18], [12, 17, 2, 19, 3, 19, 4, 18]]
@@ -66,6 +66,9 @@ def test_signature_is_what_is_called(name):
             model = ff.TransformerDecoder(ff.DecoderConfig(**SIZES), precision=precision).train()
             train_once(model, ids, np.arange(8 * len(ids)) % 20)
         generate(model, [[1, 2]], max_new_tokens=2)
+        step_gradients(
+            model, ff.pack(IDS), np.ones(8 * len(IDS), int), ff.CrossEntropyLoss(), shards=2
+        )
     # Those of other tests, that are given what is optional, are none of these.
     wanted = warmup.signature(name)
     left_out = [place for place, kind in enumerate(wanted) if isinstance(kind, types.Omitted)]

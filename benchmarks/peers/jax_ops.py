@@ -205,6 +205,7 @@ def build(
             *a.values(),
         ),
         "scale_gradient": lambda: _update(lambda g: g * a["factor"], a["gradients"]),
+        "add_gradient": lambda: _update(lambda g: g + a["other"], a["gradients"]),
         "layernorm_forward": lambda: _forward(_layer_norm, a["x"], a["weight"], a["bias"]),
         "layernorm_backward": lambda: _backward(
             _layer_norm, a["dout"], a["x"], a["weight"], jnp.zeros_like(a["weight"])

@@ -215,6 +215,7 @@ def plan(op: str, variant: str, shape: tuple[int, ...], a: Mapping[str, Tensor])
         ),
         "gradient_norm": lambda: Plan(torch.linalg.vector_norm, (a["gradients"],)),
         "zero_gradient": lambda: Plan(torch.Tensor.zero_, (a["gradients"],)),
+        "add_gradient": lambda: Plan(lambda g: g.add_(a["other"]), (a["gradients"],)),
         "may_step": lambda: Plan(_all_finite, tuple(a.values())),
         "scale_gradient": lambda: Plan(lambda g: g.mul_(a["factor"]), (a["gradients"],)),
         "layernorm_forward": lambda: _layernorm(a),

@@ -344,6 +344,11 @@ ROWS = (
         "zero_gradient", "P", _block_parameters,
         lambda random, P: {"gradients": Output((P,), 1.0)}, lambda P: 0,
     ),
+    Spec(
+        "add_gradient", "P", _block_parameters,
+        lambda random, P: {"gradients": Output((P,), 1.0), "other": normal(random, P)},
+        lambda P: P,
+    ),
     Spec("scale_gradient", "P", _block_parameters, _scale, lambda P: P),
     Spec("average_step", "P", _block_parameters, _average, lambda P: 3 * P),
     Spec("layernorm_forward", "NC", _rows, _layernorm, lambda N, C: 8 * N * C),

@@ -142,7 +142,10 @@ class Trainer:
         epochs = range(self.progress.epoch, 0 if self.ended else config.epochs)
         batches = batches_of_each_size(self.train_examples, self.seed, epochs, config.batch_size)
         asked = (self.validation_examples.inputs, *others)
-        compile_for(self.model, self.loss_fn, batches, asked, lambda m: make_optimizer(m, config))
+        compile_for(
+            self.model, self.loss_fn, batches, asked, lambda m: make_optimizer(m, config),
+            config.shards,
+        )  # fmt: skip
 
     def train(self) -> None:
         """Train to the end.

@@ -21,8 +21,8 @@ from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.steps import (
-    accumulate_gradients,
     evaluated_at_once,
+    step_gradients,
     training_kernels,
 )
 from fastformer.warmup import EVALUATION_KERNELS, ensure_compiled, telling_of_compilation
@@ -83,6 +83,7 @@ def compile_for(
     trained: Iterable[Batch],
     asked: Iterable[PackedBatch],
     make_optimizer: Callable[[Transformer], Optimizer],
+    shards: int = 0,
 ) -> None:
     """Compile what training on some batches calls, and asking about some sequences.
 
@@ -92,6 +93,7 @@ def compile_for(
         model, loss_fn: that are trained.    trained: batches with their targets.
         asked: sequences, of which so many are computed at a time as `predict_classes` does.
         make_optimizer: makes an optimizer of the kind that training has, for another model.
+        shards: of a batch; see `step_gradients`.
     """
     if model.ops.name != "numba":
         return
@@ -106,7 +108,7 @@ def compile_for(
     try:
         # What is known by name is compiled by several processes, and all of it at once.
         model.train()
-        names = {name for batch, _ in trained for name in training_kernels(model, batch)}
+        names = {name for batch, _ in trained for name in training_kernels(model, batch, shards)}
         model.eval()
         for batch in forward:
             names.update(model.forward_workspace(batch).kernels((0, 1)))
@@ -117,7 +119,7 @@ def compile_for(
                 names.update(generation_workspace(model, last_only).kernels())
         ensure_compiled(tuple(sorted(names)))
         with telling_of_compilation():
-            _call_all(model, loss_fn, trained, forward)
+            _call_all(model, loss_fn, trained, forward, shards)
             if trained:
                 _call_step(model, make_optimizer)
     finally:
@@ -138,10 +140,11 @@ def _call_all(
     loss_fn: CrossEntropyLoss,
     trained: list[Batch],
     forward: list[PackedBatch],
+    shards: int,
 ) -> None:
     model.train()
     for batch, targets in trained:
-        accumulate_gradients(model, batch, targets, loss_fn)
+        step_gradients(model, batch, targets, loss_fn, shards=shards)
     model.eval()
     for batch in forward:
         logits = model.forward(batch)

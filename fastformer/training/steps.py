@@ -22,7 +22,7 @@ from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.ranks import ALONE, Ranks
 from fastformer.training.shards import ResultT, add_shards, shard_count
-from fastformer.warmup import STEP_KERNELS, ensure_compiled
+from fastformer.warmup import SHARDS_KERNELS, STEP_KERNELS, ensure_compiled
 from fastformer.workspace import Workspace
 
 # Elements that blocks keep from forward for backward, of one part of a batch: 128 MiB in float32.
@@ -328,11 +328,20 @@ def _called(
 
 
 def training_kernels(
-    model: Transformer | TransformerDecoder, batch: PackedBatch
+    model: Transformer | TransformerDecoder, batch: PackedBatch, shards: int = 0
 ) -> tuple[str, ...]:
-    """Return the names of the kernels that a training step on a batch calls."""
+    """Return the names of the kernels that a training step on a batch calls.
+
+    Args:
+        model, batch: that are trained.    shards: as of `step_gradients`.
+    """
+    count = shard_count(model, batch, shards)
+    if count > 1:
+        batch = batch.select(np.arange(batch.num_sequences // count))
     kernels = step_workspace(model, batch).kernels()
-    return (*kernels, *STEP_KERNELS) if kernels else ()
+    if not kernels:
+        return ()
+    return (*kernels, *STEP_KERNELS, *(SHARDS_KERNELS if count > 1 else ()))
 
 
 def _kept(model: Transformer | TransformerDecoder, recompute: str) -> int:
