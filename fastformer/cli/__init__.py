@@ -179,11 +179,10 @@ def _run_together(words: list[str]) -> int:
     if launcher.rank() > 0:
         sys.stdout = open(os.devnull, "w")
     code = _run(words)
-    if code == WRONG_USE and words[:1] == ["train"]:
-        from fastformer.training.ranks import all_ranks
-
-        with suppress(FastformerError):  # of a library that is missing, which was told
-            all_ranks().end(code)
+    if code == WRONG_USE:
+        # The launcher ends the others, which may be waiting for this one, as MPI's own end would.
+        sys.stdout.flush()
+        os._exit(code)
     return code
 
 

@@ -128,6 +128,12 @@ class AnswerJob:
         """The test inputs."""
         return self.drawn.packed(hints=False)[0]
 
+    @property
+    def batch(self) -> PackedBatch:
+        """A batch of training examples: what ranks share must be enough for all."""
+        settings = self.settings
+        return settings.first_examples(settings.training.batch_size)[0]
+
     def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
         settings = self.settings

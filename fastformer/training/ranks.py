@@ -83,9 +83,6 @@ class Ranks:
         """Return what every rank gives, in their order. All of them must call it."""
         return [value]
 
-    def end(self, code: int) -> None:
-        """End all other processes with an exit code, and this one."""
-
     def first(self, work: Callable[[], ResultT]) -> ResultT:
         """Let the first rank do some work, and return its result in all. All must call it.
 
@@ -138,10 +135,6 @@ class MPIRanks(Ranks):
         self._kinds = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
         self.rank, self.size = self._world.rank, self._world.size
         self._received = np.zeros(0, np.uint8)
-
-    def end(self, code: int) -> None:
-        """End all processes, of which some may be waiting for this one."""
-        self._world.Abort(code)
 
     def gather(self, value: Any) -> list[Any]:
         """Return what every rank gives; see `Ranks`."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from fastformer import launcher
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -68,6 +70,7 @@ class EndAtOnce(StopRequest):
     def _note(self, number: int, frame: FrameType | None) -> None:
         try:
             sys.stdout.flush()
-            os.write(2, f"{self._last_words()}\n".encode(errors="replace"))
+            if launcher.rank() == 0:
+                os.write(2, f"{self._last_words()}\n".encode(errors="replace"))
         finally:  # also where standard output is closed, or in the middle of a write
             os._exit(128 + number)  # as shells have it

@@ -100,6 +100,12 @@ class SplitJob:
         """The test inputs."""
         return self.tested.inputs
 
+    @property
+    def batch(self) -> PackedBatch:
+        """A batch of training examples: what ranks share must be enough for all."""
+        settings = self.settings
+        return settings.first_examples(settings.training.batch_size)[0]
+
     def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
         settings, parts = self.settings, self.parts

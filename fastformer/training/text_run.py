@@ -169,6 +169,12 @@ class TextJob:
         """What is not trained on."""
         return self.validation.inputs
 
+    @property
+    def batch(self) -> PackedBatch:
+        """A batch of training examples: what ranks share must be enough for all."""
+        settings = self.settings
+        return next(self.source.batches(settings.seed, 0, settings.training.batch_size, 0))[0]
+
     def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
         settings, source = self.settings, self.source

@@ -22,6 +22,7 @@ from fastformer.training.loop import Trainer
 from fastformer.training.ranks import all_ranks, disagreement
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.settings import Settings
+from fastformer.training.shards import shard_count
 from fastformer.training.start import load_start
 
 _COUNTS: Final = ("test_examples", "steps", "epochs", "best_epoch", "parameters", "seed")
@@ -76,6 +77,10 @@ class Job(Protocol):
     def tests(self) -> PackedBatch:
         """The test inputs."""
 
+    @property
+    def batch(self) -> PackedBatch:
+        """A batch of training examples: what ranks share must be enough for all."""
+
     def trainer(self, run: RunDirectory, callbacks: TrainingCallbacks) -> Trainer:
         """Return a trainer of the model, at the beginning."""
 
@@ -94,6 +99,7 @@ def train_new(
     _load_start(job, settings, callbacks)
     tables, files = settings.tables(), settings.files()
     _check_agreement(tables)
+    _check_shards(job, settings)
     new = RunDirectory.new(directory, tables, overwrite=overwrite, files=files)
     with _of_all_ranks(directory, new) as run:
         return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
@@ -106,6 +112,17 @@ def _check_agreement(tables: dict[str, Any]) -> None:
     differs = disagreement(all_ranks().gather(own))
     if differs:
         raise RunError(f"processes that train together must have the same of all: {differs}")
+
+
+def _check_shards(job: Job, settings: Settings) -> None:
+    """Raise where there are more processes than shards of a batch."""
+    ranks = all_ranks().size
+    shards = shard_count(job.model, job.batch, settings.training.shards) if ranks > 1 else 1
+    if shards < ranks:
+        raise RunError(
+            f"{ranks} processes share the {shards} shards of a batch: start at most {shards}, give "
+            "--shards (at most one for each sequence of a batch), or a larger --batch-size"
+        )
 
 
 @contextlib.contextmanager
@@ -140,6 +157,7 @@ def go_on(
             settings.check_sizes(checkpoint)
         _check_agreement(wanted.tables())  # and all have read the run before one changes it
         job = job_of(wanted)
+        _check_shards(job, wanted)
         if checkpoint is None:
             _load_start(job, settings, callbacks)
             run.begin_anew()
