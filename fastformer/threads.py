@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fastformer import launcher
 from fastformer.errors import InvalidValueError
 
 _VARIABLE = "NUMBA_NUM_THREADS"
@@ -90,6 +91,8 @@ def configure(threads: int | None = None) -> int:
     _fixed = threads is not None
     if "numba" in sys.modules:
         return _configure_pool(threads)
+    if launcher.are_several():
+        launcher.share_machine()
     if threads is None:
         given = os.environ.get(_VARIABLE, "")
         # Numba warns of a value that it cannot read and falls back to the affinity mask; it starts

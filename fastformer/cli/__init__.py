@@ -175,7 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_together(words: list[str]) -> int:
     """Run one command in several processes, of which the first one speaks."""
-    launcher.share_machine()
     if launcher.rank() > 0:
         sys.stdout = open(os.devnull, "w")
     code = _run(words)

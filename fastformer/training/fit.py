@@ -17,6 +17,7 @@ from fastformer.models.transformer import Transformer
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.config import TrainingConfig
 from fastformer.training.examples import Examples
+from fastformer.training.followed_run import run_of_all_ranks
 from fastformer.training.loop import Trainer, load_weights
 from fastformer.training.run_directory import RunDirectory
 
@@ -41,7 +42,8 @@ def fit(
         model: a classifier or a decoder; it is trained from the weights that it has.
         train, validation: sequences, and the class of each, (B,). Of a classifier with the pooling
             "none" the class of each token, (N,), and of a decoder what comes after each token,
-            (N,). -1 where nothing is asked.
+            (N,). -1 where nothing is asked. Processes that mpiexec has started share each batch,
+            and must be given the same.
         directory: where metrics and checkpoints are kept, a new run; nothing is kept without one.
         callbacks: is told of each step and epoch.
         class_weights: (V,) numbers >= 0, how much each class counts in the losses; None where all
@@ -78,7 +80,7 @@ def fit(
                 f"{weights.shape}"
             )
     parts = _examples("train", model, train), _examples("validation", model, validation)
-    with _place(directory) as place, RunDirectory.new(place, {"training": asdict(config)}) as run:
+    with _place(directory) as place, _run(place, {"training": asdict(config)}, directory) as run:
         told = callbacks or TrainingCallbacks()
         by_loss = isinstance(model, TransformerDecoder) or weights is not None
         by_loss = best_by == "loss" if best_by else by_loss
@@ -105,6 +107,14 @@ def _place(directory: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="fastformer-") as made:
         yield Path(made) / "run"
+
+
+def _run(
+    place: Path, tables: dict[str, Any], directory: str | Path | None
+) -> contextlib.AbstractContextManager[RunDirectory]:
+    """Return a new run, which several processes share unless each has a place of its own."""
+    run = RunDirectory.new(place, tables)
+    return run if directory is None else run_of_all_ranks(place, run)
 
 
 def _examples(name: str, model: Transformer | TransformerDecoder, given: Any) -> Examples:

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from fastformer.parameters import Array
+from fastformer.training.ranks import all_ranks
 from fastformer.training.run_directory import RunDirectory
 
 
@@ -44,3 +46,18 @@ class FollowedRun(RunDirectory):
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write nothing."""
+
+
+@contextlib.contextmanager
+def run_of_all_ranks(
+    directory: Path, held: AbstractContextManager[RunDirectory]
+) -> Iterator[RunDirectory]:
+    """Let the first process hold a run's directory, which the others then read.
+
+    Args:
+        directory: of the run.    held: what the first one enters.
+    """
+    ranks, entered = all_ranks(), list[RunDirectory]()
+    with contextlib.ExitStack() as block:
+        ranks.first(lambda: entered.append(block.enter_context(held)))
+        yield entered[0] if entered else FollowedRun.open(directory)

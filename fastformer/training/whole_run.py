@@ -1,9 +1,7 @@
 """A run from its beginning, or from where it stands, to its result."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -16,7 +14,7 @@ from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
-from fastformer.training.followed_run import FollowedRun
+from fastformer.training.followed_run import run_of_all_ranks
 from fastformer.training.json_text import LARGEST, number_in
 from fastformer.training.loop import Trainer
 from fastformer.training.ranks import all_ranks, disagreement
@@ -101,7 +99,7 @@ def train_new(
     _check_agreement(tables)
     _check_shards(job, settings)
     new = RunDirectory.new(directory, tables, overwrite=overwrite, files=files)
-    with _of_all_ranks(directory, new) as run:
+    with run_of_all_ranks(directory, new) as run:
         return _train_from_the_beginning(job, settings, job.trainer(run, callbacks))
 
 
@@ -125,17 +123,6 @@ def _check_shards(job: Job, settings: Settings) -> None:
         )
 
 
-@contextlib.contextmanager
-def _of_all_ranks(
-    directory: Path, held: AbstractContextManager[RunDirectory]
-) -> Iterator[RunDirectory]:
-    """Let the first process hold a run's directory, which the others then read."""
-    ranks, entered = all_ranks(), list[RunDirectory]()
-    with contextlib.ExitStack() as block:
-        ranks.first(lambda: entered.append(block.enter_context(held)))
-        yield entered[0] if entered else FollowedRun.open(directory)
-
-
 def go_on(
     settings_class: type[SettingsT],
     job_of: Callable[[SettingsT], Job],
@@ -149,7 +136,7 @@ def go_on(
         settings_class: of the run's settings.    job_of: makes the job of these settings.
         directory, callbacks, epochs: as of `fastformer.training.runs.resume_run`.
     """
-    with _of_all_ranks(directory, RunDirectory.open(directory).held()) as run:
+    with run_of_all_ranks(directory, RunDirectory.open(directory).held()) as run:
         settings = settings_class.from_run(run)
         wanted = settings if epochs is None else settings.with_epochs(epochs)
         checkpoint = None if run.is_before_first_checkpoint else run.latest()
