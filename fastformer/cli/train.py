@@ -81,7 +81,7 @@ def resume(
 
     thread_count.configure(threads)
     with EndAtOnce(lambda: _last_words(resume)):
-        return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
+        return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs, threads), json)
 
 
 def task_names() -> tuple[str, ...]:
@@ -313,7 +313,7 @@ def _new_run(
     made = options.out is None
     with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
-            place, lambda callbacks: _start(place, callbacks, json, options, settings), json
+            place, lambda callbacks: _start(place, callbacks, json, options, settings, threads), json
         )
 
 
@@ -333,8 +333,9 @@ def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", js
         with progress.callbacks() as callbacks:
             result = work(callbacks)
     except TrainingInterrupted as stop:
+        where = f" after step {stop.step:,}; everything" if stop.step else "; what was trained"
         console.notice(
-            f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
+            f"Stopped{where} is saved. To go on:\n"
             f"  fastformer train --resume {console.shell_word(directory)}"
         )
         return SIGNALLED + stop.signal
@@ -369,7 +370,9 @@ def _last_words(directory: Path, made: bool = False) -> str:
     return "Stopped before a run was begun: nothing is saved"
 
 
-def _resume(directory: Path, callbacks: "LineProgress", epochs: int | None) -> dict[str, Any]:
+def _resume(
+    directory: Path, callbacks: "LineProgress", epochs: int | None, threads: int | None
+) -> dict[str, Any]:
     """Go on with a stopped run, or with several seeds."""
     from fastformer.training.runs import resume_run
     from fastformer.training.seeds_record import holds_seeds
@@ -377,7 +380,7 @@ def _resume(directory: Path, callbacks: "LineProgress", epochs: int | None) -> d
     if holds_seeds(directory):
         from fastformer.cli.seeds import resume_several
 
-        return resume_several(directory, epochs)
+        return resume_several(directory, epochs, threads)
     return resume_run(directory, callbacks, epochs)
 
 
@@ -387,6 +390,7 @@ def _start(
     json: bool,
     options: RunOptions,
     settings: "AnySettings",
+    threads: int | None,
 ) -> dict[str, Any]:
     """Start a new run, or several."""
     from fastformer.training.runs import train_run
@@ -405,7 +409,7 @@ def _start(
     if options.seeds != 1:
         from fastformer.cli.seeds import train_several
 
-        return train_several(settings, options.seeds, directory, options.overwrite)
+        return train_several(settings, options.seeds, directory, options.overwrite, threads)
     return train_run(settings, directory, callbacks, overwrite=options.overwrite)
 
 

@@ -42,6 +42,7 @@ class TextSettings(Settings):
     task_class: ClassVar[type[Any]] = TextTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
     has_tokenizer: ClassVar[bool] = True
+    best_by_loss: ClassVar[bool] = True
 
     task: TextTask
     model: DecoderConfig
@@ -203,7 +204,7 @@ class TextJob:
             run,
             settings.seed,
             callbacks,
-            best_by_loss=True,
+            best_by_loss=settings.best_by_loss,
             after_epoch=lambda: self._show_sample(callbacks),
         )
 
