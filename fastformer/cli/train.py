@@ -1,12 +1,12 @@
 """`fastformer train`: a new run of a task, or a stopped one that goes on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from fastformer import checks, writing
 from fastformer import threads as thread_count
@@ -44,6 +44,12 @@ Classifier: TypeAlias = Annotated[ClassifierOptions | None, _MODEL]
 Decoder: TypeAlias = Annotated[DecoderOptions | None, _MODEL]
 Training: TypeAlias = Annotated[TrainingConfig | None, _TRAINING]
 Json: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+New: TypeAlias = "Callable[[str, AnySettings, RunOptions, int | None, bool], int]"
+Then: TypeAlias = Annotated[Any, Parameter(parse=False)]
+
+# Options that say where a run goes, and how it is shown.
+_NO_SETTINGS = ("out", "overwrite", "seeds", "tour", "threads", "json")
 
 _OWN_DATA = Group("Your own data", sort_key=0)
 _DRAWN = Group("Tasks whose examples are drawn", sort_key=1)
@@ -102,6 +108,7 @@ def digits(
     ] = None,
     model: Classifier = None,
     training: Training = None,
+    then: Then = None,
 ) -> int:
     """Learn First, Second, Last, Max and Min of digits: a classifier names one digit.
 
@@ -122,7 +129,7 @@ def digits(
         model=TransformerConfig(**{**sizes, "vocab_size": len(DIGIT_TOKENS)}),
         **own,
     )
-    return _new_run("digits", settings, options, threads, json)
+    return (then or _new_run)("digits", settings, options, threads, json)
 
 
 def _taking(
@@ -148,6 +155,7 @@ def _questions(name: str) -> Callable[..., int]:
         task: Any = None,
         model: Any = None,
         training: Any = None,
+        then: Then = None,
     ) -> int:
         from fastformer.data.answers import AnswerTask
         from fastformer.training.answers_run import AnswerSettings
@@ -160,7 +168,7 @@ def _questions(name: str) -> Callable[..., int]:
             model=DecoderConfig(**{**sizes, "vocab_size": len(ANSWER_TOKENS)}),
             **own,
         )
-        return _new_run(name, settings, options, threads, json)
+        return (then or _new_run)(name, settings, options, threads, json)
 
     from fastformer.data.answer_formats import FORMS
 
@@ -187,6 +195,7 @@ def text(
     task: Annotated[TextOptions | None, _TASK] = None,
     model: Decoder = None,
     training: Training = None,
+    then: Then = None,
 ) -> int:
     """Learn to go on with text of your own: a decoder predicts each next token.
 
@@ -208,7 +217,7 @@ def text(
     own = _common(options, training)
     with progress.callbacks() as callbacks:
         settings = new_text_settings(files, task or TextTask(), sizes, callbacks, **own)
-    return _new_run("text", settings, options, threads, json)
+    return (then or _new_run)("text", settings, options, threads, json)
 
 
 def _table(
@@ -233,12 +242,13 @@ def _table(
         task: Any = None,
         model: Any = None,
         training: Any = None,
+        then: Then = None,
     ) -> int:
         options = options or RunOptions()
         own = _common(options, training or training_class())
         sizes = dict(vars(model or model_class()))
         settings = new_settings(files, task or task_class(), sizes, **own)
-        return _new_run(name, settings, options, threads, json)
+        return (then or _new_run)(name, settings, options, threads, json)
 
     table.__doc__ = f"""{summary}
 
@@ -277,6 +287,39 @@ for _name, _summary, _options, _new in (
     ),
 ):
     train.command(_table(_name, _summary, _options, _new), name=_name, group=_OWN_DATA, sort_key=1)
+
+
+def settings_of(words: Sequence[str]) -> "AnySettings":
+    """Return the settings of the run that a command line would train; nothing is trained.
+
+    Args:
+        words: a task, and its files and options, as after `fastformer train`.
+
+    Raises:
+        ValueError, TypeError: as of that command; cyclopts's errors are among the ValueErrors.
+    """
+    from fastformer.cli import app
+    from fastformer.training.presets import with_preset
+
+    found: list[AnySettings] = []
+
+    def keep(_: str, settings: "AnySettings", *__: object) -> int:
+        found.append(settings)
+        return 0
+
+    try:
+        command, bound, _ = app.parse_args(with_preset(["train", *words]))
+        command(*bound.args, **bound.kwargs, then=keep)
+    except CycloptsError as error:
+        raise InvalidValueError(str(error)) from error
+    return found[0]
+
+
+def settings_names(task: str) -> tuple[str, ...]:
+    """Return the names of all options of a task that say what is trained, without dashes."""
+    arguments = train[task].assemble_argument_collection()
+    names = (one.name for one in arguments if one.parse and one.name.startswith("--"))
+    return tuple(name[2:] for name in names if name[2:] not in _NO_SETTINGS)
 
 
 def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:

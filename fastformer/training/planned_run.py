@@ -148,3 +148,12 @@ def result_of(place: Path) -> dict[str, Any] | None:
         return checked_result(RunDirectory.open(place).read_result())
     except RunError:
         return None
+
+
+def best_record(place: Path) -> dict[str, Any] | None:
+    """Return the record of a run's best epoch so far, or None where no epoch has ended."""
+    try:
+        records = RunDirectory.open(place).read_metrics(skip_damaged=True)
+    except RunError:
+        return None
+    return next((record for record in reversed(records) if record.get("best") is True), None)
