@@ -76,8 +76,10 @@ def _draw_panel(axes: "Axes", runs: Sequence[SweepRun], name: str) -> None:
         axes.set_xticks(range(len(labels)), [printable(label) for label in labels])
         axes.set_xlim(-0.5, len(labels) - 0.5)
     if len(different) < len(given):  # several runs have one value: what they have in the mean
-        means = [_mean([r.value for r, x in zip(given, places, strict=True) if x == place])
-                 for place in different]
+        means = [
+            _mean([r.value for r, x in zip(given, places, strict=True) if x == place])
+            for place in different
+        ]
         axes.plot(different, means, color=_DONE, linewidth=1.2, alpha=0.5, zorder=1)
     for run, x in zip(given, places, strict=True):
         done = run.state == "done"

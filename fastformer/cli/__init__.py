@@ -166,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; None for those it was started with.
 
     Returns:
-        The exit code: 0, 1 where a run of a sweep failed, 2 after a mistake of the user's, 130 after
-        Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 1 where a run of a sweep failed, 2 after a mistake of the user's, 130
+        after Ctrl-C, 143 after SIGTERM.
     """
     console.have_streams()
     _have_environment()

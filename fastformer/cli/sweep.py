@@ -1,8 +1,7 @@
 """`fastformer sweep`: many runs of one task, and the best of them."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,14 +117,13 @@ def _read(file: Path | None, resume: Path | None) -> "tuple[Sweep, list[AnySetti
     Raises:
         ValueError, TypeError: the message names the file, and what is wrong in it.
     """
-    from fastformer.cli.train import settings_names, settings_of, task_names
+    from fastformer.cli.train import settings_names, task_names
     from fastformer.training.sweep_file import (
         SWEEP,
         holds_sweep,
         named_errors,
         read_sweep,
         sweep_of,
-        values_text,
     )
 
     if resume is not None and not holds_sweep(resume):
@@ -137,21 +135,29 @@ def _read(file: Path | None, resume: Path | None) -> "tuple[Sweep, list[AnySetti
     tables = read_sweep(file)
     with named_errors(str(file)):
         found = sweep_of(tables, {task: settings_names(task) for task in task_names()})
-        settings = []
-        for tried in found.examples():
-            error: FastformerError | None = None
-            for changed in tried:
-                try:
-                    settings.append(settings_of(found.words(changed)))
-                    break
-                except FastformerError as wrong:
-                    error = error or wrong
-                    first = changed
-            else:
-                with named_errors(values_text(first)):
-                    assert error is not None
-                    raise error
+        settings = [_first_allowed(found, tried) for tried in found.examples()]
     return found, settings
+
+
+def _first_allowed(sweep: "Sweep", tried: "Iterable[Values]") -> "AnySettings":
+    """Return the settings of the first run that may be; raise what is wrong with the first."""
+    from fastformer.cli.train import settings_of
+    from fastformer.training.sweep_file import named_errors, values_text
+
+    wrong: list[tuple[Values, FastformerError]] = []
+    for changed in tried:
+        try:
+            return settings_of(sweep.words(changed))
+        except FastformerError as error:
+            wrong.append((changed, error))
+    changed, first = wrong[0]
+    try:
+        settings_of(sweep.words({}))
+    except FastformerError as error:
+        if str(error) == str(first):  # it is what all runs have
+            raise
+    with named_errors(values_text(changed)):
+        raise first
 
 
 def _check_free(directory: Path) -> None:
@@ -202,7 +208,8 @@ class _Many:
             if new:
                 _check_free(self.directory)
                 self.sweep.write(self.directory)
-            items: Iterator[Any]
+            work: Callable[..., Outcome]
+            items: Iterator[PlannedRun | TrialRun]
             if self.sweep.search is None:
                 work, items = outcome_of, self._points(lock.check)
             else:

@@ -356,7 +356,9 @@ def _new_run(
     made = options.out is None
     with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
-            place, lambda callbacks: _start(place, callbacks, json, options, settings, threads), json
+            place,
+            lambda callbacks: _start(place, callbacks, json, options, settings, threads),
+            json,
         )
 
 

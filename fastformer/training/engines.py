@@ -21,6 +21,7 @@ from fastformer.errors import InvalidValueError, RunError
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
+_WARNINGS: Final[str] = "PYTHONWARNINGS"
 _SECONDS_BETWEEN_LOOKS: Final[float] = 0.5
 # What both libraries name alike for every cluster; the rest is Slurm's own.
 _OF_EVERY_CLUSTER: Final = frozenset(
@@ -50,6 +51,8 @@ def in_processes(
 
     if jobs == 1:
         thread_count.configure(threads)
+    else:
+        _start_cleaner()
     call = joblib.delayed(functools.partial(_do, work, os.getpid(), threads))
     with joblib.parallel_config("loky", inner_max_num_threads=threads):
         parallel = joblib.Parallel(
@@ -59,21 +62,51 @@ def in_processes(
             yield from parallel(call(item) for item in items)
         except TerminatedWorkerError as error:
             raise RunError(
-                "a process that trained was killed, perhaps as memory was short; use fewer jobs"
+                "a process that trained was killed, perhaps as memory was short; what was trained "
+                "is saved: go on with --resume, and with fewer runs at the same time"
             ) from error
 
 
+def _start_cleaner() -> None:
+    """Start the process that removes what a parent that was killed leaves of its queues.
+
+    It does that in silence; by itself, it warns of each on several lines.
+    """
+    from joblib.externals.loky.backend import resource_tracker
+
+    before = os.environ.get(_WARNINGS)
+    quiet = f"ignore::UserWarning:{resource_tracker.__name__}"
+    os.environ[_WARNINGS] = quiet if before is None else f"{before},{quiet}"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[_WARNINGS]
+        else:
+            os.environ[_WARNINGS] = before
+
+
 def _do(work: Callable[[ItemT], ResultT], parent: int, threads: int, item: ItemT) -> ResultT:
-    """Do the work on an item, in a process that ends when its parent does."""
-    if os.getpid() != parent:
-        _end_with(parent)
-        thread_count.configure(threads)
-    return work(item)
+    """Do the work on an item, in a process that ends when its parent does; 0 for no parent."""
+    if os.getpid() == parent:
+        return work(item)
+    thread_count.configure(threads)
+    if not parent:
+        return work(item)
+    _end_with(parent)
+    found = work(item)
+    if os.getppid() != parent:  # nobody waits for it, and there is nothing else to do
+        os._exit(0)
+    return found
 
 
 @functools.cache
 def _end_with(parent: int) -> None:
-    """Let this process be told to stop, as by SIGTERM, when its parent has ended."""
+    """Let this process be told to stop, by SIGTERM, when its parent has ended.
+
+    By that alone: Ctrl-C reaches all processes of a terminal, and an exception could come anywhere.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def look() -> None:
         while os.getppid() == parent:
@@ -127,7 +160,7 @@ def on_slurm(
         import submitit
 
         given = {"cpus_per_task": 1, "name": "fastformer", **options}
-        cluster = given.pop("cluster", None)
+        cluster = str(given.pop("cluster", "")) or None
         executor = submitit.AutoExecutor(directory, cluster=cluster)
         executor.update_parameters(
             **{k if k in _OF_EVERY_CLUSTER else f"slurm_{k}": v for k, v in given.items()}

@@ -178,7 +178,8 @@ def _choose(trial: "optuna.Trial", search: Search) -> Values:
     for name, one in search.space.items():
         if not isinstance(one, Range):
             names = [value_text(v) if isinstance(v, list) else v for v in one.examples]
-            found[name] = one.examples[names.index(trial.suggest_categorical(name, names))]
+            picked: Any = trial.suggest_categorical(name, names)
+            found[name] = one.examples[names.index(picked)]
         elif isinstance(one.low, int) and isinstance(one.high, int):
             found[name] = trial.suggest_int(name, one.low, one.high, log=one.log)
         else:

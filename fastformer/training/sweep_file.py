@@ -30,6 +30,7 @@ SWEEP: Final[str] = "sweep.toml"
 MOST_RUNS: Final[int] = 10_000
 SAMPLERS: Final = ("tpe", "random")
 PRUNERS: Final = ("none", "median", "halving", "hyperband")
+_NOT_OF_A_RUN: Final = ("out", "overwrite", "seeds", "tour", "threads", "json", "resume", "jobs")
 _KEYS: Final = ("task", "files", "options", "grid", "search")
 _SEARCH_KEYS: Final = ("trials", "sampler", "pruner", "seed", "space")
 # So many combinations are tried before a value of a search is one that no run could have.
@@ -274,6 +275,12 @@ def _named(where: str, table: Any, names: tuple[str, ...]) -> dict[str, Any]:
     if len(found) < len(table):
         twice = next(key for key in table if key.replace("_", "-") in table and "_" in key)
         checks.fail(f"[{where}] has {twice} twice, with a dash and with an underscore")
+    for key in found:
+        if key in _NOT_OF_A_RUN:
+            checks.fail(
+                f"[{where}] cannot have {key}, which is no setting of a run: give --out, --threads "
+                "and --json to fastformer sweep, and several seeds as seed = [42, 43] in [grid]"
+            )
     checks.known_keys(f"[{where}]", found, names)
     return found
 
