@@ -156,17 +156,21 @@ def _finish_all(
         work: brings one to its end.    check: raises where no other run may begin.
     """
 
+    outcomes: list[Outcome] = []
+    stopped: list[Outcome] = []
+
     def checked() -> Iterator[PlannedRun]:
         for each in planned:
             check()
+            if stopped:
+                return
             yield each
 
-    outcomes = []
     for outcome in engine(work, checked()):
-        if outcome.state == "stopped":
-            raise TrainingInterrupted(outcome.place.parent, 0, outcome.signal)
+        (stopped if outcome.state == "stopped" else outcomes).append(outcome)
         told(outcome)
-        outcomes.append(outcome)
+    if stopped:
+        raise TrainingInterrupted(stopped[0].place.parent, 0, stopped[0].signal)
     wrong = [outcome for outcome in outcomes if outcome.result is None]
     if wrong:
         raise RunError(

@@ -147,7 +147,7 @@ def value_text(value: float, measure: str) -> str:
 
 
 def sweep_as_json(
-    directory: Path, sweep: Sweep, measure: str, runs: list[SweepRun]
+    directory: Path, sweep: Sweep, measure: str, runs: list[SweepRun], picture: Path
 ) -> dict[str, Any]:
     """Return what a sweep came to as JSON values.
 
@@ -176,5 +176,5 @@ def sweep_as_json(
         "runs": finite(listed),
         "best": finite(listed[0]) if best else None,
         "command": ["fastformer", "train", *sweep.words(best.changed)] if best else None,
-        "picture": str(directory / PICTURE),
+        "picture": str(picture),
     }

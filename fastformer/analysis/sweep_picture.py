@@ -1,8 +1,9 @@
 """The picture of a sweep: how good each run is, over each setting that differs."""
 
 import math
+import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastformer.analysis.figures import INK, default_style, dress, new_figure
 from fastformer.analysis.plots import COLORS
@@ -20,6 +21,7 @@ _COLUMNS = 3
 _LOG_FROM = 8.0  # largest by smallest value, from which a logarithmic axis shows more
 _MOST_TICKS = 8
 _DONE, _OTHER, _BEST = COLORS[0], "#9aa5b1", COLORS[1]
+_MEAN: Final[dict[str, Any]] = {"color": _DONE, "linewidth": 1.2, "alpha": 0.5}
 
 
 @default_style()
@@ -60,27 +62,31 @@ def _draw_panel(axes: "Axes", runs: Sequence[SweepRun], name: str) -> None:
     given = [run for run in runs if name in run.changed]
     values = [run.changed[name] for run in given]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) == len(values):
-        places = [float(number) for number in numbers]
-        if min(places) > 0 and max(places) / min(places) >= _LOG_FROM:
-            axes.set_xscale("log")
-        different = sorted(set(places))
-        if len(different) <= _MOST_TICKS:
-            axes.set_xticks(different, [f"{number:g}" for number in different])
-            axes.minorticks_off()
-    else:
-        texts = [setting_text(value) for value in values]
-        labels = sorted(set(texts))
-        places = [float(labels.index(text)) for text in texts]
-        different = sorted(set(places))
+    are_numbers = len(numbers) == len(values)
+    labels = sorted({setting_text(value) for value in values})
+    places = list(
+        map(float, numbers if are_numbers else map(labels.index, map(setting_text, values)))
+    )
+    different = sorted(set(places))
+    if not are_numbers:
         axes.set_xticks(range(len(labels)), [printable(label) for label in labels])
         axes.set_xlim(-0.5, len(labels) - 0.5)
+    else:
+        axes.margins(x=0.1)
+        if different and different[0] > 0 and different[-1] / different[0] >= _LOG_FROM:
+            axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=4)
+        if len(different) < min(len(given), _MOST_TICKS):
+            axes.set_xticks(different, [f"{number:g}" for number in different])
+            axes.minorticks_off()
     if len(different) < len(given):  # several runs have one value: what they have in the mean
         means = [
-            _mean([r.value for r, x in zip(given, places, strict=True) if x == place])
+            statistics.fmean(r.value for r, x in zip(given, places, strict=True) if x == place)
             for place in different
         ]
-        axes.plot(different, means, color=_DONE, linewidth=1.2, alpha=0.5, zorder=1)
+        line = {"linestyle": "-"} if are_numbers else {"marker": "_", "markersize": 40.0}
+        axes.plot(different, means, **{"linestyle": "none", **line, **_MEAN}, zorder=1)
     for run, x in zip(given, places, strict=True):
         done = run.state == "done"
         best = run is runs[0] and done
@@ -96,10 +102,6 @@ def _draw_panel(axes: "Axes", runs: Sequence[SweepRun], name: str) -> None:
         )
     axes.set_title(printable(name), fontsize=10, loc="left", color=INK, parse_math=False)
     dress(axes)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _scale(axes: "Axes", runs: Sequence[SweepRun], measure: str) -> None:
@@ -133,7 +135,7 @@ def _explain(figure: "Figure", runs: Sequence[SweepRun], measure: str) -> None:
         keys = [key("*", _BEST, best, 12), key("o", _DONE, "a run", 6)]
     if any(run.state != "done" for run in runs):
         keys.append(key("o", _OTHER, "without an end: pruned, stopped or failed", 6, False))
-    keys.append(Line2D([], [], color=_DONE, alpha=0.5, linewidth=1.2, label="mean"))
+    keys.append(Line2D([], [], label="mean of runs with one value", **_MEAN))
     below = figure.legend(
         handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9
     )

@@ -117,14 +117,7 @@ def _read(file: Path | None, resume: Path | None) -> "tuple[Sweep, list[AnySetti
     Raises:
         ValueError, TypeError: the message names the file, and what is wrong in it.
     """
-    from fastformer.cli.train import settings_names, task_names
-    from fastformer.training.sweep_file import (
-        SWEEP,
-        holds_sweep,
-        named_errors,
-        read_sweep,
-        sweep_of,
-    )
+    from fastformer.training.sweep_file import SWEEP, holds_sweep, named_errors
 
     if resume is not None and not holds_sweep(resume):
         raise RunError(
@@ -132,16 +125,25 @@ def _read(file: Path | None, resume: Path | None) -> "tuple[Sweep, list[AnySetti
             f"with a single run by fastformer train --resume {resume}"
         )
     file = file or (resume or Path()) / SWEEP
+    found = _tables_of(file)
+    with named_errors(str(file)):
+        return found, [_first_allowed(found, tried) for tried in found.examples()]
+
+
+def _tables_of(file: Path) -> "Sweep":
+    """Read the file of a sweep; the values of settings are not looked at."""
+    from fastformer.cli.train import task_names
+    from fastformer.cli.train_settings import settings_names
+    from fastformer.training.sweep_file import named_errors, read_sweep, sweep_of
+
     tables = read_sweep(file)
     with named_errors(str(file)):
-        found = sweep_of(tables, {task: settings_names(task) for task in task_names()})
-        settings = [_first_allowed(found, tried) for tried in found.examples()]
-    return found, settings
+        return sweep_of(tables, {task: settings_names(task) for task in task_names()})
 
 
 def _first_allowed(sweep: "Sweep", tried: "Iterable[Values]") -> "AnySettings":
     """Return the settings of the first run that may be; raise what is wrong with the first."""
-    from fastformer.cli.train import settings_of
+    from fastformer.cli.train_settings import settings_of
     from fastformer.training.sweep_file import named_errors, values_text
 
     wrong: list[tuple[Values, FastformerError]] = []
@@ -184,6 +186,7 @@ class _Many:
         self.measure = LOSS if settings[0].best_by_loss else ACCURACY
         self.changed: dict[Path, Values] = {}
         self.errors: dict[Path, str] = {}
+        self.signal = 0  # that has stopped a run: no other one begins then
 
     def train(self, engine: "Callable[..., Iterator[Outcome]]", new: bool) -> int:
         """Bring all runs to their ends.
@@ -217,12 +220,11 @@ class _Many:
                 work, items = finish_trial, self._trials()
             progress = block.enter_context(ManyProgress(self.sweep.size, self._described))
             for outcome in engine(work, items, self.directory):
-                if outcome.state == "stopped":
-                    return outcome.signal
+                self.signal = self.signal or outcome.signal
                 if outcome.state == "failed":
                     self.errors[outcome.place] = outcome.error
                 progress.ended(outcome)
-        return 0
+        return self.signal
 
     def _points(self, check: Callable[[], None]) -> "Iterator[PlannedRun]":
         """Yield the runs of a grid."""
@@ -231,6 +233,8 @@ class _Many:
 
         for number, changed in enumerate(self.sweep.points()):
             check()
+            if self.signal:
+                return
             place = self.directory / run_name(number)
             self.changed[place] = changed
             yield PlannedRun(place=place, settings=self.settings[number])
@@ -238,7 +242,7 @@ class _Many:
     def _trials(self) -> "Iterator[TrialRun]":
         """Yield the trials of a search."""
         from fastformer.analysis.sweep import run_name
-        from fastformer.cli.train import settings_of
+        from fastformer.cli.train_settings import settings_of
         from fastformer.training.study import trial_runs
 
         assert self.sweep.search is not None
@@ -247,6 +251,8 @@ class _Many:
             lambda number: self.directory / run_name(number),
             lambda changed: settings_of(self.sweep.words(changed)),
         ):
+            if self.signal:
+                return
             self.changed[run.place] = run.changed
             yield run
 
@@ -273,15 +279,41 @@ class _Many:
         from fastformer.analysis.sweep_picture import sweep_figure
 
         runs = sweep_runs(self.directory, self.sweep, self.measure, self.errors)
-        found = sweep_as_json(self.directory, self.sweep, self.measure, runs)
+        picture = self.directory / PICTURE
         if any(math.isfinite(run.value) for run in runs):
             figure = sweep_figure(runs, self.sweep.changed, self.measure, str(self.directory))
-            save_picture(figure, self.directory / PICTURE)
-        if json:
-            console.json_line(found)
-        else:
-            show_runs(runs, found)
+            save_picture(figure, picture)
+        _write(runs, sweep_as_json(self.directory, self.sweep, self.measure, runs, picture), json)
         return FAILED if any(run.state == "failed" for run in runs) else 0
+
+
+def show_again(directory: Path, out: Path | None, json: bool) -> None:
+    """Draw a sweep, and write its table, also of one that is still training.
+
+    Args:
+        directory: of the sweep.    out: the picture, or None for that of the sweep itself.
+        json: write one JSON object instead of the table.
+
+    Raises:
+        RunError: there is nothing to draw yet.
+    """
+    from fastformer.analysis.figures import check_picture, save_picture
+    from fastformer.analysis.sweep import PICTURE, measure_in, sweep_as_json, sweep_runs
+    from fastformer.analysis.sweep_picture import sweep_figure
+    from fastformer.training.sweep_file import SWEEP
+
+    picture = check_picture(out or directory / PICTURE)
+    sweep, measure = _tables_of(directory / SWEEP), measure_in(directory)
+    runs = sweep_runs(directory, sweep, measure, {})
+    save_picture(sweep_figure(runs, sweep.changed, measure, str(directory)), picture)
+    _write(runs, sweep_as_json(directory, sweep, measure, runs, picture), json)
+
+
+def _write(runs: "list[SweepRun]", found: dict[str, Any], json: bool) -> None:
+    if json:
+        console.json_line(found)
+    else:
+        show_runs(runs, found)
 
 
 def show_runs(runs: "list[SweepRun]", found: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """`fastformer train`: a new run of a task, or a stopped one that goes on."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from fastformer import checks, writing
 from fastformer import threads as thread_count
@@ -47,9 +47,6 @@ Json: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 New: TypeAlias = "Callable[[str, AnySettings, RunOptions, int | None, bool], int]"
 Then: TypeAlias = Annotated[Any, Parameter(parse=False)]
-
-# Options that say where a run goes, and how it is shown.
-_NO_SETTINGS = ("out", "overwrite", "seeds", "tour", "threads", "json")
 
 _OWN_DATA = Group("Your own data", sort_key=0)
 _DRAWN = Group("Tasks whose examples are drawn", sort_key=1)
@@ -287,39 +284,6 @@ for _name, _summary, _options, _new in (
     ),
 ):
     train.command(_table(_name, _summary, _options, _new), name=_name, group=_OWN_DATA, sort_key=1)
-
-
-def settings_of(words: Sequence[str]) -> "AnySettings":
-    """Return the settings of the run that a command line would train; nothing is trained.
-
-    Args:
-        words: a task, and its files and options, as after `fastformer train`.
-
-    Raises:
-        ValueError, TypeError: as of that command; cyclopts's errors are among the ValueErrors.
-    """
-    from fastformer.cli import app
-    from fastformer.training.presets import with_preset
-
-    found: list[AnySettings] = []
-
-    def keep(_: str, settings: "AnySettings", *__: object) -> int:
-        found.append(settings)
-        return 0
-
-    try:
-        command, bound, _ = app.parse_args(with_preset(["train", *words]))
-        command(*bound.args, **bound.kwargs, then=keep)
-    except CycloptsError as error:
-        raise InvalidValueError(str(error)) from error
-    return found[0]
-
-
-def settings_names(task: str) -> tuple[str, ...]:
-    """Return the names of all options of a task that say what is trained, without dashes."""
-    arguments = train[task].assemble_argument_collection()
-    names = (one.name for one in arguments if one.parse and one.name.startswith("--"))
-    return tuple(name[2:] for name in names if name[2:] not in _NO_SETTINGS)
 
 
 def _common(options: RunOptions, training: TrainingConfig | None) -> dict[str, Any]:

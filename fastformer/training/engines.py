@@ -41,10 +41,10 @@ def in_processes(
         threads: of each process, >= 1.
 
     Yields:
-        What the work returned, as it is done.
+        What the work returned, as it is done. Take all of it: to have less, end the items.
 
     Raises:
-        RunError: a process was killed.
+        RunError: a process was killed. And what `items` raises, when the work before it is done.
     """
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -53,18 +53,34 @@ def in_processes(
         thread_count.configure(threads)
     else:
         _start_cleaner()
+    wrong: list[Exception] = []
+
+    def given() -> Iterator[ItemT]:
+        """Give the items, and no exception, which joblib could lose in a thread of its own."""
+        try:
+            yield from items
+        except Exception as error:
+            wrong.append(error)
+
     call = joblib.delayed(functools.partial(_do, work, os.getpid(), threads))
     with joblib.parallel_config("loky", inner_max_num_threads=threads):
         parallel = joblib.Parallel(
-            n_jobs=jobs, return_as="generator_unordered", pre_dispatch=jobs, batch_size=1
+            n_jobs=jobs,
+            return_as="generator_unordered",
+            pre_dispatch=jobs,
+            batch_size=1,
+            initializer=_end_with,
+            initargs=(os.getpid(),),
         )
         try:
-            yield from parallel(call(item) for item in items)
+            yield from parallel(call(item) for item in given())
         except TerminatedWorkerError as error:
             raise RunError(
                 "a process that trained was killed, perhaps as memory was short; what was trained "
                 "is saved: go on with --resume, and with fewer runs at the same time"
             ) from error
+    if wrong:
+        raise wrong[0]
 
 
 def _start_cleaner() -> None:
@@ -93,14 +109,12 @@ def _do(work: Callable[[ItemT], ResultT], parent: int, threads: int, item: ItemT
     thread_count.configure(threads)
     if not parent:
         return work(item)
-    _end_with(parent)
     found = work(item)
     if os.getppid() != parent:  # nobody waits for it, and there is nothing else to do
         os._exit(0)
     return found
 
 
-@functools.cache
 def _end_with(parent: int) -> None:
     """Let this process be told to stop, by SIGTERM, when its parent has ended.
 

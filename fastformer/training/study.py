@@ -140,9 +140,8 @@ def trial_runs(
         place_of: number of a trial, from 0 -> directory of its run.
         settings_of: settings that were chosen -> all settings of the run.
     """
-    import optuna
-
     study = open_study(directory, search, measure)
+    import optuna
 
     def run(trial: optuna.Trial) -> TrialRun:
         changed, found, error = _choose(trial, search), None, ""
