@@ -1,6 +1,7 @@
 """Sweeps: grids and searches, what is refused, and what the runs are."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -396,6 +397,21 @@ def test_what_nobody_foresaw_fails_one_run_alone(tmp_path: Path) -> None:
     found = outcome_of(planned, broken)
     assert (found.state, found.error) == ("failed", "ZeroDivisionError: by nothing")
     assert train_quietly is not broken
+
+
+def working_directory(_: int) -> str:
+    """Tell where a process is."""
+    return os.getcwd()
+
+
+def test_processes_are_where_their_parent_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):  # the same processes do both
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        found = set(in_processes(working_directory, range(4), 2, 1))
+        assert found == {str(tmp_path / name)}
 
 
 def squared(number: int) -> int:

@@ -62,7 +62,7 @@ def in_processes(
         except Exception as error:
             wrong.append(error)
 
-    call = joblib.delayed(functools.partial(_do, work, os.getpid(), threads))
+    call = joblib.delayed(functools.partial(_do, work, os.getpid(), threads, os.getcwd()))
     with joblib.parallel_config("loky", inner_max_num_threads=threads):
         parallel = joblib.Parallel(
             n_jobs=jobs,
@@ -102,10 +102,13 @@ def _start_cleaner() -> None:
             os.environ[_WARNINGS] = before
 
 
-def _do(work: Callable[[ItemT], ResultT], parent: int, threads: int, item: ItemT) -> ResultT:
+def _do(
+    work: Callable[[ItemT], ResultT], parent: int, threads: int, directory: str, item: ItemT
+) -> ResultT:
     """Do the work on an item, in a process that ends when its parent does; 0 for no parent."""
     if os.getpid() == parent:
         return work(item)
+    os.chdir(directory)  # joblib keeps processes, from wherever they were started
     thread_count.configure(threads)
     if not parent:
         return work(item)
@@ -179,7 +182,7 @@ def on_slurm(
         executor.update_parameters(
             **{k if k in _OF_EVERY_CLUSTER else f"slurm_{k}": v for k, v in given.items()}
         )
-    call = functools.partial(_do, work, 0, int(given["cpus_per_task"]))
+    call = functools.partial(_do, work, 0, int(given["cpus_per_task"]), os.getcwd())
     waiting, pending = iter(items), list[Any]()
     while True:
         if given_now := list(itertools.islice(waiting, jobs - len(pending))):
