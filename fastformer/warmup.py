@@ -165,6 +165,32 @@ def ensure_compiled(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
+def compiling_in_turn(names: Iterable[str]) -> Iterator[None]:
+    """Let one process at a time compile, in a `with` block that calls all that it names.
+
+    The others wait, and find on disk what it has compiled. Where nothing is left to compile, or
+    nothing is kept, nobody waits.
+
+    Args:
+        names: of kernels, as of `ensure_compiled`.
+    """
+    from filelock import FileLock
+
+    markers, names = _markers(), _with_parts(names)
+    if markers is None or all((markers / name).exists() for name in names):
+        yield
+        return
+    with contextlib.ExitStack() as block:
+        with contextlib.suppress(OSError):  # where no file can be made, each compiles for itself
+            block.enter_context(FileLock(markers.parent / "compiling.lock"))
+        yield
+        with contextlib.suppress(OSError):
+            markers.mkdir(exist_ok=True)
+            for name in names:
+                (markers / name).touch()
+
+
+@contextlib.contextmanager
 def compilation_clock() -> Iterator[Callable[[], float]]:
     """Measure, within a `with` block, for how long kernels are compiled or come from disk.
 

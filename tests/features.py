@@ -138,7 +138,13 @@ FEATURES: dict[int, tuple[str, ...]] = {
         "docs/tasks.md: ## Harder tasks",
         "tests/test_answers.py::test_a_small_version_of_a_size_is_trained",
     ),
-    91: ("docs/settings.md: # Which settings matter", "$ train --seeds"),
+    91: (
+        "docs/settings.md: # Which settings matter",
+        "$ train --seeds",
+        "$ sweep --jobs --slurm --resume",
+        "tests/test_sweep.py::test_a_grid_has_each_combination_once_the_best_first",
+        "tests/test_sweep_kills.py::test_a_sweep_that_is_killed_goes_on",
+    ),
     92: ("docs/settings.md: # Which settings matter", "benchmarks.scaling:run"),
     93: ("$ train --norm --norm-type --activation --positions --pooling --qkv-bias",),
     94: (

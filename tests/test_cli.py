@@ -23,7 +23,7 @@ from fastformer.training.config import TrainingConfig
 
 COMMANDS = (
     *("train", "evaluate", "predict", "generate", "attention", "embeddings", "plot", "report"),
-    *("inspect", "doctor"),
+    *("inspect", "doctor", "sweep"),
 )
 # Those that run a model.
 ASKING = ("evaluate", "predict", "attention", "inspect", "report")

@@ -1,23 +1,30 @@
 """The same training with several seeds: how much of a result is luck."""
 
 import contextlib
+import functools
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from fastformer import checks
 from fastformer.errors import RunError
 from fastformer.training.atomic_file import make_directory, os_errors_as
+from fastformer.training.loop import TrainingInterrupted
+from fastformer.training.planned_run import (
+    Engine,
+    Outcome,
+    PlannedRun,
+    ResumeOne,
+    TrainOne,
+    outcome_of,
+)
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.run_lock import TrainingLock
 from fastformer.training.runs import AnySettings, settings_of
 from fastformer.training.seeds_record import MOST_SEEDS, SeedsRecord, holds_seeds
-from fastformer.training.whole_run import checked_result
-
-TrainOne: TypeAlias = Callable[[AnySettings, Path, bool], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,10 @@ def train_seeds(
     count: int,
     directory: Path,
     overwrite: bool = False,
+    engine: Engine = map,
+    told: Callable[[Outcome], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Train with several seeds, one after the other, each into a run of its own.
+    """Train with several seeds, each into a run of its own.
 
     Args:
         train_one: (settings, directory of the run, overwrite) -> the result of that run.
@@ -60,13 +69,15 @@ def train_seeds(
         count: how many, >= 1.
         directory: the runs are `seed-42` and so on in it.
         overwrite: whether runs may be there already.
+        engine: trains them, `map` one after the other.    told: of each run that has ended.
 
     Returns:
         What `summarize_seeds` returns, and run, the directory.
 
     Raises:
         RunError: one of the runs is there already, or the directory is a run itself; then none is
-            trained.
+            trained. Or a run failed; the others are trained.
+        TrainingInterrupted: a signal came; what was trained is saved.
     """
     checks.integer("seeds", count, 1, MOST_SEEDS)
     record = SeedsRecord(settings=settings, count=count, overwrite=overwrite)
@@ -84,23 +95,27 @@ def train_seeds(
         )
     with _held(directory) as check:
         record.write(directory)
-        results = []
-        for place, own in runs.items():
-            check()
-            results.append(train_one(own, place, overwrite))
+        planned = [
+            PlannedRun(place=place, settings=own, anew=True, overwrite=overwrite)
+            for place, own in runs.items()
+        ]
+        work = functools.partial(outcome_of, train_one=train_one)
+        results = _finish_all(work, planned, check, engine, told)
     return {**summarize_seeds(results), "run": str(directory)}
 
 
 def resume_seeds(
     train_one: TrainOne,
-    resume_one: Callable[[Path, int], dict[str, Any]],
+    resume_one: ResumeOne,
     directory: Path,
     epochs: int | None = None,
+    engine: Engine = map,
+    told: Callable[[Outcome], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Go on with several seeds: runs that have ended stay, and the others are trained to the end.
 
     Args:
-        train_one: as of `train_seeds`.
+        train_one, engine, told: as of `train_seeds`.
         resume_one: (directory of a run that was stopped, epochs that it is to have) -> its result,
             when it has come to its end.
         directory: as of `train_seeds`.
@@ -110,41 +125,59 @@ def resume_seeds(
         What `train_seeds` returns.
 
     Raises:
-        RunError: `seeds.json` is damaged, a run there has other settings, or others train them.
+        RunError: `seeds.json` is damaged, a run there has other settings, others train them, or a
+            run failed.
+        TrainingInterrupted: as of `train_seeds`.
     """
     with _held(directory) as check:
         record = SeedsRecord.read(directory)
         if epochs is not None and epochs != record.settings.training.epochs:
             record = _with_epochs(record, directory, epochs)
             record.write(directory)
-        results = []
-        for place, settings in record.runs(directory).items():
-            check()
-            results.append(_resume_one(train_one, resume_one, record, place, settings))
+        planned = [
+            PlannedRun(place=place, settings=own, overwrite=record.overwrite)
+            for place, own in record.runs(directory).items()
+        ]
+        work = functools.partial(outcome_of, train_one=train_one, resume_one=resume_one)
+        results = _finish_all(work, planned, check, engine, told)
     return {**summarize_seeds(results), "run": str(directory)}
 
 
-def _resume_one(
-    train_one: TrainOne,
-    resume_one: Callable[[Path, int], dict[str, Any]],
-    record: SeedsRecord,
-    place: Path,
-    settings: AnySettings,
-) -> dict[str, Any]:
-    """Come to the end of one of several seeds' runs, wherever it stands."""
-    if not os.path.lexists(place / "config.toml"):
-        return train_one(settings, place, record.overwrite)
-    found, epochs = settings_of(RunDirectory.open(place)), settings.training.epochs
-    if found == settings:
-        return _result_of(place) or resume_one(place, epochs)
-    if record.overwrite:  # of an older call, which this one was told to replace
-        return train_one(settings, place, True)
-    if found.with_epochs(epochs) != settings:
+def _finish_all(
+    work: Callable[[PlannedRun], Outcome],
+    planned: Iterable[PlannedRun],
+    check: Callable[[], None],
+    engine: Engine,
+    told: Callable[[Outcome], None],
+) -> list[dict[str, Any]]:
+    """Bring all runs to their ends, and return their results in the order of their seeds.
+
+    Args:
+        work: brings one to its end.    check: raises where no other run may begin.
+    """
+
+    outcomes: list[Outcome] = []
+    stopped: list[Outcome] = []
+
+    def checked() -> Iterator[PlannedRun]:
+        for each in planned:
+            check()
+            if stopped:
+                return
+            yield each
+
+    for outcome in engine(work, checked()):
+        (stopped if outcome.state == "stopped" else outcomes).append(outcome)
+        told(outcome)
+    if stopped:
+        raise TrainingInterrupted(stopped[0].place.parent, 0, stopped[0].signal)
+    wrong = [outcome for outcome in outcomes if outcome.result is None]
+    if wrong:
         raise RunError(
-            f"run {place} has other settings than {place.parent} was begun with; remove it, or "
-            "choose another directory with --out"
+            f"{len(wrong)} of {len(outcomes)} runs failed: {wrong[0].place}: {wrong[0].error}"
         )
-    return resume_one(place, epochs)
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    return sorted(results, key=lambda result: int(result["seed"]))
 
 
 def _with_epochs(record: SeedsRecord, directory: Path, epochs: int) -> SeedsRecord:
@@ -173,14 +206,6 @@ def _held(directory: Path) -> Iterator[Callable[[], None]]:
     lock = TrainingLock(directory)
     with lock.held():
         yield lock.check
-
-
-def _result_of(place: Path) -> dict[str, Any] | None:
-    """Return the result of a run that has ended, or None where there is none to be read."""
-    try:
-        return checked_result(RunDirectory.open(place).read_result())
-    except RunError:
-        return None
 
 
 def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -72,6 +72,11 @@ app.command(
     help="Train a model, or go on with a run that was stopped.",
 )
 app.command(
+    "fastformer.cli.sweep:sweep",
+    name="sweep",
+    help="Train many runs that differ in some settings, and show the best.",
+)
+app.command(
     "fastformer.cli.evaluate:evaluate",
     name="evaluate",
     help="Measure a run's best model on its test examples.",
@@ -135,7 +140,7 @@ def _hint(error: CycloptsError) -> str:
 
 def _end_of_start_up(words: Sequence[str]) -> AbstractContextManager[object]:
     """Let a signal end training's start-up: an exception would get lost where C calls imports."""
-    if "train" not in words[:1]:
+    if not {"train", "sweep"} & set(words[:1]):
         return nullcontext()
     from fastformer.training.signals import EndAtOnce
 
@@ -162,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; None for those it was started with.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 1 where a run of a sweep failed, 2 after a mistake of the user's, 130
+        after Ctrl-C, 143 after SIGTERM.
     """
     console.have_streams()
     _have_environment()

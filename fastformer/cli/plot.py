@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fastformer.cli import console
+from fastformer.errors import InvalidValueError
 
 _WIDEST = 120
 
@@ -20,19 +21,28 @@ def plot(
 ) -> None:
     """Draw loss, accuracy, learning rate and gradient norm over the epochs of a run, or of several.
 
-    The best epoch is marked. It needs no display, and no window opens.
+    The best epoch is marked. Of a sweep, what runs came to is drawn over each setting that differs.
+    It needs no display, and no window opens.
 
     Args:
-        run: directory of the run, or of several seeds; it may still be training.
+        run: directory of the run, of several seeds, or of a sweep; it may still be training.
         more: directories of other runs, drawn over it.
         out: the picture: .png, .svg or .pdf; without it curves.png in the directory of the first
-            run.
+            run, or sweep.png in that of a sweep.
         json: print one JSON object, with the curves, and nothing else.
     """
     from fastformer.analysis import plots, terminal_plot
     from fastformer.analysis.figures import check_picture, save_picture
     from fastformer.training.run_directory import CURVES
+    from fastformer.training.sweep_file import holds_sweep
 
+    if holds_sweep(run):
+        from fastformer.cli.sweep import show_again
+
+        if more:
+            raise InvalidValueError("a sweep is drawn alone; leave out the other directories")
+        show_again(run, out, json)
+        return
     path = check_picture(out or run / CURVES)
     given = [each for directory in (run, *more) for each in _runs_of(directory)]
     runs = [plots.read_curves(directory) for directory in given]

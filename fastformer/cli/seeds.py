@@ -1,52 +1,73 @@
-"""`fastformer train --seeds`: several runs one after the other, and what they agree on."""
+"""`fastformer train --seeds`: several runs, as many at once as there are cores for."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastformer import threads as thread_count
 from fastformer import writing
 from fastformer.cli import console
+from fastformer.cli.many_progress import ManyProgress
 
 if TYPE_CHECKING:
+    from fastformer.training.planned_run import Engine, Outcome
     from fastformer.training.runs import AnySettings
-
-    pass
 
 
 def train_several(
-    settings: "AnySettings", count: int, directory: Path, overwrite: bool
+    settings: "AnySettings", count: int, directory: Path, overwrite: bool, threads: int | None
 ) -> dict[str, Any]:
-    """Train with several seeds, each with a progress of its own.
+    """Train with several seeds; see `train_seeds`.
 
-    Args, returns, raises: as `train_seeds`.
+    Args:
+        threads: of each run; None for one. As many runs are trained at once as have so many.
     """
     from fastformer.analysis.seeds import train_seeds
+    from fastformer.training.planned_run import train_quietly
 
-    return train_seeds(_train_one, settings, count, directory, overwrite)
+    return _shown(
+        count,
+        lambda engine, told: train_seeds(
+            train_quietly, settings, count, directory, overwrite, engine, told
+        ),
+        threads,
+    )
 
 
-def resume_several(directory: Path, epochs: int | None) -> dict[str, Any]:
-    """Go on with several seeds; see `resume_seeds`."""
+def resume_several(directory: Path, epochs: int | None, threads: int | None) -> dict[str, Any]:
+    """Go on with several seeds; see `resume_seeds` and `train_several`."""
     from fastformer.analysis.seeds import resume_seeds
+    from fastformer.training.planned_run import resume_quietly, train_quietly
+    from fastformer.training.seeds_record import SeedsRecord
 
-    return resume_seeds(_train_one, _resume_one, directory, epochs)
+    return _shown(
+        SeedsRecord.read(directory).count,
+        lambda engine, told: resume_seeds(
+            train_quietly, resume_quietly, directory, epochs, engine, told
+        ),
+        threads,
+    )
 
 
-def _train_one(settings: "AnySettings", place: Path, overwrite: bool) -> dict[str, Any]:
-    from fastformer.cli import progress
-    from fastformer.training.runs import train_run
+def _shown(
+    count: int,
+    work: "Callable[[Engine, Callable[[Outcome], None]], dict[str, Any]]",
+    threads: int | None,
+) -> dict[str, Any]:
+    """Train several seeds and show how far that is."""
+    from fastformer.training.engines import in_processes
 
-    console.notice(f"seed {settings.seed}, run {place}")
-    with progress.callbacks() as callbacks:
-        return train_run(settings, place, callbacks, overwrite=overwrite)
+    threads = threads or 1
+    jobs = max(1, min(count, thread_count.available_threads() // threads))
+    with ManyProgress(count, _described) as progress:
+        return work(functools.partial(in_processes, jobs=jobs, threads=threads), progress.ended)
 
 
-def _resume_one(place: Path, epochs: int) -> dict[str, Any]:
-    from fastformer.cli import progress
-    from fastformer.training.runs import resume_run
-
-    console.notice(f"going on with run {place}")
-    with progress.callbacks() as callbacks:
-        return resume_run(place, callbacks, epochs)
+def _described(outcome: "Outcome") -> str:
+    result = outcome.result or {}
+    accuracy = writing.percent(result["test_accuracy"], 2)
+    return f"test accuracy {accuracy}, {result['seconds']:.1f} s"
 
 
 def show_seeds(result: dict[str, Any]) -> None:

@@ -45,6 +45,9 @@ Decoder: TypeAlias = Annotated[DecoderOptions | None, _MODEL]
 Training: TypeAlias = Annotated[TrainingConfig | None, _TRAINING]
 Json: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 
+New: TypeAlias = "Callable[[str, AnySettings, RunOptions, int | None, bool], int]"
+Then: TypeAlias = Annotated[Any, Parameter(parse=False)]
+
 _OWN_DATA = Group("Your own data", sort_key=0)
 _DRAWN = Group("Tasks whose examples are drawn", sort_key=1)
 
@@ -81,7 +84,7 @@ def resume(
 
     thread_count.configure(threads)
     with EndAtOnce(lambda: _last_words(resume)):
-        return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs), json)
+        return _train(resume, lambda callbacks: _resume(resume, callbacks, epochs, threads), json)
 
 
 def task_names() -> tuple[str, ...]:
@@ -102,6 +105,7 @@ def digits(
     ] = None,
     model: Classifier = None,
     training: Training = None,
+    then: Then = None,
 ) -> int:
     """Learn First, Second, Last, Max and Min of digits: a classifier names one digit.
 
@@ -122,7 +126,7 @@ def digits(
         model=TransformerConfig(**{**sizes, "vocab_size": len(DIGIT_TOKENS)}),
         **own,
     )
-    return _new_run("digits", settings, options, threads, json)
+    return (then or _new_run)("digits", settings, options, threads, json)
 
 
 def _taking(
@@ -148,6 +152,7 @@ def _questions(name: str) -> Callable[..., int]:
         task: Any = None,
         model: Any = None,
         training: Any = None,
+        then: Then = None,
     ) -> int:
         from fastformer.data.answers import AnswerTask
         from fastformer.training.answers_run import AnswerSettings
@@ -160,7 +165,7 @@ def _questions(name: str) -> Callable[..., int]:
             model=DecoderConfig(**{**sizes, "vocab_size": len(ANSWER_TOKENS)}),
             **own,
         )
-        return _new_run(name, settings, options, threads, json)
+        return (then or _new_run)(name, settings, options, threads, json)
 
     from fastformer.data.answer_formats import FORMS
 
@@ -187,6 +192,7 @@ def text(
     task: Annotated[TextOptions | None, _TASK] = None,
     model: Decoder = None,
     training: Training = None,
+    then: Then = None,
 ) -> int:
     """Learn to go on with text of your own: a decoder predicts each next token.
 
@@ -207,7 +213,7 @@ def text(
     own = _common(options, training)
     with progress.callbacks() as callbacks:
         settings = new_text_settings(files, task or TextTask(), dict(sizes), callbacks, **own)
-    return _new_run("text", settings, options, threads, json)
+    return (then or _new_run)("text", settings, options, threads, json)
 
 
 def _table(
@@ -232,13 +238,14 @@ def _table(
         task: Any = None,
         model: Any = None,
         training: Any = None,
+        then: Then = None,
     ) -> int:
         options = options or RunOptions()
         own = _common(options, training or training_class())
         kind = DecoderConfig if issubclass(model_class, DecoderConfig) else TransformerConfig
         sizes = vars(_model_of(options.start_from, kind, model) or model or model_class())
         settings = new_settings(files, task or task_class(), dict(sizes), **own)
-        return _new_run(name, settings, options, threads, json)
+        return (then or _new_run)(name, settings, options, threads, json)
 
     table.__doc__ = f"""{summary}
 
@@ -313,7 +320,9 @@ def _new_run(
     made = options.out is None
     with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
-            place, lambda callbacks: _start(place, callbacks, json, options, settings), json
+            place,
+            lambda callbacks: _start(place, callbacks, json, options, settings, threads),
+            json,
         )
 
 
@@ -333,8 +342,9 @@ def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", js
         with progress.callbacks() as callbacks:
             result = work(callbacks)
     except TrainingInterrupted as stop:
+        where = f" after step {stop.step:,}; everything" if stop.step else "; what was trained"
         console.notice(
-            f"Stopped after step {stop.step:,}; everything is saved. To go on:\n"
+            f"Stopped{where} is saved. To go on:\n"
             f"  fastformer train --resume {console.shell_word(directory)}"
         )
         return SIGNALLED + stop.signal
@@ -369,7 +379,9 @@ def _last_words(directory: Path, made: bool = False) -> str:
     return "Stopped before a run was begun: nothing is saved"
 
 
-def _resume(directory: Path, callbacks: "LineProgress", epochs: int | None) -> dict[str, Any]:
+def _resume(
+    directory: Path, callbacks: "LineProgress", epochs: int | None, threads: int | None
+) -> dict[str, Any]:
     """Go on with a stopped run, or with several seeds."""
     from fastformer.training.runs import resume_run
     from fastformer.training.seeds_record import holds_seeds
@@ -377,7 +389,7 @@ def _resume(directory: Path, callbacks: "LineProgress", epochs: int | None) -> d
     if holds_seeds(directory):
         from fastformer.cli.seeds import resume_several
 
-        return resume_several(directory, epochs)
+        return resume_several(directory, epochs, threads)
     return resume_run(directory, callbacks, epochs)
 
 
@@ -387,6 +399,7 @@ def _start(
     json: bool,
     options: RunOptions,
     settings: "AnySettings",
+    threads: int | None,
 ) -> dict[str, Any]:
     """Start a new run, or several."""
     from fastformer.training.runs import train_run
@@ -405,7 +418,7 @@ def _start(
     if options.seeds != 1:
         from fastformer.cli.seeds import train_several
 
-        return train_several(settings, options.seeds, directory, options.overwrite)
+        return train_several(settings, options.seeds, directory, options.overwrite, threads)
     return train_run(settings, directory, callbacks, overwrite=options.overwrite)
 
 

@@ -25,7 +25,12 @@ from fastformer.training.steps import (
     step_gradients,
     training_kernels,
 )
-from fastformer.warmup import EVALUATION_KERNELS, ensure_compiled, telling_of_compilation
+from fastformer.warmup import (
+    EVALUATION_KERNELS,
+    compiling_in_turn,
+    ensure_compiled,
+    telling_of_compilation,
+)
 
 Batch: TypeAlias = tuple[PackedBatch, Ids]
 Place = TypeVar("Place")
@@ -117,11 +122,12 @@ def compile_for(
         if names and isinstance(model, TransformerDecoder):
             for last_only in (False, True):
                 names.update(generation_workspace(model, last_only).kernels())
-        ensure_compiled(tuple(sorted(names)))
-        with telling_of_compilation():
-            _call_all(model, loss_fn, trained, forward, shards)
-            if trained:
-                _call_step(model, make_optimizer)
+        with compiling_in_turn(names):
+            ensure_compiled(tuple(sorted(names)))
+            with telling_of_compilation():
+                _call_all(model, loss_fn, trained, forward, shards)
+                if trained:
+                    _call_step(model, make_optimizer)
     finally:
         counter.training, counter.forwards = training, forwards
         model.zero_grad()

@@ -13,6 +13,10 @@ LOCK_FILE: Final[str] = "training.lock"
 """In a directory that is trained in; one that a kill left behind locks nothing."""
 
 
+class BeingTrainedError(RunError):
+    """A directory in which another process trains."""
+
+
 class TrainingLock:
     """The right to train in a directory, which one trainer has at a time, in any process.
 
@@ -35,7 +39,8 @@ class TrainingLock:
         """Have the lock within a `with` block; in a block within that, it is there already.
 
         Raises:
-            RunError: another trainer has it, or the operating system refused.
+            BeingTrainedError: another trainer has it.
+            RunError: the operating system refused.
         """
         if self.is_held:
             yield
@@ -55,7 +60,7 @@ class TrainingLock:
                 lock.release()
                 self._close()
                 if isinstance(error, Timeout):
-                    raise RunError(
+                    raise BeingTrainedError(
                         f"{self.directory} is being trained by another process; wait until that "
                         "one ends or stop it, or choose another directory with --out"
                     ) from None

@@ -36,6 +36,7 @@ class Settings:
     digest alone.
 
     Attributes:
+        best_by_loss: whether the best epoch has the lowest validation loss, not the best accuracy.
         start_from: directory of the run whose best weights it begins with; "" for none.
         tokenizer: what turns text into tokens, and back; None for a kind that has none.
 
@@ -48,6 +49,7 @@ class Settings:
     model_class: ClassVar[type[ModelConfig]]
     tokens: ClassVar[tuple[str, ...]] = ()
     has_tokenizer: ClassVar[bool] = False
+    best_by_loss: ClassVar[bool] = False
 
     task: Any
     model: ModelConfig

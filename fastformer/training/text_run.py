@@ -39,6 +39,7 @@ class TextSettings(TokenizedSettings):
     kind: ClassVar[str] = "text"
     task_class: ClassVar[type[Any]] = TextTask
     model_class: ClassVar[type[ModelConfig]] = DecoderConfig
+    best_by_loss: ClassVar[bool] = True
 
     task: TextTask
     model: DecoderConfig
@@ -190,7 +191,7 @@ class TextJob:
             run,
             settings.seed,
             callbacks,
-            best_by_loss=True,
+            best_by_loss=settings.best_by_loss,
             after_epoch=lambda: self._show_sample(callbacks),
         )
 
