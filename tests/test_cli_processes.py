@@ -1,6 +1,7 @@
 """What only real processes show: signals, threads, streams."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -112,3 +113,13 @@ def test_input_in_another_encoding_is_a_mistake_and_no_traceback(unbroken: Path)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("fastformer: line 1: unknown token ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["digits", "addition"])
+def test_threads_are_counted_before_anything_starts_them(task: str, tmp_path: Path) -> None:
+    """More than there are cores: only a pool that is not yet there can be so large."""
+    threads = str((os.cpu_count() or 1) + 1)
+    words = ["train", task, "--examples", "300", "--epochs", "1", "--out", str(tmp_path / "run")]
+    process = start_program(*words, "--threads", threads)
+    _, told = process.communicate(timeout=HANG)
+    assert process.returncode == 0, told

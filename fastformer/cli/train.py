@@ -115,6 +115,7 @@ def digits(
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
+    thread_count.configure(threads)
     from fastformer.training.digits_run import RunSettings
 
     options = options or ExplainedRunOptions()
@@ -154,6 +155,7 @@ def _questions(name: str) -> Callable[..., int]:
         training: Any = None,
         then: Then = None,
     ) -> int:
+        thread_count.configure(threads)
         from fastformer.data.answers import AnswerTask
         from fastformer.training.answers_run import AnswerSettings
 
@@ -204,6 +206,7 @@ def text(
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
+    thread_count.configure(threads)
     from fastformer.cli import progress
     from fastformer.data.text import TextTask
     from fastformer.training.text_run import new_text_settings
@@ -240,6 +243,7 @@ def _table(
         training: Any = None,
         then: Then = None,
     ) -> int:
+        thread_count.configure(threads)
         options = options or RunOptions()
         own = _common(options, training or training_class())
         kind = DecoderConfig if issubclass(model_class, DecoderConfig) else TransformerConfig
@@ -316,7 +320,6 @@ def _new_run(
     """Train a new run, or several, and return the exit code."""
     from fastformer.training.signals import EndAtOnce
 
-    thread_count.configure(threads)
     made = options.out is None
     with _place(options.out, task) as place, EndAtOnce(lambda: _last_words(place, made)):
         return _train(
