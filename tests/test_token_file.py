@@ -74,9 +74,9 @@ def test_parts_are_cut_where_words_end(text, size):
 def test_where_a_text_is_cut():
     assert cut("one\ntwo\nth") == len("one\ntwo\n")
     assert cut("one\r\ntwo") == len("one\r\n")
-    assert cut("one\n\ntwo \n") == len("one\n\n"), "between words, where no line is"
-    assert cut("one two") == len("one ") and cut("one") == 3
-    assert cut("one|two", "|") == 4 and cut("one two thr<|", "<|>") == len("one two ")
+    assert cut("one\n\ntwo \n") == len("one\n\ntwo"), "between words, where no line is"
+    assert cut("one two") == len("one") and cut("one") == 3
+    assert cut("one|two", "|") == 4 and cut("one two thr<|", "<|>") == len("one two")
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -307,6 +307,7 @@ def _optimizers(ops: SimpleNamespace, a: Inputs) -> dict[str, Array]:
     moved, velocity, scaled = a["parameters"].copy(), a["exp_avg"].copy(), a["gradients"].copy()
     ops.sgd_step(moved, a["gradients"], velocity, a["lr"], a["momentum"], False, 0.0)
     ops.scale_gradient(scaled, a["factor"])
+    ops.add_gradient(scaled, a["parameters"])
     return {
         "adam": p, "exp_avg": m, "exp_avg_sq": v, "sgd": moved, "velocity": velocity,
         "scaled": scaled, "norm": np.array([ops.gradient_norm(a["gradients"])]),

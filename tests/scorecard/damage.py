@@ -61,15 +61,15 @@ def _fault(
     """Damage one element, act, and mend it; return what went wrong, or nothing."""
     index = tuple(np.random.default_rng(len(said)).integers(0, array.shape))
     before = _all(trainer)
-    accumulate, old = steps_module.accumulate_gradients, array[index].copy()
+    compute, old = steps_module.step_gradients, array[index].copy()
 
-    def damaged(*arguments: Any) -> Any:
-        found = accumulate(*arguments)
+    def damaged(*arguments: Any, **options: Any) -> Any:
+        found = compute(*arguments, **options)
         array[index] = value
         return found
 
     if kind == "gradient":
-        loop_module.accumulate_gradients = steps_module.accumulate_gradients = damaged
+        loop_module.step_gradients = steps_module.step_gradients = damaged
     else:
         array[index] = value
     try:
@@ -78,7 +78,7 @@ def _fault(
     except (TrainingDivergedError, NotFiniteError) as error:
         fault = "" if said in f"{error} " else f"the message does not name {said}: {error}"
     finally:
-        loop_module.accumulate_gradients = steps_module.accumulate_gradients = accumulate
+        loop_module.step_gradients = steps_module.step_gradients = compute
         array[index] = old
     return fault or ("" if _all(trainer) == before else "something was changed")
 

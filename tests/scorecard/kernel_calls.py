@@ -166,6 +166,11 @@ def _scale_gradient(rng: Random) -> Arguments:
     return Out(gradients.shape, gradients), 0.37
 
 
+def _add_gradient(rng: Random) -> Arguments:
+    (gradients,) = _gradient_norm(rng)
+    return Out(gradients.shape, gradients), gradients[::-1].copy()
+
+
 def _zero_gradient(rng: Random) -> Arguments:
     return _scale_gradient(rng)[:1]
 

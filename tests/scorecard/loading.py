@@ -30,8 +30,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 HARMLESS = {"os.listdir", "os.scandir", "builtins.id"}
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "yaml"}
-# Reads its own files only, once their checksum and owner are right: `hostile.cache_cases`.
-MAY_UNPICKLE = {"kernels/_cache.py"}
+# The first reads its own files only, once their checksum and owner are right:
+# `hostile.cache_cases`. The other gives work to processes that it has started, and takes it back.
+MAY_UNPICKLE = {"kernels/_cache.py", "fastformer/training/engines.py"}
 
 Load = Callable[[], object]
 
