@@ -32,16 +32,21 @@ class Tracer:
     def __init__(self, output: Path, inject: str | None) -> None:
         """Prepare: `inject` is, for instance, "write:error=ENOSPC:when=3"."""
         self.output, self.inject = output, inject
-        self._gate = os.pipe()
+        self._gate, self._ready = os.pipe(), os.pipe()
 
     def prepare(self) -> None:
         """Wait, in the process that is traced, until it is."""
         ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(2**64 - 1), 0, 0, 0)
         os.close(self._gate[1])
+        # What was called before is not counted, however late this process has come here.
+        os.write(self._ready[1], b"1")
         os.read(self._gate[0], 1)
 
     def send(self, process: int, is_alive: Callable[[], bool]) -> None:
-        """Attach, and let the process begin."""
+        """Attach when the process waits, and let it begin."""
+        os.close(self._ready[1])
+        os.read(self._ready[0], 1)
+        os.close(self._ready[0])
         arguments = ["strace", "-y", "-e", "signal=none", "-o", str(self.output)]
         arguments += ["-e", "trace=" + ",".join(CALLS), "-p", str(process)]
         if self.inject:
