@@ -7,7 +7,6 @@ from typing import Final
 _SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 _SIZES_HERE: Final = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-_THREADS: Final = "NUMBA_NUM_THREADS"
 
 
 def _number(names: tuple[str, ...], usual: int) -> int:
@@ -25,11 +24,10 @@ def rank() -> int:
     return _number(_RANKS, 0)
 
 
-def share_machine() -> None:
-    """Let each process have its part of the machine's cores, wherever the launcher has put it.
+def share_machine() -> int:
+    """Let this process run on all of the machine's cores, and return its share of threads.
 
     Open MPI binds a process to a single core, where all of its threads would wait for each other.
-    A number of threads that the user has set stays.
     """
     if hasattr(os, "sched_setaffinity"):
         bound = len(os.sched_getaffinity(0))
@@ -38,5 +36,4 @@ def share_machine() -> None:
     else:
         bound = cores = os.cpu_count() or 1
     here = _number(_SIZES_HERE, _number(_SIZES, 1))
-    threads = max(1, cores // here, bound if bound < cores else 1)
-    os.environ.setdefault(_THREADS, str(threads))
+    return max(1, cores // here, bound if bound < cores else 1)

@@ -92,7 +92,7 @@ def configure(threads: int | None = None) -> int:
     if "numba" in sys.modules:
         return _configure_pool(threads)
     if launcher.are_several():
-        launcher.share_machine()
+        os.environ.setdefault(_VARIABLE, str(launcher.share_machine()))
     if threads is None:
         given = os.environ.get(_VARIABLE, "")
         # Numba warns of a value that it cannot read and falls back to the affinity mask; it starts

@@ -14,6 +14,7 @@ from fastformer.training.planned_run import best_record, result_of
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.runs import settings_of
 from fastformer.training.sweep_file import Sweep, Values
+from fastformer.training.whole_run import seconds_of
 
 PICTURE: Final[str] = "sweep.png"
 LOSS, ACCURACY = "validation_loss", "validation_accuracy"
@@ -121,11 +122,9 @@ def _trials(directory: Path, sweep: Sweep, measure: str) -> Iterator[tuple[Value
 def _seconds(place: Path) -> float:
     """Return the time of the epochs of a run that has no result."""
     try:
-        records = RunDirectory.open(place).read_metrics(skip_damaged=True)
+        return seconds_of(RunDirectory.open(place).read_metrics(skip_damaged=True))
     except RunError:
         return 0.0
-    times = [number_in(record.get("seconds")) for record in records]
-    return sum(t for t in times if t >= 0)
 
 
 def _rank(run: SweepRun, measure: str) -> tuple[int, float, float, str]:

@@ -9,12 +9,10 @@ from fastformer.cli import app
 from fastformer.cli.train import train
 from fastformer.errors import InvalidValueError
 from fastformer.training.presets import with_preset
+from fastformer.training.sweep_file import NOT_OF_A_RUN
 
 if TYPE_CHECKING:
     from fastformer.training.runs import AnySettings
-
-# Options that say where a run goes, and how it is shown.
-_NO_SETTINGS = ("out", "overwrite", "seeds", "tour", "threads", "json")
 
 
 def settings_of(words: Sequence[str]) -> "AnySettings":
@@ -44,4 +42,4 @@ def settings_names(task: str) -> tuple[str, ...]:
     """Return the names of all options of a task that say what is trained, without dashes."""
     arguments = train[task].assemble_argument_collection()
     names = (one.name for one in arguments if one.parse and one.name.startswith("--"))
-    return tuple(name[2:] for name in names if name[2:] not in _NO_SETTINGS)
+    return tuple(name[2:] for name in names if name[2:] not in NOT_OF_A_RUN)

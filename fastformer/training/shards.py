@@ -5,21 +5,18 @@ the sum has the same bits for any number of processes and threads.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 
 from fastformer.batch import Ids, PackedBatch
 from fastformer.models.base import Model
 from fastformer.training.config import MOST_SHARDS
-from fastformer.training.ranks import Ranks, shares
+from fastformer.training.ranks import Ranks, ResultT, shares
 
 # Tokens of a shard, at least. Each one reads all weights, and its gradients are added: of a large
 # model, whose weights come from memory each time, a shard must have more to do.
 TOKENS_OF_A_SHARD, TOKENS_OF_A_LARGE_ONE = 256, 1024
 LARGE_MODEL = 1 << 22
-
-ResultT = TypeVar("ResultT")
 
 
 def shard_count(model: Model, batch: PackedBatch, wanted: int = 0) -> int:

@@ -43,11 +43,9 @@ class SplitSettings(Settings):
     """The settings of a run whose examples are split.
 
     Attributes:
-        best_by_loss: whether the best epoch has the lowest validation loss, not the best accuracy.
         whole_answers: whether an answer has several tokens, and is right if all of them are.
     """
 
-    best_by_loss: ClassVar[bool] = False
     whole_answers: ClassVar[bool] = False
 
     @cached_property

@@ -20,8 +20,8 @@ from fastformer.program import Program
 from fastformer.tensors import Axis
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
-from fastformer.training.ranks import ALONE, Ranks
-from fastformer.training.shards import ResultT, add_shards, shard_count
+from fastformer.training.ranks import ALONE, Ranks, ResultT
+from fastformer.training.shards import add_shards, shard_count
 from fastformer.warmup import SHARDS_KERNELS, STEP_KERNELS, ensure_compiled
 from fastformer.workspace import Workspace
 
@@ -202,10 +202,10 @@ def _add_gradients(
         left: is given a shard, its targets, its share of the loss, and its logits.
     """
     with model.guard:
+        model.check(batch)  # all of it, before the first shard: messages name an index in it
         count = shard_count(model, batch, shards)
         if count == 1 and ranks.size == 1:
             return [left(batch, ids, *_accumulate(model, batch, ids, loss_fn, divisor))]
-        model.check(batch)  # all of it, before the first shard: messages name an index in it
         counter = model.dropout_counter
         # Forward passes have numbers of their own in each shard, whichever rank computes it.
         begun, passes = counter.forwards, _part_count(model, batch)
@@ -236,28 +236,16 @@ def _accumulate(
     divisor: float,
 ) -> tuple[float, Array]:
     """Add a shard's gradients, and return its share of the loss, and its logits."""
-    with model.threads.at("gradients", batch.num_tokens):
-        return _in_parts(model, batch, ids, loss_fn, divisor)
-
-
-def _in_parts(
-    model: Transformer | TransformerDecoder,
-    batch: PackedBatch,
-    ids: Ids,
-    loss_fn: CrossEntropyLoss,
-    divisor: float,
-) -> tuple[float, Array]:
-    """Do the same, a part at a time where it is large."""
     parts = _part_count(model, batch)
-    model.check(batch)  # all of it, before the first part: messages name an index in it
     own_loss = type(loss_fn) is not CrossEntropyLoss or loss_fn.ops.name != model.ops.name
     compute = _called if own_loss else _run_step
-    if parts == 1:
-        return compute(model, batch, ids, loss_fn, divisor)
-    results = [
-        compute(model, part, part_targets, loss_fn, divisor)
-        for part, part_targets in _parts(batch, ids, parts)
-    ]
+    with model.threads.at("gradients", batch.num_tokens):
+        if parts == 1:
+            return compute(model, batch, ids, loss_fn, divisor)
+        results = [
+            compute(model, part, part_targets, loss_fn, divisor)
+            for part, part_targets in _parts(batch, ids, parts)
+        ]
     return sum(loss for loss, _ in results), np.concatenate([logits for _, logits in results])
 
 

@@ -30,7 +30,9 @@ SWEEP: Final[str] = "sweep.toml"
 MOST_RUNS: Final[int] = 10_000
 SAMPLERS: Final = ("tpe", "random")
 PRUNERS: Final = ("none", "median", "halving", "hyperband")
-_NOT_OF_A_RUN: Final = ("out", "overwrite", "seeds", "tour", "threads", "json", "resume", "jobs")
+NOT_OF_A_RUN: Final = ("out", "overwrite", "seeds", "tour", "threads", "json", "resume", "jobs")
+"""Options that say where runs go, and how they are trained and shown."""
+
 _KEYS: Final = ("task", "files", "options", "grid", "search")
 _SEARCH_KEYS: Final = ("trials", "sampler", "pruner", "seed", "space")
 # So many combinations are tried before a value of a search is one that no run could have.
@@ -276,7 +278,7 @@ def _named(where: str, table: Any, names: tuple[str, ...]) -> dict[str, Any]:
         twice = next(key for key in table if key.replace("_", "-") in table and "_" in key)
         checks.fail(f"[{where}] has {twice} twice, with a dash and with an underscore")
     for key in found:
-        if key in _NOT_OF_A_RUN:
+        if key in NOT_OF_A_RUN:
             checks.fail(
                 f"[{where}] cannot have {key}, which is no setting of a run: give --out, --threads "
                 "and --json to fastformer sweep, and several seeds as seed = [42, 43] in [grid]"

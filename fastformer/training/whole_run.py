@@ -213,6 +213,12 @@ def _finished_result(trainer: Trainer) -> dict[str, Any] | None:
         return None
 
 
+def seconds_of(records: list[dict[str, Any]]) -> float:
+    """Return the time of all epochs that have a record."""
+    times = (number_in(record.get("seconds")) for record in records)
+    return sum(t for t in times if t >= 0)
+
+
 def _mean_rate(records: list[dict[str, Any]], name: str) -> float:
     """Return the mean of a rate over the time of all epochs; 0 where no record has it."""
     pairs = [(number_in(record.get("seconds")), number_in(record.get(name))) for record in records]
@@ -258,13 +264,11 @@ def _tested(job: Job, trainer: Trainer, trained: float | None) -> dict[str, Any]
             f"{config.patience} (--patience)"
         )
     records = run.read_metrics()
-    times = [number_in(record.get("seconds")) for record in records]
-    seconds = sum(t for t in times if t >= 0)
     result = {
         **job.test(trainer, run.best()),
         "steps": trainer.progress.step,
         "epochs": trainer.progress.epoch,
-        "seconds": seconds if trained is None else trained,
+        "seconds": seconds_of(records) if trained is None else trained,
         **{name: _mean_rate(records, name) for name in _RATES},
         "best_epoch": trainer.tracker.best_epoch,
         "parameters": model.num_parameters,
