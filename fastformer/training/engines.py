@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fastformer import threads as thread_count
-from fastformer.errors import InvalidValueError, RunError
+from fastformer.errors import InvalidValueError, MissingLibraryError, RunError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -171,6 +171,7 @@ def on_slurm(
 
     Raises:
         ValueError: options that submitit does not have, or no Slurm.
+        ImportError: submitit is not installed.
         RunError: a job came to no end of its own.
     """
     with _clusters_errors():
@@ -206,7 +207,7 @@ def _clusters_errors() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InvalidValueError(
+        raise MissingLibraryError(
             "jobs of Slurm need submitit: pip install 'fastformer[sweep]'"
         ) from error
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastformer.errors import FastformerError, InvalidValueError
+from fastformer.errors import FastformerError, MissingLibraryError
 from fastformer.random import generator
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.json_text import number_in
@@ -45,12 +45,14 @@ def open_study(directory: Path, search: Search, measure: str) -> "optuna.Study":
         measure: "validation_loss", which is to be small, or "validation_accuracy".
 
     Raises:
-        ValueError: Optuna is not installed.
+        ImportError: Optuna is not installed.
     """
     try:
         import optuna
     except ImportError as error:
-        raise InvalidValueError("a search needs Optuna: pip install 'fastformer[sweep]'") from error
+        raise MissingLibraryError(
+            "a search needs Optuna: pip install 'fastformer[sweep]'"
+        ) from error
     from filelock import FileLock
     from optuna.storages.journal import JournalFileBackend
 
