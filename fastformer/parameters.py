@@ -210,6 +210,21 @@ class Parameters(Fixed):
             self.zero_gradients()
         return kept
 
+    def put_gradients_in(self, memory: Array) -> None:
+        """Keep the gradients in other memory from now on, as they are.
+
+        Args:
+            memory: (P,) of their dtype, which begins at a cache line; overwritten.
+        """
+        before = self.gradients.ctypes.data
+        with self.guard.lock:
+            memory[...] = self.gradients
+            for _, parameter in self._named:
+                start = (parameter.gradient.ctypes.data - before) // memory.itemsize
+                part = memory[start : start + parameter.gradient.size]
+                parameter.point_to(parameter.value, part.reshape(parameter.gradient.shape))
+            self.__dict__["gradients"] = memory
+
     def zero_gradients(self) -> None:
         """Set every gradient to 0."""
         with self.guard.lock:

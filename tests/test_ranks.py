@@ -179,6 +179,47 @@ def test_any_number_of_processes_has_the_same_bits(
     assert done.stderr.count("validation loss") == 1  # the header: progress comes once
 
 
+ADD_UP = """
+import numpy as np
+import fastformer as ff
+from fastformer.training.ranks import all_ranks
+
+model, ranks = ff.Transformer(ff.TransformerConfig(vocab_size=9), seed=1), all_ranks()
+
+def added(leaves):
+    flat = model.parameters()
+    random = np.random.default_rng(ranks.rank)
+    flat.gradients[:] = random.normal(size=flat.gradients.size) * (ranks.rank < leaves)
+    ranks.add_up(flat.gradients, leaves, flat.ops.add_gradient)
+    return flat.gradients.copy()
+
+batch = ff.pack([[1, 2, 3]])
+own = model.parameters().gradients
+model.embedding.forward(batch)
+for leaves in (2, 4):
+    by_messages = added(leaves)
+    with ranks.sharing_gradients(model):
+        assert model.parameters().gradients is not own
+        in_memory = added(leaves)
+        before = model.embedding.weight.gradient.copy()
+        model.embedding.forward(batch)
+        model.embedding.backward(np.ones((3, model.config.embed_dim), np.float32))
+        assert not np.array_equal(model.embedding.weight.gradient, before)
+        kept = model.parameters().gradients.copy()
+    np.testing.assert_array_equal(model.parameters().gradients, kept)
+    np.testing.assert_array_equal(by_messages, in_memory)
+    assert len({found.tobytes() for found in ranks.gather(in_memory)}) == 1
+    assert by_messages.any()
+"""
+
+
+@needs_mpi
+def test_messages_and_shared_memory_have_the_same_bits() -> None:
+    words = [str(MPIEXEC), "--oversubscribe", "-n", "3", sys.executable, "-c", ADD_UP]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
 @needs_mpi
 def test_a_decoder_on_text_has_the_same_bits(tmp_path: Path) -> None:
     text, found = tmp_path / "text.txt", []

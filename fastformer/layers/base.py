@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastformer.workspace import Workspace
 
 DTYPES = ("float32", "float64")
+_OF_PROGRAMS = ("_shown", "_uses", "_last_use")  # what a layer has of programs that it ran
 LayerT = TypeVar("LayerT", bound="Layer")
 
 # A source of initial weights: a seed, or the stream that a model draws all its layers from.
@@ -99,7 +100,7 @@ class Layer(Fixed):
         memo[id(self)] = copied
         with self.guard.lock:
             for name, value in vars(self).items():
-                if name not in ("_shown", "_uses", "_last_use"):
+                if name not in _OF_PROGRAMS:
                     kept = name in ("ops", "_parameters")
                     vars(copied)[name] = value if kept else copy.deepcopy(value, memo)
         if self._parameters is not None:
@@ -202,6 +203,13 @@ class Layer(Fixed):
             self.guard.shown = space
             for layer in self.layers():
                 layer.__dict__["_shown"] = space
+
+    def forget_programs(self) -> None:
+        """Drop the programs of this layer, and of those that it is made of, and what they left."""
+        self.guard.shown = None
+        for layer in self.layers():
+            for name in _OF_PROGRAMS:
+                layer.__dict__.pop(name, None)
 
     def sizes(self) -> dict[str, object]:
         """Return what a person is told of the layer beside its name."""

@@ -248,6 +248,17 @@ class Model(Layer):
             )  # fmt: skip
         return made[key]
 
+    def put_gradients_in(self, memory: Array) -> None:
+        """Keep the gradients in other memory from now on; each program is made anew, then.
+
+        Args:
+            memory: as of `Parameters.put_gradients_in`.
+        """
+        with self.guard:
+            self.parameters().put_gradients_in(memory)
+            self._spaces = Workspaces()
+            self.forget_programs()
+
     def train(self: ModelT) -> ModelT:
         """Drop from now on, where the config has a dropout."""
         self.dropout_counter.training = True

@@ -161,7 +161,7 @@ class Trainer:
                 with self.run.writing():
                     self.embeddings.drop_after(-1)
                     self.embeddings.save(0, self.model.embedding.weight.value)
-            with StopRequest() as self.stop:
+            with StopRequest() as self.stop, self.ranks.sharing_gradients(self.model):
                 while not self.ended and self._signal() is None:
                     self._train_epoch()
                 signal = self._signal()

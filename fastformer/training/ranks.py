@@ -4,18 +4,21 @@ Each computes some shards of every batch. Gradients of all shards are added in o
 tree, so that the sum has the same bits for any number of processes. A rank has a whole subtree: it
 adds that up by itself, and the rest of the tree is added in slices, each by one rank, as in the
 reduce-scatter and allgather of Thakur et al. 2005, "Optimization of Collective Communication
-Operations in MPICH".
+Operations in MPICH". Ranks of one machine read and write each other's gradients where they are.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
 from fastformer import launcher
 from fastformer.errors import FastformerError, MissingLibraryError
-from fastformer.parameters import Array
+from fastformer.models.base import Model
+from fastformer.parameters import ALIGNMENT, Array, aligned_zeros
 
 ResultT = TypeVar("ResultT")
 Span: TypeAlias = tuple[int, int]
@@ -102,6 +105,14 @@ class Ranks:
         self.gather((True, result))
         return result
 
+    @contextlib.contextmanager
+    def sharing_gradients(self, model: Model) -> Iterator[None]:
+        """Keep a model's gradients where all ranks see them, if they are on one machine, within.
+
+        All ranks must enter it, and all leave it with an error, or none.
+        """
+        yield
+
     def add_up(self, gradients: Array, leaves: int, add: Add) -> None:
         """Add what each rank has of a tree, and give the sum to all.
 
@@ -124,6 +135,8 @@ class MPIRanks(Ranks):
         Raises:
             ImportError: mpi4py is not installed.
         """
+        # Of Open MPI's windows this one is for networks, and complains where there is none.
+        os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         try:
             from mpi4py import MPI  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
@@ -131,24 +144,63 @@ class MPIRanks(Ranks):
                 "several processes need mpi4py and an MPI: pip install 'fastformer[mpi]', or start "
                 "one process without mpiexec"
             ) from None
-        self._world = MPI.COMM_WORLD
+        self._mpi, self._world = MPI, MPI.COMM_WORLD
         self._kinds = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
         self.rank, self.size = self._world.rank, self._world.size
         self._received = np.zeros(0, np.uint8)
+        self._shared: list[Array] = []  # the gradients of each rank, within `sharing_gradients`
 
     def gather(self, value: Any) -> list[Any]:
         """Return what every rank gives; see `Ranks`."""
         return list(self._world.allgather(value))
 
+    @contextlib.contextmanager
+    def sharing_gradients(self, model: Model) -> Iterator[None]:
+        """Keep a model's gradients where all ranks see them; see `Ranks`."""
+        here = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
+        size, dtype = model.parameters().gradients.size, model.dtype
+        if self._world.allreduce(here.size, self._mpi.MIN) < self.size:
+            yield
+            return
+        length = size * dtype.itemsize + ALIGNMENT
+        window = self._mpi.Win.Allocate_shared(length, 1, comm=here)  # type: ignore[arg-type,unused-ignore]
+        memories = [np.asarray(window.Shared_query(rank)[0]) for rank in range(self.size)]
+        # Memory begins at the same place of a page in each process, and so do the gradients in it.
+        starts = [-memory.ctypes.data % ALIGNMENT for memory in memories]
+        self._shared = [
+            memory[start : start + size * dtype.itemsize].view(dtype)
+            for memory, start in zip(memories, starts, strict=True)
+        ]
+        model.put_gradients_in(self._shared[self.rank])
+        yield
+        # Where one fails the memory stays until the end: the others may never come to give it back.
+        self._shared = []
+        model.put_gradients_in(aligned_zeros(size, dtype))
+        window.Free()
+
     def add_up(self, gradients: Array, leaves: int, add: Add) -> None:
         """Add what each rank has of a tree; see `Ranks`."""
-        kind, size = self._kinds[gradients.dtype.name], self.size
-        spans = shares(leaves, size)
+        size = self.size
         bounds = [gradients.size * part // size for part in range(size + 1)]
+        own = slice(bounds[self.rank], bounds[self.rank + 1])
+        having = [rank for rank, (low, high) in enumerate(shares(leaves, size)) if low < high]
+        if self._shared and gradients is self._shared[self.rank]:
+            self._world.Barrier()
+            total = add_subtrees({r: self._shared[r][own] for r in having}, leaves, size, add)
+            for other in self._shared[1:]:
+                other[own] = total
+            self._world.Barrier()
+            return
+        self._add_up_by_messages(gradients, bounds, having, leaves, add)
+
+    def _add_up_by_messages(
+        self, gradients: Array, bounds: list[int], having: list[int], leaves: int, add: Add
+    ) -> None:
+        """Do so where ranks are on several machines."""
+        kind, size = self._kinds[gradients.dtype.name], self.size
         counts, starts = np.diff(bounds), np.array(bounds[:-1])
-        given = counts if spans[self.rank][0] < spans[self.rank][1] else np.zeros(size, np.int64)
+        given = counts if self.rank in having else np.zeros(size, np.int64)
         own = int(counts[self.rank])
-        having = [rank for rank, (low, high) in enumerate(spans) if low < high]
         taken = np.array([own if rank in having else 0 for rank in range(size)])
         places = np.concatenate([[0], np.cumsum(taken)[:-1]])
         if self._received.nbytes < own * len(having) * gradients.itemsize:
