@@ -258,9 +258,34 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert "exited on\nsignal 9 (Killed)" in told
     else:
         assert told.count("everything is saved. To go on:") == 1
-    resume_run(place, TrainingCallbacks())
+    if killed == signal.SIGKILL:
+        done = run(3, 1, "--resume", place)
+        assert done.returncode == 0, done.stderr
+    else:
+        resume_run(place, TrainingCallbacks())
     assert run(0, 1, *words, "--out", whole).returncode == 0
     assert without_place(place) == without_place(whole)
+
+
+@needs_mpi
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_others_wait_for_is_named(stopped: int, tmp_path: Path) -> None:
+    words = words_of(2, 1, *DIGITS, "--epochs=4000", "--out", tmp_path / "run")
+    with subprocess.Popen(
+        words, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        told = iter(process.stderr)
+        assert any(line.split()[:1] == ["1"] for line in told)  # the first epoch's
+        rank = psutil.Process(process.pid).children()[stopped]
+        rank.suspend()
+        line = next(line for line in told if "waited" in line)
+        rank.resume()
+        assert any(line.split()[:1] != ["fastformer:"] for line in told)  # another epoch's
+        process.terminate()
+        process.communicate(timeout=60)
+    assert f"rank {1 - stopped} has waited 10 s for rank {stopped} (" in line
+    assert f", process {rank.pid}): slow, or stopped" in line
 
 
 @needs_mpi

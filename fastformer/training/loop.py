@@ -131,10 +131,11 @@ class Trainer:
         if self._is_prepared:
             return
         if not self.ranks.leads:  # what the first one compiles, the others load
-            self.ranks.gather(None)
+            self.ranks.gather(None, alike=False)
         self._prepare(others)
         if self.ranks.leads:
-            self.ranks.gather(None)
+            self.ranks.gather(None, alike=False)
+        self.ranks.gather(None, alike=False)  # from here on all have alike much to do
         self._is_prepared = True
 
     def _prepare(self, others: tuple[PackedBatch, ...]) -> None:

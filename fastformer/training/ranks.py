@@ -9,8 +9,12 @@ Operations in MPICH". Ranks of one machine read and write each other's gradients
 
 import contextlib
 import functools
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -19,6 +23,12 @@ from fastformer import launcher
 from fastformer.errors import FastformerError, MissingLibraryError
 from fastformer.models.base import Model
 from fastformer.parameters import ALIGNMENT, Array, aligned_zeros
+
+# Seconds after which a rank that others wait for is named; twice their own work, if that is more.
+PATIENCE: Final = 10.0
+# Seconds for which a rank that waits looks for messages all the time.
+SPUN: Final = 1.0
+_let_others_run: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 ResultT = TypeVar("ResultT")
 Span: TypeAlias = tuple[int, int]
@@ -82,8 +92,13 @@ class Ranks:
         """Whether this one writes files, and speaks."""
         return self.rank == 0
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return what every rank gives, in their order. All of them must call it."""
+    def gather(self, value: Any, *, alike: bool = True) -> list[Any]:
+        """Return what every rank gives, in their order. All of them must call it.
+
+        Args:
+            value: of this rank, which can be pickled.
+            alike: whether all have had alike much to do, so that one that is late is named.
+        """
         return [value]
 
     def first(self, work: Callable[[], ResultT]) -> ResultT:
@@ -93,16 +108,16 @@ class Ranks:
             RankStoppedError: in the others, where the first one has raised something.
         """
         if not self.leads:
-            done, result = self.gather(None)[0]
+            done, result = self.gather(None, alike=False)[0]
             if not done:
                 raise RankStoppedError("the first process has stopped")
             return result  # type: ignore[no-any-return]
         try:
             result = work()
         except BaseException:
-            self.gather((False, None))
+            self.gather((False, None), alike=False)
             raise
-        self.gather((True, result))
+        self.gather((True, result), alike=False)
         return result
 
     @contextlib.contextmanager
@@ -147,12 +162,52 @@ class MPIRanks(Ranks):
         self._mpi, self._world = MPI, MPI.COMM_WORLD
         self._kinds = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
         self.rank, self.size = self._world.rank, self._world.size
+        self._names = self._world.allgather(f"{socket.gethostname()}, process {os.getpid()}")
+        self._met = time.monotonic()  # when this rank last had what all others gave
         self._received = np.zeros(0, np.uint8)
         self._shared: list[Array] = []  # the gradients of each rank, within `sharing_gradients`
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, *, alike: bool = True) -> list[Any]:
         """Return what every rank gives; see `Ranks`."""
-        return list(self._world.allgather(value))
+        patience = max(PATIENCE, 2 * (time.monotonic() - self._met)) if alike else math.inf
+        if self.rank == 0:
+            values, awaited = [value] * self.size, set(range(1, self.size))
+            while awaited:
+                rank, given = self._message(awaited, patience).recv()
+                values[rank] = given
+                awaited.discard(rank)
+            sent = [self._world.isend(values, rank) for rank in range(1, self.size)]
+        else:
+            sent = [self._world.isend((self.rank, value), 0)]
+            # One of them speaks for all where the first one is late.
+            values = self._message([0], patience if self.rank == 1 else math.inf).recv()
+        self._mpi.Request.waitall(sent)
+        self._met = time.monotonic()
+        return values
+
+    def _message(self, awaited: Collection[int], patience: float) -> Any:
+        """Return the next message of one of some ranks, which are named where none comes.
+
+        Args:
+            patience: seconds.
+        """
+        begun, told = time.monotonic(), False
+        while (message := self._world.improbe()) is None:
+            waited = time.monotonic() - begun
+            if waited > patience and not told:
+                names = "; ".join(f"{rank} ({self._names[rank]})" for rank in sorted(awaited))
+                late = "rank" if len(awaited) == 1 else "ranks"
+                told = True
+                print(
+                    f"fastformer: rank {self.rank} has waited {waited:.0f} s for {late} {names}: "
+                    "slow, or stopped",
+                    file=sys.stderr,
+                )
+            if waited > SPUN:
+                time.sleep(1e-3)
+            else:  # where there are more processes than cores, another one needs this core
+                _let_others_run()
+        return message
 
     @contextlib.contextmanager
     def sharing_gradients(self, model: Model) -> Iterator[None]:
@@ -184,8 +239,8 @@ class MPIRanks(Ranks):
         bounds = [gradients.size * part // size for part in range(size + 1)]
         own = slice(bounds[self.rank], bounds[self.rank + 1])
         having = [rank for rank, (low, high) in enumerate(shares(leaves, size)) if low < high]
+        self.gather(None)
         if self._shared and gradients is self._shared[self.rank]:
-            self._world.Barrier()
             total = add_subtrees({r: self._shared[r][own] for r in having}, leaves, size, add)
             for other in self._shared[1:]:
                 other[own] = total
