@@ -3,6 +3,8 @@
 import os
 from typing import Final
 
+from fastformer.errors import InvalidValueError
+
 # Of Open MPI, of MPICH and Intel MPI, and of PMIx, as Slurm has it.
 _SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
 _RANKS: Final = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -17,6 +19,19 @@ def _number(names: tuple[str, ...], usual: int) -> int:
 def are_several() -> bool:
     """Tell whether a launcher has started more processes than this one."""
     return _number(_SIZES, 1) > 1
+
+
+def refuse_several() -> None:
+    """Raise where several processes would each train all of several runs.
+
+    Raises:
+        ValueError: a launcher has started several.
+    """
+    if are_several():
+        raise InvalidValueError(
+            "several runs are trained by processes that fastformer starts itself; start this one "
+            "command without mpiexec"
+        )
 
 
 def rank() -> int:

@@ -268,6 +268,16 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 
 @needs_mpi
+def test_one_process_takes_a_name_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        done = run(2, 1, *DIGITS, "--epochs=1")
+        assert done.returncode == 0, done.stderr
+        assert sorted(path.name for path in Path("runs").iterdir())[-1] == f"digits-{number}"
+    assert without_place(Path("runs/digits-1")) == without_place(Path("runs/digits-2"))
+
+
+@needs_mpi
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_rank_that_others_wait_for_is_named(stopped: int, tmp_path: Path) -> None:
     words = words_of(2, 1, *DIGITS, "--epochs=4000", "--out", tmp_path / "run")
@@ -301,6 +311,7 @@ def test_mistakes_are_told_once_and_nothing_is_written(tmp_path: Path) -> None:
         (differing, "rank 1 has learning_rate 0.5, and rank 0 has 0.001"),
         ([*words_of(2, 1, *few), "--nonsense"], "Unknown option"),
         ([*words_of(2, 1, *few), "--shards=3"], "shards must be a power of two"),
+        ([*words_of(2, 1, *few), "--seeds=2"], "start this one command without mpiexec"),
     ):
         done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=300)
         assert done.returncode == 2 and done.stderr.count(message) == 1, done.stderr

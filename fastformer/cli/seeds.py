@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastformer import launcher, writing
 from fastformer import threads as thread_count
-from fastformer import writing
 from fastformer.cli import console
 from fastformer.cli.many_progress import ManyProgress
 
@@ -58,6 +58,7 @@ def _shown(
     """Train several seeds and show how far that is."""
     from fastformer.training.engines import in_processes
 
+    launcher.refuse_several()
     threads = threads or 1
     jobs = max(1, min(count, thread_count.available_threads() // threads))
     with ManyProgress(count, _described) as progress:

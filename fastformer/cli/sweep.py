@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from fastformer import launcher
 from fastformer import threads as thread_count
 from fastformer.cli import SIGNALLED, console
 from fastformer.cli.many_progress import ManyProgress
@@ -57,6 +58,7 @@ def sweep(
         raise InvalidValueError("--resume goes on in its directory; leave out --out")
     from fastformer.training.signals import EndAtOnce
 
+    launcher.refuse_several()
     engine = _engine(jobs, threads, slurm or [])
     found, settings = _read(file, resume)
     with _place(out, resume) as place, EndAtOnce(lambda: _last_words(place)):

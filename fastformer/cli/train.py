@@ -1,8 +1,8 @@
 """`fastformer train`: a new run of a task, or a stopped one that goes on."""
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -329,11 +329,15 @@ def _new_run(
         )
 
 
-def _place(out: Path | None, task: str) -> AbstractContextManager[Path]:
-    """Return where a new run goes; where that is not told, a name is taken for it."""
+@contextmanager
+def _place(out: Path | None, task: str) -> Iterator[Path]:
+    """Give where a new run goes; where that is not told, one process takes a name for it."""
+    from fastformer.training.ranks import all_ranks
     from fastformer.training.run_place import next_free_run
 
-    return next_free_run(_RUNS, task) if out is None else nullcontext(out)
+    with ExitStack() as block:
+        taken = out or all_ranks().first(lambda: block.enter_context(next_free_run(_RUNS, task)))
+        yield taken
 
 
 def _train(directory: Path, work: "Callable[[LineProgress], dict[str, Any]]", json: bool) -> int:
