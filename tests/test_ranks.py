@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from runs import everything
 
 import fastformer as ff
+from fastformer.cli import main
+from fastformer.cli.elastic import train_elastically
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.config import TrainingConfig
 from fastformer.training.ranks import Ranks, add_subtrees, disagreement, shares
@@ -182,6 +184,8 @@ def test_any_number_of_processes_has_the_same_bits(
 ADD_UP = """
 import numpy as np
 import fastformer as ff
+from fastformer.cli import main
+from fastformer.cli.elastic import train_elastically
 from fastformer.training.ranks import all_ranks
 
 model, ranks = ff.Transformer(ff.TransformerConfig(vocab_size=9), seed=1), all_ranks()
@@ -333,3 +337,79 @@ def test_several_processes_without_their_library_say_what_to_install(
         )  # fmt: skip
         assert done.returncode == 2 and "pip install 'fastformer[mpi]'" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@needs_mpi
+def test_an_elastic_run_goes_on_with_the_processes_that_are_left(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = words_of(0, 1, *DIGITS, "--checkpoint-every=1", "--epochs=40", "--elastic=3", "--json")
+    whole, place = tmp_path / "whole", Path("runs/digits-1")
+    with subprocess.Popen(
+        words, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=environment() | {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"},
+    ) as process:  # fmt: skip
+        saved = 2
+        for left in (3, 2):
+            deadline = time.monotonic() + 120
+            while max(steps_of(place), default=0) < saved:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            (launched,) = psutil.Process(process.pid).children()
+            ranks = launched.children()
+            assert len(ranks) == left
+            ranks[-1].kill()
+            launched.wait(20)
+            saved = max(steps_of(place)) + 2
+        shown, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert told.count("A process was lost. Going on with") == 2
+    assert run(0, 1, *DIGITS, "--checkpoint-every=1", "--epochs=40", "--out", whole).returncode == 0
+    assert without_place(place) == without_place(whole)
+    assert json.loads(shown)["run"] == str(place)
+
+
+def steps_of(run: Path) -> list[int]:
+    """Return the steps whose checkpoints are there."""
+    return [int(file.stem.split("-")[1]) for file in run.glob("checkpoints/step-*.safetensors")]
+
+
+@needs_mpi
+def test_an_elastic_run_ends_as_it_is_asked_to(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    words = words_of(0, 1, *DIGITS, "--epochs=4000", "--elastic=2", "--out", place)
+    with subprocess.Popen(
+        words, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not steps_of(place):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert told.count("everything is saved. To go on:") == 1 and "lost" not in told
+
+
+@pytest.mark.parametrize("words", [["--elastic=0"], ["--elastic", "two"], ["--elastic"]])
+def test_an_elastic_run_needs_a_number(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "digits", *words]) == 2
+    assert "elastic" in capsys.readouterr().err
+
+
+def test_an_elastic_run_is_started_without_mpiexec(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start it without mpiexec"):
+        train_elastically(["train", "digits", "--elastic=2"])
+
+
+@needs_mpi
+def test_a_mistake_ends_an_elastic_run_at_once() -> None:
+    done = run(0, 1, *DIGITS, "--elastic=2", "--learning-rate=-1")
+    assert done.returncode == 2 and done.stderr.count("learning_rate must be") == 1, done.stderr
+    assert "lost" not in done.stderr

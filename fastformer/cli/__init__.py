@@ -215,12 +215,22 @@ def _with_task(words: list[str]) -> list[str]:
     return words
 
 
+def _command(words: list[str]) -> object:
+    """Run one command, in several processes where it says so."""
+    names = {word.partition("=")[0] for word in words}
+    if words[:1] == ["train"] and "--elastic" in names and not names & {"--help", "-h"}:
+        from fastformer.cli.elastic import train_elastically
+
+        return train_elastically(words)
+    return app(words)
+
+
 def _run(words: list[str]) -> int:
     """Run one command, and turn what goes wrong into a message and an exit code."""
     with warnings.catch_warnings(), _end_of_start_up(words):
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            code = app(_with_task(words))
+            code = _command(_with_task(words))
             sys.stdout.flush()
         except CycloptsError as error:
             console.error(error)

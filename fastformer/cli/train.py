@@ -59,6 +59,7 @@ def resume(
     *others: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     resume: Path | None = None,
     epochs: int | None = None,
+    elastic: int | None = None,
     threads: int | None = None,
     json: Json = False,
 ) -> int:
@@ -68,6 +69,8 @@ def resume(
         resume: directory of a run, or of several seeds, that was stopped; it goes on with its own
             settings.
         epochs: train so many in all, in place of those that the run was to have.
+        elastic: go on with so many processes of mpiexec, and where one is lost, with those that are
+            left.
         threads: number of threads; without it, as many as the machine or container allows.
         json: write the result as one JSON object, the last line of standard output.
     """
@@ -78,7 +81,7 @@ def resume(
     if others:
         raise InvalidValueError(
             "--resume goes on with the run's own settings; leave out every other option but "
-            "--epochs, --threads and --json, or leave out --resume to start a new run"
+            "--epochs, --elastic, --threads and --json, or leave out --resume to start a new run"
         )
     from fastformer.training.signals import EndAtOnce
 

@@ -44,6 +44,13 @@ class RunOptions:
             "in the directory; shows mean and spread"
         },
     )
+    elastic: int | None = field(
+        default=None,
+        metadata={
+            "help": "train with so many processes of mpiexec (extra mpi); where one is lost, go on "
+            "from the last checkpoint with those that are left"
+        },
+    )
     backend: Literal["numba", "reference"] = field(
         default="numba", metadata={"help": "compiled kernels, or their NumPy twins"}
     )

@@ -30,7 +30,9 @@ SWEEP: Final[str] = "sweep.toml"
 MOST_RUNS: Final[int] = 10_000
 SAMPLERS: Final = ("tpe", "random")
 PRUNERS: Final = ("none", "median", "halving", "hyperband")
-NOT_OF_A_RUN: Final = ("out", "overwrite", "seeds", "tour", "threads", "json", "resume", "jobs")
+NOT_OF_A_RUN: Final = (
+    "out", "overwrite", "seeds", "elastic", "tour", "threads", "json", "resume", "jobs",
+)  # fmt: skip
 """Options that say where runs go, and how they are trained and shown."""
 
 _KEYS: Final = ("task", "files", "options", "grid", "search")
