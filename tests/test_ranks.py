@@ -13,7 +13,16 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import everything
+from mpi_runs import (
+    DIGITS,
+    MPIEXEC,
+    environment,
+    needs_mpi,
+    run,
+    steps_of,
+    without_place,
+    words_of,
+)
 
 import fastformer as ff
 from fastformer.cli import main
@@ -25,37 +34,10 @@ from fastformer.training.runs import resume_run
 from fastformer.training.shards import shard_count
 from fastformer.training.steps import step_gradients
 
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-needs_mpi = pytest.mark.skipif(not MPIEXEC.exists(), reason="there is no mpiexec")
-DIGITS = [
-    "digits", "--examples=300", "--batch-size=24", "--accumulation-steps=2",
-    "--shards=8", "--dropout=0.1", "--num-layers=1", "--embed-dim=32", "--ffn-dim=64",
-]  # fmt: skip
 SIZES = {
     "vocab_size": 20, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "ffn_dim": 32,
     "max_seq_len": 16,
 }  # fmt: skip
-
-
-def words_of(ranks: int, threads: int, *words: object) -> list[str]:
-    """Return a command that so many processes run; 0 for one without a launcher."""
-    launcher = [str(MPIEXEC), "--oversubscribe", "-n", str(ranks)] if ranks else []
-    own = [sys.executable, "-m", "fastformer", "train", *map(str, words)]
-    return [*launcher, *own, f"--threads={threads}"]
-
-
-def environment() -> dict[str, str]:
-    """Return variables with which a container's root may start several processes."""
-    allowed = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
-    return kept | dict.fromkeys(allowed, "1")
-
-
-def run(ranks: int, threads: int, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words_of(ranks, threads, *words), capture_output=True, text=True, timeout=300,
-        env=environment(),
-    )  # fmt: skip
 
 
 @given(leaves=st.integers(0, 6).map(lambda n: 1 << n), ranks=st.integers(1, 12))
@@ -161,12 +143,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(0, 1, *DIGITS, "--epochs=2", "--json", "--out", place)
     assert done.returncode == 0, done.stderr
     return place
-
-
-def without_place(run: Path) -> dict[str, object]:
-    found = everything(run)
-    found["result.json"] = {k: v for k, v in found["result.json"].items() if k != "run"}
-    return found
 
 
 @needs_mpi
@@ -368,11 +344,6 @@ def test_an_elastic_run_goes_on_with_the_processes_that_are_left(
     assert run(0, 1, *DIGITS, "--checkpoint-every=1", "--epochs=40", "--out", whole).returncode == 0
     assert without_place(place) == without_place(whole)
     assert json.loads(shown)["run"] == str(place)
-
-
-def steps_of(run: Path) -> list[int]:
-    """Return the steps whose checkpoints are there."""
-    return [int(file.stem.split("-")[1]) for file in run.glob("checkpoints/step-*.safetensors")]
 
 
 @needs_mpi

@@ -84,6 +84,19 @@ class TrainingConfig:
             "and model say"
         },
     )
+    local_steps: int = field(
+        default=0,
+        metadata={
+            "help": "steps that each process of mpiexec makes by itself, on its part of each "
+            "batch, before all agree (DiLoCo), for slow networks; 0: they agree on each gradient"
+        },
+    )
+    outer_learning_rate: float = field(
+        default=0.7, metadata={"help": "with local steps: of the step by which processes agree"}
+    )
+    outer_momentum: float = field(
+        default=0.9, metadata={"help": "with local steps: Nesterov's momentum of that step"}
+    )
     recompute: str = field(
         default="none",
         metadata={
@@ -115,6 +128,7 @@ class TrainingConfig:
             ("patience", 0),
             ("checkpoint_every", 0),
             ("memory_limit", 0),
+            ("local_steps", 0),
         ):
             checks.integer(name, getattr(self, name), minimum)
         checks.integer("shards", self.shards, 0, MOST_SHARDS)
@@ -133,6 +147,8 @@ class TrainingConfig:
         checks.boolean("nesterov", self.nesterov)
         checks.number("beta2", self.beta2, at_least=0, below=1)
         checks.number("momentum", self.momentum, at_least=0, below=1)
+        checks.number("outer_learning_rate", self.outer_learning_rate, above=0)
+        checks.number("outer_momentum", self.outer_momentum, at_least=0, below=1)
         checks.number("clip_norm", self.clip_norm, at_least=0)
         checks.number("label_smoothing", self.label_smoothing, at_least=0, below=1)
         self._check_optimizer()

@@ -21,7 +21,6 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.errors import CheckpointError, FastformerError
 from fastformer.models.decoder import TransformerDecoder
 from fastformer.models.transformer import Transformer
-from fastformer.parameters import Array
 from fastformer.training.callbacks import TrainingCallbacks
 from fastformer.training.checkpoint import Checkpoint
 from fastformer.training.config import TrainingConfig
@@ -29,19 +28,20 @@ from fastformer.training.embedding_records import EmbeddingRecords
 from fastformer.training.examples import Examples, Source
 from fastformer.training.gradients import clip_gradients, gradient_norm
 from fastformer.training.json_text import finite
+from fastformer.training.local_steps import OuterStep, own_part
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.metrics import MetricsTracker
 from fastformer.training.optimizers import SGD, Adam, AdamW, NotFiniteError, Optimizer
 from fastformer.training.preparation import batches_of_each_size, compile_for
 from fastformer.training.progress import Progress, checked_progress
-from fastformer.training.ranks import all_ranks
+from fastformer.training.ranks import ALONE, all_ranks
 from fastformer.training.run_directory import RunDirectory
 from fastformer.training.schedules import learning_rate_at
 from fastformer.training.signals import StopRequest
 from fastformer.training.steps import Counts, Scores, evaluate, step_gradients
 from fastformer.warmup import compilation_clock
 
-_OPTIMIZER_PREFIX = "optimizer."
+_OPTIMIZER_PREFIX, _OUTER_PREFIX = "optimizer.", "outer."
 _REMEDY = "Try a lower learning_rate, warmup_steps or clip_norm"
 
 
@@ -116,7 +116,14 @@ class Trainer:
         self.tracker = MetricsTracker(by_loss=best_by_loss)
         self.progress = Progress()
         self.ranks = all_ranks()
+        self.outer: OuterStep | None = None
+        if config.local_steps:
+            self.outer = OuterStep(
+                self.optimizer, self.ranks, config.outer_learning_rate, config.outer_momentum
+            )
         self._after_epoch, self._tokens_seen = after_epoch, 0
+        # What this process has trained since all agreed: steps, and their sums.
+        self._own_steps, self._own = 0, Progress()
         num_batches = -(-train.size // config.batch_size)
         self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -142,11 +149,19 @@ class Trainer:
         config = self.config
         epochs = range(self.progress.epoch, 0 if self.ended else config.epochs)
         batches = batches_of_each_size(self.train_examples, self.seed, epochs, config.batch_size)
+        if self.outer:
+            batches = (own_part(*batch, self.ranks) for batch in batches)
         asked = (self.validation_examples.inputs, *others)
-        compile_for(
-            self.model, self.loss_fn, batches, asked, lambda m: make_optimizer(m, config),
-            config.shards,
-        )  # fmt: skip
+        compile_for(self.model, self.loss_fn, batches, asked, self._make_step, config.shards)
+
+    def _make_step(self, model: Transformer) -> None:
+        """Make the steps that training makes, of another model."""
+        optimizer = make_optimizer(model, self.config)
+        optimizer.step()
+        if self.outer:
+            OuterStep(optimizer, ALONE, 1.0, 0.5).make()
+            gradients = model.parameters().gradients
+            model.parameters().ops.add_gradient(gradients, gradients.copy())
 
     def train(self) -> None:
         """Train to the end.
@@ -196,13 +211,21 @@ class Trainer:
                     group = []
             if group:
                 self._step(group)
+            if self._own_steps:
+                self._agree()
             seconds = time.perf_counter() - started - compiling()
         examples = self.progress.seen - first_seen
         self._finish_epoch(seconds, examples / seconds, self._tokens_seen / seconds)
 
     def _step(self, group: list[tuple[PackedBatch, Ids]]) -> None:
         """Make one optimizer step on a group of batches: that of one large batch of them all."""
-        progress, parameters = self.progress, self.model.parameters()
+        progress, parameters, own = self.progress, self.model.parameters(), self._own
+        ranks, num_batches = self.ranks, len(group)
+        examples = sum(batch.num_sequences for batch, _ in group)
+        self._tokens_seen += sum(batch.num_tokens for batch, _ in group)
+        if self.outer:
+            group = [own_part(*batch, ranks) for batch in group]
+            ranks = ALONE
         self.model.zero_grad()
         # What the loss is the mean of: all targets that are asked in the group, as they count.
         loss_fn, ignored = self.loss_fn, self.loss_fn.ignore_index
@@ -210,17 +233,16 @@ class Trainer:
             loss_fn.divisor_of(targets, int(np.count_nonzero(targets != ignored)))
             for _, targets in group
         )
-        mean_loss, correct, asked, examples = 0.0, 0, 0, 0
+        mean_loss = 0.0
         for place, (batch, targets) in enumerate(group):
             loss, counts = step_gradients(
                 self.model, batch, targets, loss_fn, count, shards=self.config.shards,
-                ranks=self.ranks, fresh=place == 0, whole_answers=self.whole_answers,
+                ranks=ranks, fresh=place == 0, whole_answers=self.whole_answers,
             )  # fmt: skip
             mean_loss += loss
-            correct += counts.right
-            asked += counts.asked
-            examples += batch.num_sequences
-            self._tokens_seen += batch.num_tokens
+            own.correct += counts.right
+            own.asked += counts.asked
+            own.seen += batch.num_sequences
         clip = self.config.clip_norm
         norm = clip_gradients(parameters, clip) if clip else gradient_norm(parameters)
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
@@ -231,22 +253,34 @@ class Trainer:
         except NotFiniteError:
             self._raise_diverged(mean_loss)
         progress.step += 1
-        progress.batch += len(group)
-        progress.loss_sum += mean_loss * count
-        progress.targets += count
-        progress.correct += correct
-        progress.asked += asked
-        progress.seen += examples
-        progress.norm_sum += norm
-        progress.norm_steps += 1
+        progress.batch += num_batches
+        own.loss_sum += mean_loss * count
+        own.targets += count
+        own.norm_sum += norm
+        own.norm_steps += 1
+        self._own_steps += 1
         rate = self.optimizer.learning_rate
         self.callbacks.stepped(progress.step, mean_loss, rate, examples)
-        every = self.config.checkpoint_every
-        signal = self._signal()
+        if self._own_steps >= self.config.local_steps:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Be of one mind with all processes; then save where that is due, or a signal came."""
+        progress, counter, made = self.progress, self.model.dropout_counter, self._own_steps
+        if self.outer:
+            self.outer.make()
+            found = self.ranks.gather((self._own, counter.forwards))
+            for own, _ in found:
+                progress.add(own)
+            counter.forwards = max(forwards for _, forwards in found)
+        else:
+            progress.add(self._own)
+        self._own_steps, self._own = 0, Progress()
+        signal, every = self._signal(), self.config.checkpoint_every
         if signal is not None:
             self.save()
             raise TrainingInterrupted(self.run.path, progress.step, signal)
-        if every and progress.step % every == 0:
+        if every and progress.step // every > (progress.step - made) // every:
             self.save()
 
     def _finish_epoch(
@@ -346,6 +380,9 @@ class Trainer:
         tensors = self.model.state_dict()
         for name, array in self.optimizer.state_dict().items():
             tensors[_OPTIMIZER_PREFIX + name] = array
+        if self.outer:
+            for name, array in self.outer.optimizer.state_dict().items():
+                tensors[_OUTER_PREFIX + name] = array
         self.run.save_step(self.progress.step, tensors, self._metadata())
 
     def _metadata(self) -> dict[str, Any]:
@@ -354,6 +391,7 @@ class Trainer:
             "tracker": self.tracker.state_dict(),
             "optimizer_steps": self.optimizer.steps,
             "dropout_forwards": self.model.dropout_counter.forwards,
+            **({"outer_steps": self.outer.optimizer.steps} if self.outer else {}),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -362,15 +400,21 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit the model or the optimizer.
         """
-        state: dict[str, Array] = {
-            name.removeprefix(_OPTIMIZER_PREFIX): array
-            for name, array in checkpoint.tensors.items()
-            if name.startswith(_OPTIMIZER_PREFIX)
-        }
+        state, outer = (
+            {
+                name.removeprefix(prefix): array
+                for name, array in checkpoint.tensors.items()
+                if name.startswith(prefix)
+            }
+            for prefix in (_OPTIMIZER_PREFIX, _OUTER_PREFIX)
+        )
         metadata = checkpoint.metadata
         load_weights(self.model, checkpoint)
         try:
             self.optimizer.load_state_dict(state, metadata["optimizer_steps"])
+            if self.outer:
+                self.outer.optimizer.load_state_dict(outer, metadata["outer_steps"])
+                self.outer.begin()
             progress = dict(metadata["progress"])
             # Without what the sums are of, of an older version, they are those of examples.
             seen = progress.get("seen", 0)
@@ -403,7 +447,7 @@ def load_weights(model: Transformer | TransformerDecoder, checkpoint: Checkpoint
     weights = {
         name: array
         for name, array in checkpoint.tensors.items()
-        if not name.startswith(_OPTIMIZER_PREFIX)
+        if not name.startswith((_OPTIMIZER_PREFIX, _OUTER_PREFIX))
     }
     try:
         model.load_state_dict(weights)

@@ -184,6 +184,11 @@ class Optimizer(Fixed):
         }
         return max(sizes, key=lambda name: sizes[name])
 
+    def change_state(self, change: Callable[[Array], None]) -> None:
+        """Let a function change each array of the state, (P,), in place; it must stay finite."""
+        for array in self._state.values():
+            change(array)
+
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of the state: for each of its arrays and each parameter `array.name`."""
         return {

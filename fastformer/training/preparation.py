@@ -19,7 +19,6 @@ from fastformer.models.transformer import Transformer
 from fastformer.training.examples import DocumentExamples, Examples, Source
 from fastformer.training.gradients import clip_gradients
 from fastformer.training.loss import CrossEntropyLoss
-from fastformer.training.optimizers import Optimizer
 from fastformer.training.steps import (
     evaluated_at_once,
     step_gradients,
@@ -87,7 +86,7 @@ def compile_for(
     loss_fn: CrossEntropyLoss,
     trained: Iterable[Batch],
     asked: Iterable[PackedBatch],
-    make_optimizer: Callable[[Transformer], Optimizer],
+    make_step: Callable[[Transformer], None],
     shards: int = 0,
 ) -> None:
     """Compile what training on some batches calls, and asking about some sequences.
@@ -97,7 +96,7 @@ def compile_for(
     Args:
         model, loss_fn: that are trained.    trained: batches with their targets.
         asked: sequences, of which so many are computed at a time as `predict_classes` does.
-        make_optimizer: makes an optimizer of the kind that training has, for another model.
+        make_step: makes a step, as training does, of another model that has gradients.
         shards: of a batch; see `step_gradients`.
     """
     if model.ops.name != "numba":
@@ -127,7 +126,7 @@ def compile_for(
             with telling_of_compilation():
                 _call_all(model, loss_fn, trained, forward, shards)
                 if trained:
-                    _call_step(model, make_optimizer)
+                    _call_step(model, make_step)
     finally:
         counter.training, counter.forwards = training, forwards
         model.zero_grad()
@@ -162,7 +161,7 @@ def _call_all(
 
 
 def _call_step(
-    model: Transformer | TransformerDecoder, make_optimizer: Callable[[Transformer], Optimizer]
+    model: Transformer | TransformerDecoder, make_step: Callable[[Transformer], None]
 ) -> None:
     """Call what makes a step of gradients, for a model of next to nothing."""
     least = Transformer(
@@ -172,4 +171,4 @@ def _call_step(
     )
     least.parameters().gradients.fill(1)
     clip_gradients(least.parameters(), 1)
-    make_optimizer(least).step()
+    make_step(least)

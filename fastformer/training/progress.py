@@ -1,9 +1,12 @@
 """Where a run stands, also as a checkpoint says it: a file from elsewhere may say anything."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 from fastformer import checks
+
+SUMS: Final = ("loss_sum", "targets", "correct", "asked", "seen", "norm_sum", "norm_steps")
+"""What is added up over an epoch."""
 
 
 @dataclass
@@ -32,6 +35,11 @@ class Progress:
     norm_steps: int = 0
     since_best: int = 0
     stopped_early: bool = False
+
+    def add(self, other: "Progress") -> None:
+        """Add the sums of another one."""
+        for name in SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def begin_epoch(self) -> None:
         """Forget the sums of the epoch before."""

@@ -115,6 +115,8 @@ def _check_agreement(tables: dict[str, Any]) -> None:
 def _check_shards(job: Job, settings: Settings) -> None:
     """Raise where there are more processes than shards of a batch."""
     ranks = all_ranks().size
+    if settings.training.local_steps:
+        return  # each computes batches of its own
     shards = shard_count(job.model, job.batch, settings.training.shards) if ranks > 1 else 1
     if shards < ranks:
         raise RunError(
