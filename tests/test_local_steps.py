@@ -36,9 +36,9 @@ class OneOf(Ranks):
 @pytest.mark.parametrize("per_token", [False, True])
 def test_each_sequence_is_that_of_one_process(ranks: int, per_token: bool) -> None:
     batch = ff.pack([[n] * (n + 1) for n in range(7)])
-    targets = batch.ids.copy() if per_token else np.arange(7)
+    targets = batch.tokens.copy() if per_token else np.arange(7)
     parts = [own_part(batch, targets, OneOf(rank, ranks, [])) for rank in range(ranks)]
-    assert np.array_equal(np.concatenate([part.ids for part, _ in parts]), batch.ids)
+    assert np.array_equal(np.concatenate([part.tokens for part, _ in parts]), batch.tokens)
     assert np.array_equal(np.concatenate([own for _, own in parts]), targets)
     assert all(part.num_sequences in (7 // ranks, -(-7 // ranks)) for part, _ in parts)
     for rank in range(8):  # of too few, each has all
@@ -62,7 +62,9 @@ def test_an_outer_step_is_that_of_the_paper(backend: str, momentum: float) -> No
         flat.gradients[...] = random.normal(size=flat.values.size) * used
         inner.step()
         moments = [state.copy() for state in inner.state.values()]
-        given = [random.normal(size=flat.values.size) * used for _ in range(1 + len(moments))]
+        given = [
+            np.abs(random.normal(size=flat.values.size)) * used for _ in range(1 + len(moments))
+        ]
         delta = (theta - flat.values + given[0]) / 2
         velocity = momentum * velocity + delta
         theta = theta - 0.7 * (delta + momentum * velocity if momentum else delta)

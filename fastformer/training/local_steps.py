@@ -74,7 +74,7 @@ class OuterStep:
         flat, size = self._inner.parameters, self._ranks.size
         # As many leaves as a tree has in which each process has one.
         self._ranks.add_up(flat.gradients, 1 << (size - 1).bit_length(), flat.ops.add_gradient)
-        flat.gradients *= flat.gradients.dtype.type(1 / size)
+        flat.ops.scale_gradient(flat.gradients, 1 / size)
 
     def _average_of(self, array: Array) -> None:
         """Make an array the mean of all processes' ones, by way of the gradients."""
