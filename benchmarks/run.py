@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import scaling, step_suite, targets, text_suite
+from benchmarks import ranks_suite, scaling, step_suite, targets, text_suite
 from benchmarks.systems import PEER_PACKAGES, PEERS, SYSTEMS, choose_systems
 from fastformer import checks
 from fastformer.bench import run
@@ -22,6 +22,7 @@ _DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
     "targets": (5, 0.6, ("numba", *PEERS)),
     "scaling": (3, 0.4, ("numba",)),
     "text": (3, 0.6, ("numba",)),
+    "ranks": (3, 0.6, ("numba",)),
 }
 
 
@@ -29,11 +30,11 @@ _DEFAULTS: dict[str, tuple[int, float, tuple[str, ...]]] = {
 class Request(run.Request):
     """What the command line was given; None and () stand for the suite's own choice."""
 
-    suite: Literal["kernels", "steps", "targets", "scaling", "text"] = field(
+    suite: Literal["kernels", "steps", "targets", "scaling", "text", "ranks"] = field(
         default="kernels",
         metadata=run.option_help(
-            "single kernels, whole training steps, the project's targets, how cost grows, or "
-            "work on text"
+            "single kernels, whole training steps, the project's targets, how cost grows, "
+            "work on text, or processes that train together"
         ),
     )
     systems: tuple[str, ...] = field(
@@ -66,7 +67,7 @@ def measure(request: Request, report: Report) -> tuple[Outcome, dict[str, Any]]:
             f"--only, --shapes, --kernel and --against choose among kernels; the suite "
             f"{request.suite!r} has none to choose from"
         )
-    if request.suite in ("targets", "scaling", "text") and request.systems:
+    if request.suite in ("targets", "scaling", "text", "ranks") and request.systems:
         raise InvalidValueError(f"the suite {request.suite!r} has its own systems")
     repeats, seconds, usual = _DEFAULTS[request.suite]
     if request.kernel:
@@ -90,7 +91,7 @@ def _suite(name: str, options: Options) -> Outcome:
         return kernel_suite.run(options, "benchmarks.kernel_jobs:time_kernels")
     suites = {
         "steps": step_suite.run, "targets": targets.run, "scaling": scaling.run,
-        "text": text_suite.run,
+        "text": text_suite.run, "ranks": ranks_suite.run,
     }  # fmt: skip
     return suites[name](options)
 
@@ -115,7 +116,7 @@ def keep(
         written = [run.keep_rows(suite, outcome, environment, directory)]
     if suite == "scaling":
         written.append(pictures.scaling_picture(outcome.rows, directory / "scaling.png"))
-    else:
+    elif suite != "ranks":
         written.append(pictures.ratio_bars(outcome.rows, directory / f"{suite}-ratios.png"))
     return [path for path in written if path is not None]
 

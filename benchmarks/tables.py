@@ -101,12 +101,35 @@ def _scaling_cells(rows: Iterable[Row]) -> Table:
     return header, body
 
 
+def _rank_cells(rows: Iterable[Row]) -> Table:
+    header = ["", "processes x threads", "gradients", "step", "exchange", "by", "optimizer",
+              "speed beside one process"]  # fmt: skip
+    body = []
+    last = None
+    for row in rows:
+        alone = row["ranks"] == 1
+        body.append(
+            [
+                "" if row["workload"] == last else row["workload"],
+                f"{row['ranks']} x {row['threads']}{' (oversubscribed)' * row['oversubscribed']}",
+                f"{row['bytes'] / 1e6:,.0f} MB",
+                seconds_text(row["step"]["median"]),
+                "-" if alone else seconds_text(row["exchange"]["median"]),
+                "-" if alone else "memory" if row["in_memory"] else "messages",
+                seconds_text(row["optimizer"]["median"]),
+                spread_text(row["speed"]),
+            ]
+        )
+        last = row["workload"]
+    return header, body
+
+
 def cells(suite: str, rows: Sequence[Row]) -> Table:
     """Return the header and the lines of a suite's table."""
     if suite == "kernels":
         return kernel_cells(rows, LABELS)
     tables = {
         "steps": _step_cells, "targets": _target_cells, "scaling": _scaling_cells,
-        "text": _target_cells,
+        "text": _target_cells, "ranks": _rank_cells,
     }  # fmt: skip
     return tables[suite](rows)
