@@ -180,8 +180,8 @@ class Trainer:
             with StopRequest() as self.stop, self.ranks.sharing_gradients(self.model):
                 while not self.ended and self._signal() is None:
                     self._train_epoch()
-                signal = self._signal()
-        if signal is not None:  # it came while an epoch was validated and saved
+            signal = self._signal()  # of all that came until another one would end the process
+        if signal is not None:  # while an epoch was validated and saved
             raise TrainingInterrupted(self.run.path, self.progress.step, signal)
 
     def _signal(self) -> int | None:
