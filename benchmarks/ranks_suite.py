@@ -2,29 +2,18 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from fastformer import launcher
 from fastformer.bench.environment import system_environment
 from fastformer.bench.equivalence import NotEqualError
 from fastformer.bench.options import Options, Outcome, Row, measured_machine
 from fastformer.bench.processes import BenchmarkError, Result, alternate, spread
-from fastformer.errors import MissingLibraryError
 
 # Of GPT-2, whose weights, gradients and moments are 2 GB in each process, fewer processes.
 RANKS = {"P5": (1, 2, 4, 8), "P7": (1, 2, 4)}
 STEPS = 5
-
-
-def _mpiexec() -> str:
-    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which(
-        "mpiexec"
-    )
-    if found is None:
-        raise MissingLibraryError("the suite 'ranks' needs mpiexec: pip install -e '.[mpi]'")
-    return found
 
 
 def _time(workload: str, ranks: int, threads: int, in_memory: bool) -> Result:
@@ -36,7 +25,7 @@ def _time(workload: str, ranks: int, threads: int, in_memory: bool) -> Result:
         "steps": STEPS,
         "in_memory": in_memory,
     }
-    start = [_mpiexec(), "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
+    start = [launcher.mpiexec(), "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
     words = [*start, sys.executable, "-m", "benchmarks.ranks_jobs", json.dumps(job)]
     done = subprocess.run(
         words, env=system_environment("numba", threads), capture_output=True, text=True
@@ -88,6 +77,6 @@ def run(options: Options) -> Outcome:
     Raises:
         FastformerError: there is no mpiexec, or a process failed.
     """
-    _mpiexec()
+    launcher.mpiexec()
     machine = measured_machine(options)
     return Outcome([row for workload in RANKS for row in _rows(workload, options)], machine)

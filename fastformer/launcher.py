@@ -1,9 +1,12 @@
 """What a launcher such as mpiexec tells the processes that it has started. Cheap to import."""
 
 import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Final
 
-from fastformer.errors import InvalidValueError
+from fastformer.errors import InvalidValueError, MissingLibraryError
 
 # Of Open MPI, of MPICH and Intel MPI, and of PMIx, as Slurm has it.
 _SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
@@ -19,6 +22,19 @@ def _number(names: tuple[str, ...], usual: int) -> int:
 def are_several() -> bool:
     """Tell whether a launcher has started more processes than this one."""
     return _number(_SIZES, 1) > 1
+
+
+def mpiexec() -> str:
+    """Return the program that starts processes: that of this environment, or of the system.
+
+    Raises:
+        ImportError: there is none.
+    """
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
+    if found is None:
+        raise MissingLibraryError("several processes need mpiexec: pip install 'fastformer[mpi]'")
+    return found
 
 
 def refuse_several() -> None:

@@ -22,10 +22,18 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 def aligned_zeros(size: int, dtype: Any) -> Array:
     """Return a zeroed (size,) array that begins at a cache line."""
-    itemsize = np.dtype(dtype).itemsize
-    memory = np.zeros(size * itemsize + ALIGNMENT, np.uint8)
+    return aligned(np.zeros(aligned_bytes(size, dtype), np.uint8), size, dtype)
+
+
+def aligned_bytes(size: int, dtype: Any) -> int:
+    """Return how many bytes have a (size,) array that begins at a cache line, wherever they are."""
+    return int(size * np.dtype(dtype).itemsize + ALIGNMENT)
+
+
+def aligned(memory: Array, size: int, dtype: Any) -> Array:
+    """Return the (size,) array that begins at the first cache line of so many bytes."""
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size * itemsize].view(dtype)
+    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
 
 
 class Parameter(Fixed):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,11 @@ def without_place(run: Path) -> dict[str, object]:
 def steps_of(run: Path) -> list[int]:
     """Return the steps whose checkpoints are there."""
     return [int(file.stem.split("-")[1]) for file in run.glob("checkpoints/step-*.safetensors")]
+
+
+def wait_for_step(step: int, run: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a checkpoint of a step, or of a later one, is there."""
+    deadline = time.monotonic() + 120
+    while max(steps_of(run), default=0) < step:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)

@@ -2,13 +2,21 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from mpi_runs import DIGITS, environment, needs_mpi, run, steps_of, without_place, words_of
+from mpi_runs import (
+    DIGITS,
+    environment,
+    needs_mpi,
+    run,
+    steps_of,
+    wait_for_step,
+    without_place,
+    words_of,
+)
 
 import fastformer as ff
 from fastformer.parameters import Array
@@ -98,10 +106,7 @@ def test_a_run_with_local_steps_that_was_stopped_has_the_same_bits(
     with subprocess.Popen(
         words, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not steps_of(place):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for_step(1, place, process)
         last = [*psutil.Process(process.pid).children(), psutil.Process(process.pid)][0]
         last.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)

@@ -20,6 +20,7 @@ from mpi_runs import (
     needs_mpi,
     run,
     steps_of,
+    wait_for_step,
     without_place,
     words_of,
 )
@@ -160,8 +161,6 @@ def test_any_number_of_processes_has_the_same_bits(
 ADD_UP = """
 import numpy as np
 import fastformer as ff
-from fastformer.cli import main
-from fastformer.cli.elastic import train_elastically
 from fastformer.training.ranks import all_ranks
 
 model, ranks = ff.Transformer(ff.TransformerConfig(vocab_size=9), seed=1), all_ranks()
@@ -226,10 +225,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         words_of(2, 1, *words, "--out", place), env=environment(), text=True,
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not list(place.glob("checkpoints/step-0000000[2-9]*")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_step(2, place, process)
         os.kill(psutil.Process(process.pid).children()[-1].pid, killed)
         begun = time.monotonic()
         _, told = process.communicate(timeout=60)
@@ -328,10 +324,7 @@ def test_an_elastic_run_goes_on_with_the_processes_that_are_left(
     ) as process:  # fmt: skip
         saved = 2
         for left in (3, 2):
-            deadline = time.monotonic() + 120
-            while max(steps_of(place), default=0) < saved:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_for_step(saved, place, process)
             (launched,) = psutil.Process(process.pid).children()
             ranks = launched.children()
             assert len(ranks) == left
@@ -353,10 +346,7 @@ def test_an_elastic_run_ends_as_it_is_asked_to(tmp_path: Path) -> None:
     with subprocess.Popen(
         words, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not steps_of(place):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_step(1, place, process)
         process.terminate()
         _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM

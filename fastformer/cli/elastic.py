@@ -1,7 +1,6 @@
 """`fastformer train --elastic`: processes that train together, and go on where one is lost."""
 
 import argparse
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import psutil
 
 from fastformer import checks, launcher
 from fastformer.cli import SIGNALLED, console
-from fastformer.errors import InvalidValueError, MissingLibraryError
+from fastformer.errors import InvalidValueError
 
 _RUNS: Final = Path("runs")
 _ASKED_TO_STOP: Final = (SIGNALLED + signal.SIGINT, SIGNALLED + signal.SIGTERM)
@@ -53,7 +52,7 @@ def train_elastically(words: Sequence[str]) -> int:
             others += ["--out", str(place)]
         while True:
             before = _written(place)
-            code, stopped = _attempt([_mpiexec(), "-n", str(left)], [*others, *kept])
+            code, stopped = _attempt([launcher.mpiexec(), "-n", str(left)], [*others, *kept])
             if stopped:
                 return SIGNALLED + stopped
             left -= 1
@@ -69,15 +68,6 @@ def _free_run(task: str) -> AbstractContextManager[Path]:
     from fastformer.training.run_place import next_free_run
 
     return next_free_run(_RUNS, task)
-
-
-def _mpiexec() -> str:
-    """Return the program that starts processes: that of this environment, or of the system."""
-    beside = str(Path(sys.executable).parent)
-    found = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
-    if found is None:
-        raise MissingLibraryError("--elastic needs mpiexec: pip install 'fastformer[mpi]'")
-    return found
 
 
 def _written(place: Path) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from fastformer.batch import Ids, PackedBatch
 from fastformer.parameters import Array
 from fastformer.training.optimizers import SGD, Optimizer
 from fastformer.training.ranks import Ranks
+from fastformer.training.shards import cut
 
 
 def own_part(batch: PackedBatch, targets: Ids, ranks: Ranks) -> tuple[PackedBatch, Ids]:
@@ -25,9 +26,7 @@ def own_part(batch: PackedBatch, targets: Ids, ranks: Ranks) -> tuple[PackedBatc
     if batch.num_sequences < ranks.size:
         return batch, targets
     bounds = batch.num_sequences * np.arange(ranks.size + 1) // ranks.size
-    first, last = bounds[ranks.rank], bounds[ranks.rank + 1]
-    rows = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
-    return batch.select(np.arange(first, last)), targets[rows[first] : rows[last]]
+    return cut(batch, targets, bounds[ranks.rank], bounds[ranks.rank + 1])
 
 
 class OuterStep:

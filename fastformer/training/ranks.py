@@ -22,7 +22,7 @@ import numpy as np
 from fastformer import launcher
 from fastformer.errors import FastformerError, MissingLibraryError
 from fastformer.models.base import Model
-from fastformer.parameters import ALIGNMENT, Array, aligned_zeros
+from fastformer.parameters import Array, aligned, aligned_bytes, aligned_zeros
 
 # Seconds after which a rank that others wait for is named; twice their own work, if that is more.
 PATIENCE: Final = 10.0
@@ -217,14 +217,12 @@ class MPIRanks(Ranks):
         if self._world.allreduce(here.size, self._mpi.MIN) < self.size:
             yield
             return
-        length = size * dtype.itemsize + ALIGNMENT
+        length = aligned_bytes(size, dtype)
         window = self._mpi.Win.Allocate_shared(length, 1, comm=here)  # type: ignore[arg-type,unused-ignore]
-        memories = [np.asarray(window.Shared_query(rank)[0]) for rank in range(self.size)]
         # Memory begins at the same place of a page in each process, and so do the gradients in it.
-        starts = [-memory.ctypes.data % ALIGNMENT for memory in memories]
         self._shared = [
-            memory[start : start + size * dtype.itemsize].view(dtype)
-            for memory, start in zip(memories, starts, strict=True)
+            aligned(np.asarray(window.Shared_query(rank)[0]), size, dtype)
+            for rank in range(self.size)
         ]
         model.put_gradients_in(self._shared[self.rank])
         yield

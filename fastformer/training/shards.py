@@ -41,6 +41,16 @@ def shard_count(model: Model, batch: PackedBatch, wanted: int = 0) -> int:
     return shards
 
 
+def cut(batch: PackedBatch, targets: Ids, first: int, last: int) -> tuple[PackedBatch, Ids]:
+    """Return the sequences from first to last - 1, and their targets.
+
+    Args:
+        targets: one for each sequence of the batch, or for each token.
+    """
+    rows = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
+    return batch.select(np.arange(first, last)), targets[rows[first] : rows[last]]
+
+
 def add_shards(
     model: Model,
     batch: PackedBatch,
@@ -61,15 +71,12 @@ def add_shards(
     flat = model.parameters()
     add = flat.ops.add_gradient
     bounds = batch.num_sequences * np.arange(shards + 1) // shards
-    rows = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
     results = []
 
     def subtree(low: int, high: int, level: int) -> None:
         """Leave the sum of some shards in the gradients, which are 0 before."""
         if high - low == 1:
-            first, last = bounds[low], bounds[high]
-            shard = batch.select(np.arange(first, last))
-            results.append(compute(shard, targets[rows[first] : rows[last]], low))
+            results.append(compute(*cut(batch, targets, bounds[low], bounds[high]), low))
             return
         middle = (low + high) // 2
         subtree(low, middle, level + 1)

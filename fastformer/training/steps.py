@@ -21,7 +21,7 @@ from fastformer.tensors import Axis
 from fastformer.training.loss import CrossEntropyLoss
 from fastformer.training.optimizers import Optimizer
 from fastformer.training.ranks import ALONE, Ranks, ResultT
-from fastformer.training.shards import add_shards, shard_count
+from fastformer.training.shards import add_shards, cut, shard_count
 from fastformer.warmup import SHARDS_KERNELS, STEP_KERNELS, ensure_compiled
 from fastformer.workspace import Workspace
 
@@ -368,10 +368,8 @@ def _part_count(model: Transformer | TransformerDecoder, batch: PackedBatch) -> 
 
 def _parts(batch: PackedBatch, targets: Ids, parts: int) -> Iterator[tuple[PackedBatch, Ids]]:
     """Cut a batch into parts of alike many sequences, in order."""
-    bounds = batch.offsets if targets.size == batch.num_tokens else np.arange(targets.size + 1)
     for sequences in np.array_split(np.arange(batch.num_sequences), parts):
-        first, last = bounds[sequences[0]], bounds[sequences[-1] + 1]
-        yield batch.select(sequences), targets[first:last]
+        yield cut(batch, targets, sequences[0], sequences[-1] + 1)
 
 
 def train_step(
